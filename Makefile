@@ -1,0 +1,87 @@
+# ringbuf: `make help` lists the targets.
+
+GO ?= go
+CLANG ?= clang
+OUTPUT := $(CURDIR)/output
+PREFIX := $(OUTPUT)/libbpf
+
+# The flags by which libbpfgo and this package find libbpf, see `make env`.
+export CGO_CFLAGS := -I$(PREFIX)/include
+export CGO_LDFLAGS := -L$(PREFIX)/lib -lbpf -lelf -lz
+
+BPF_SOURCES := $(wildcard examples/*/*.bpf.c internal/*/*.bpf.c selftest/*/*.bpf.c)
+BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
+C_SOURCES := $(wildcard *.c *.h) $(BPF_SOURCES)
+
+# Kernel tests need root; only the test binary gets it.
+ifneq ($(shell id -u),0)
+SUDO := sudo -E
+TEST_EXEC := -exec "$(SUDO)"
+endif
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+.PHONY: deps
+deps: ## install what building needs (apt-get, on Debian and Ubuntu)
+	@scripts/deps.sh
+
+.PHONY: libbpf
+libbpf: deps ## build static libbpf (LIBBPF_SRC=dir to choose the source)
+	@LIBBPF_SRC='$(LIBBPF_SRC)' scripts/libbpf.sh $(PREFIX)
+
+.PHONY: bpf
+bpf: libbpf ## compile the BPF programs
+	@$(MAKE) --no-print-directory bpf-objects
+
+.PHONY: bpf-objects
+bpf-objects: $(BPF_OBJECTS)
+	@:
+
+# clang does not look into the multiarch directory when its target is bpf.
+%.bpf.o: %.bpf.c $(PREFIX)/built
+	$(CLANG) -g -O2 -Wall -Werror -target bpf -I$(PREFIX)/include \
+		-idirafter /usr/include/$(shell cc -print-multiarch 2>/dev/null) -c $< -o $@
+
+.PHONY: env
+env: ## print shell exports for go commands: eval "$$(make -s env)"
+	@$(MAKE) --no-print-directory bpf >&2
+	@echo "export CGO_CFLAGS='$(CGO_CFLAGS)'"
+	@echo "export CGO_LDFLAGS='$(CGO_LDFLAGS)'"
+
+.PHONY: demo
+demo: bpf ## show programs being started on this kernel, for ten seconds
+	@mkdir -p $(OUTPUT)
+	@$(GO) build -o $(OUTPUT)/execsnoop ./examples/execsnoop
+	@$(SUDO) $(OUTPUT)/execsnoop -demo
+
+.PHONY: test
+test: lint selftest ## lint, unit tests and kernel tests with -race, selftests
+	$(GO) test -race -count=1 -timeout 5m $(TEST_EXEC) -v ./...
+
+.PHONY: selftest
+selftest: bpf ## run the end-to-end programs on this kernel
+	@for dir in selftest/*/; do name=$$(basename $$dir); \
+		$(GO) build -o $(OUTPUT)/selftest-$$name ./$$dir && \
+		$(SUDO) $(OUTPUT)/selftest-$$name && echo "selftest $$name: ok" || \
+		{ echo "selftest $$name: FAILED"; exit 1; }; done
+
+.PHONY: lint
+lint: bpf ## go vet, staticcheck, gofmt and clang-format
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+	@unformatted=$$(gofmt -l .); \
+		[ -z "$$unformatted" ] || { echo "not gofmt-clean: $$unformatted"; exit 1; }
+	clang-format --dry-run --Werror $(C_SOURCES)
+
+.PHONY: fmt
+fmt: deps ## format Go and C
+	gofmt -w .
+	clang-format -i $(C_SOURCES)
+
+.PHONY: clean
+clean: ## remove everything that was built
+	rm -rf $(OUTPUT) $(BPF_OBJECTS)

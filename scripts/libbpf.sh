@@ -1,0 +1,84 @@
+#!/bin/sh
+# Usage: libbpf.sh PREFIX
+#
+# Builds a static libbpf and installs it with its headers (its copy of the
+# kernel's uapi headers too) below PREFIX. The source is, in this order,
+#   1. $LIBBPF_SRC, when set: a checkout of github.com/libbpf/libbpf;
+#   2. the submodule libbpf/, checked out now if it is not and that works;
+#   3. Debian's source package.
+# Nothing is built when the source is the one of the last build.
+set -eu
+
+prefix=$1
+top=$(cd "$(dirname "$0")/.." && pwd)
+
+die() {
+	echo "error: libbpf: $*" >&2
+	exit 1
+}
+
+# The source package of Debian 13 has libbpf 1.5. apt checks its signature, with
+# lists, sources and a cache of its own so that the machine's are left alone.
+debian_source() {
+	keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	apt=$prefix/apt
+	for tool in apt-get dpkg-source patch xz; do
+		command -v $tool >/dev/null && continue
+		command -v apt-get >/dev/null && [ "$(id -u)" -eq 0 ] &&
+			apt-get install -y --no-install-recommends dpkg-dev patch xz-utils >&2 && continue
+		die "no source: $tool is missing; check out the submodule (git submodule update --init)" \
+			"or set LIBBPF_SRC to a checkout of libbpf >= 1.5"
+	done
+	uri=$(apt-get indextargets 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' \
+		--format '$(REPO_URI)' | head -n 1)
+	[ -n "$uri" ] && [ -e $keyring ] ||
+		die "no source: the submodule cannot be checked out and this system has no Debian archive;" \
+			"set LIBBPF_SRC to a checkout of libbpf >= 1.5"
+	rm -rf "$apt"
+	mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/source"
+	echo "deb-src [signed-by=$keyring] $uri trixie main" >"$apt/sources.list"
+	set -- -q -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+		-o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root
+	(apt-get "$@" update && cd "$apt/source" && apt-get "$@" source libbpf) >"$apt/log" 2>&1 || {
+		cat "$apt/log" >&2
+		die "no source: Debian's source package could not be had"
+	}
+	rm -rf "$prefix/debian-source"
+	mv "$apt"/source/libbpf-*/ "$prefix/debian-source"
+	rm -rf "$apt"
+}
+
+find_source() {
+	if [ -n "${LIBBPF_SRC:-}" ]; then
+		# Both the checkout and its src directory are common notations.
+		for src in "$LIBBPF_SRC" "$LIBBPF_SRC/.."; do
+			[ -e "$src/src/libbpf.c" ] && return
+		done
+		die "LIBBPF_SRC=$LIBBPF_SRC holds no src/libbpf.c"
+	fi
+	src=$top/libbpf
+	[ -e "$src/src/libbpf.c" ] && return
+	if [ ! -e "$prefix/debian-source/src/libbpf.c" ]; then
+		echo "libbpf: checking out the submodule" >&2
+		GIT_TERMINAL_PROMPT=0 git -C "$top" submodule --quiet update --init libbpf 2>/dev/null && return
+		echo "libbpf: that did not work; taking Debian's source package" >&2
+		debian_source
+	fi
+	src=$prefix/debian-source
+}
+
+mkdir -p "$prefix"
+find_source
+src=$(cd "$src" && pwd)
+hash=$(cd "$src" && find src include -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum)
+[ "$(cat "$prefix/built" 2>/dev/null)" = "$hash" ] && exit 0
+
+echo "libbpf: building $src" >&2
+rm -rf "$prefix/built" "$prefix/obj" "$prefix/include" "$prefix/lib"
+env -u MAKEFLAGS -u MFLAGS make -j"$(nproc)" -C "$src/src" BUILD_STATIC_ONLY=1 CFLAGS='-g -O2 -fPIC' \
+	OBJDIR="$prefix/obj" DESTDIR="$prefix" PREFIX= LIBDIR=/lib INCLUDEDIR=/include UAPIDIR=/include \
+	install install_uapi_headers >"$prefix/log" 2>&1 || {
+	cat "$prefix/log" >&2
+	die "the build failed"
+}
+echo "$hash" >"$prefix/built"
