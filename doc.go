@@ -1,0 +1,20 @@
+// Package ringbuf reads BPF ring buffers (BPF_MAP_TYPE_RINGBUF) in programs that use
+// github.com/aquasecurity/libbpfgo. It drives libbpf's own ring_buffer API.
+//
+// A Reader replaces libbpfgo's Module.InitRingBuf and its channel. Its Read and
+// ReadInto return records in the order of the ring, each exactly once, to any number
+// of goroutines, with deadlines that interrupt a waiting call, Flush and Close.
+//
+// Samples are drained in batches, one call of C for many samples, and only while
+// somebody reads. A Reader that waits holds no thread of the operating system, except
+// in the first tenth of a second after a sample.
+//
+// # Building
+//
+// The package is built with cgo and, like libbpfgo, finds libbpf (1.3 or newer,
+// static or shared) through CGO_CFLAGS and CGO_LDFLAGS. In a checkout of this package
+//
+//	eval "$(make -s env)"
+//
+// builds a static one and sets both, for libbpfgo too.
+package ringbuf

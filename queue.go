@@ -1,0 +1,191 @@
+package ringbuf
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"time"
+)
+
+// A ring is what a queue needs of a BPF ring buffer. libbpfRing is the real one;
+// tests have another, to force what a kernel does only now and then.
+//
+// Calls of poll must not overlap with each other or with close. All other methods
+// but close may be called while poll waits.
+type ring interface {
+	// poll drains samples into b, which must be empty. If there are none it waits
+	// for some, until the deadline (zero: none) or wake; it may also return early.
+	// It returns without samples only after it found the ring empty, or its oldest
+	// record not committed, when that wait had ended. With a deadline in the past
+	// it does not wait.
+	poll(b *batch, deadline time.Time) error
+	// wake ends the current or the next wait of poll.
+	wake()
+	consumerPos() uint64
+	producerPos() uint64
+	size() int // in bytes
+	close() error
+}
+
+var errClosed = fmt.Errorf("ringbuf: reader is closed: %w", ErrClosed)
+
+// A queue hands the samples of a ring out, in order, to any number of goroutines.
+//
+// There is one batch, and turn is a channel with room for it. Whoever finds no
+// sample left receives the batch from turn, which is the right to poll the ring:
+// it drives libbpf on its own thread until there are samples, or a reason to give
+// up, and sends the batch back. Everybody else meanwhile waits on turn.
+//
+// So nothing is drained while nobody reads, nor before all that was drained earlier
+// has been handed out.
+type queue struct {
+	ring ring
+	turn chan *batch
+	done chan struct{} // closed when close begins
+
+	mu       sync.Mutex // never held while polling
+	unread   entries    // of the batch; empty while it is polled into
+	producer uint64     // producer position when unread was drained
+	pos      uint64     // end of the last record handed out
+	begun    bool       // pos is valid: somebody has polled
+	polling  bool       // poll may be waiting
+	deadline time.Time
+	flushes  int // calls of flush not yet answered by ErrFlushed
+	closed   bool
+}
+
+func newQueue(r ring) *queue {
+	q := &queue{ring: r, turn: make(chan *batch, 1), done: make(chan struct{})}
+	q.turn <- new(batch)
+	return q
+}
+
+// next removes the oldest sample, waiting for one if need be. It reports the
+// sample, a view that is valid until q.mu is released, and the number of bytes
+// that are known to follow it. The caller holds q.mu.
+func (q *queue) next() (sample []byte, remaining int, err error) {
+	if len(q.unread) == 0 {
+		if err := q.refill(); err != nil {
+			return nil, 0, err
+		}
+	}
+	sample, q.pos = q.unread.next()
+	return sample, int(q.producer - q.pos), nil
+}
+
+// refill returns when there are unread samples. The caller holds q.mu, which is
+// released meanwhile.
+func (q *queue) refill() error {
+	q.mu.Unlock()
+	select {
+	case <-q.done:
+		q.mu.Lock()
+		return errClosed
+	case b := <-q.turn:
+		q.mu.Lock()
+		err := q.lead(b)
+		// The next to receive it needs q.mu to do anything, so that a goroutine
+		// gets at least one sample of what it drained.
+		q.turn <- b
+		return err
+	}
+}
+
+// lead polls until there are unread samples. The caller holds q.mu, which is
+// released while polling, and has b from q.turn.
+func (q *queue) lead(b *batch) error {
+	for len(q.unread) == 0 {
+		if q.closed {
+			return errClosed
+		}
+		if !q.begun {
+			q.begun = true
+			q.pos = q.ring.consumerPos()
+		}
+		// Only a flush or expiry that was seen before the ring was found empty
+		// counts, so that no sample that came earlier is held back.
+		flushed := q.flushes > 0
+		expired := !q.deadline.IsZero() && !time.Now().Before(q.deadline)
+		deadline := q.deadline
+		if flushed {
+			deadline = time.Unix(0, 0)
+		}
+
+		q.polling = true
+		q.mu.Unlock()
+		err := q.ring.poll(b, deadline)
+		q.mu.Lock()
+		q.polling = false
+
+		switch {
+		case err != nil:
+			return fmt.Errorf("ringbuf: %w", err)
+		case len(b.entries) > 0:
+			q.unread, q.producer = b.entries, b.producer
+			return nil
+		}
+		q.pos = b.consumer // past discarded records
+		switch {
+		case flushed:
+			q.flushes--
+			return ErrFlushed
+		case expired:
+			return os.ErrDeadlineExceeded
+		}
+	}
+	return nil
+}
+
+// wake makes a goroutine that polls look at the queue's state again. The caller
+// holds q.mu.
+func (q *queue) wake() {
+	if q.polling {
+		q.ring.wake()
+	}
+}
+
+func (q *queue) setDeadline(t time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.deadline = t
+	q.wake()
+}
+
+func (q *queue) flush() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return errClosed
+	}
+	q.flushes++
+	q.wake()
+	return nil
+}
+
+func (q *queue) available() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.closed:
+		return 0
+	case !q.begun:
+		return int(q.ring.producerPos() - q.ring.consumerPos())
+	}
+	return int(q.ring.producerPos() - q.pos)
+}
+
+// close may be called once.
+func (q *queue) close() error {
+	q.mu.Lock()
+	q.closed = true
+	close(q.done)
+	q.wake()
+	q.mu.Unlock()
+
+	<-q.turn // nobody polls, nor will again
+
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.unread = nil
+	return q.ring.close()
+}

@@ -1,0 +1,159 @@
+package ringbuf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+)
+
+// ErrClosed is what errors.Is finds in the error of a Read or Flush after Close.
+var ErrClosed = os.ErrClosed
+
+// ErrFlushed is returned by Read and ReadInto, once for each call of Flush, when
+// they have returned everything that was in the ring.
+var ErrFlushed = errors.New("ringbuf: flushed")
+
+// A Record is one record of the ring: a sample and what came with it.
+type Record struct {
+	// RawSample is the sample as the BPF program submitted it, without header and
+	// padding. It may be empty: the kernel accepts samples of size 0.
+	RawSample []byte
+
+	// Remaining is the minimum number of bytes, headers and padding included, that
+	// are left to read after this record. There may be more: it is not updated by
+	// what is produced between the drain that found this record and its Read.
+	Remaining int
+}
+
+// A Reader reads the records of one BPF ring buffer. All of its methods may be
+// called by any number of goroutines at once. Each record is returned once, in the
+// order of the ring, to one of them.
+//
+// A ring buffer has one consumer position, shared by everybody: at any time only
+// one Reader, of all processes, may read it. A second one gets an error from Read
+// where the two of them collide.
+type Reader struct {
+	queue   *queue
+	size    int
+	slab    slab // guarded by queue.mu
+	cleanup runtime.Cleanup
+	close   func() error
+}
+
+// An Option changes how a Reader reads. There is none yet.
+type Option func(*options)
+
+type options struct{}
+
+// NewReader returns a Reader of the ring buffer m.
+//
+// It duplicates the map's descriptor, so that m may be closed, with the libbpfgo
+// Module that it belongs to, while the Reader goes on. It needs no capability,
+// only write access to the map: with BPF_F_RDONLY the kernel refuses to map the
+// consumer position. On kernels before 6.0 with the sysctl
+// kernel.unprivileged_bpf_disabled set it also needs CAP_BPF, without which all
+// bpf(2) commands are refused there.
+//
+// The error names the map and what was being done, and wraps the errno where there
+// is one: the map may not be a ring buffer, be one in overwrite mode
+// (BPF_F_RB_OVERWRITE, which libbpf cannot consume) or have a corrupt consumer
+// position, or a resource may be short.
+//
+// Close releases the Reader's resources. If it is dropped without a Close, they
+// are released after the garbage collector has found out.
+func NewReader(m Map, opts ...Option) (*Reader, error) {
+	var o options
+	for _, opt := range opts {
+		opt(&o)
+	}
+	src, err := openRing(m)
+	if err != nil {
+		return nil, fmt.Errorf("ringbuf: %w", err)
+	}
+	return newReader(src), nil
+}
+
+func newReader(src ring) *Reader {
+	r := &Reader{queue: newQueue(src), size: src.size()}
+	r.close = sync.OnceValue(r.queue.close)
+	r.cleanup = runtime.AddCleanup(r, func(src ring) { src.close() }, src)
+	return r
+}
+
+// Read returns the next record. Its RawSample belongs to the caller, who may keep
+// and change it. Small samples share larger allocations, so keeping one of them
+// may retain some KiB of memory.
+//
+// It waits for a record until
+//
+//   - the deadline of SetDeadline has passed: os.ErrDeadlineExceeded,
+//   - Flush is called: ErrFlushed,
+//   - Close is called: an error that wraps ErrClosed.
+//
+// Before the first two of these errors it returns all records that are in the
+// ring. A record that is in the ring is returned whether or not the kernel
+// notified of it (BPF_RB_NO_WAKEUP). Records that were discarded are skipped. One
+// that is reserved and not yet submitted holds back those behind it.
+//
+// Any other error says that the ring cannot be read at present, because another
+// process changed the consumer position. It is returned by every Read while that
+// is so.
+func (r *Reader) Read() (Record, error) {
+	r.queue.mu.Lock()
+	defer r.queue.mu.Unlock()
+	sample, remaining, err := r.queue.next()
+	if err != nil {
+		return Record{}, err
+	}
+	return Record{RawSample: r.slab.clone(sample), Remaining: remaining}, nil
+}
+
+// ReadInto is like Read, but reuses the capacity of rec.RawSample, so that a loop
+// with one Record allocates nothing. On error rec is unchanged.
+func (r *Reader) ReadInto(rec *Record) error {
+	r.queue.mu.Lock()
+	defer r.queue.mu.Unlock()
+	sample, remaining, err := r.queue.next()
+	if err != nil {
+		return err
+	}
+	rec.RawSample = append(rec.RawSample[:0], sample...)
+	rec.Remaining = remaining
+	return nil
+}
+
+// SetDeadline sets the time at which Read and ReadInto stop waiting. It applies to
+// calls that are already waiting too, and never waits for them. The zero Time
+// means no deadline, which is the default.
+func (r *Reader) SetDeadline(t time.Time) { r.queue.setDeadline(t) }
+
+// Flush makes Read and ReadInto return what is in the ring, also records submitted
+// with BPF_RB_NO_WAKEUP, and then ErrFlushed once. If nobody is reading, the next
+// calls do so.
+//
+// To hand a pinned ring over to another process without losing a record, call
+// Flush, Read until ErrFlushed, then Close. The error wraps ErrClosed after Close.
+func (r *Reader) Flush() error { return r.queue.flush() }
+
+// AvailableBytes returns the number of bytes, headers and padding included, that
+// were produced and not yet returned by Read or ReadInto: from the end of the
+// record returned last to the producer position. It is 0 after Close.
+func (r *Reader) AvailableBytes() int { return r.queue.available() }
+
+// BufferSize returns the size of the ring in bytes.
+func (r *Reader) BufferSize() int { return r.size }
+
+// Close interrupts all waiting calls and releases the Reader's descriptors,
+// mappings and memory. When it returns, no code of libbpf touches the ring any
+// more. Further calls do nothing and return the same as the first.
+//
+// Records are drained from the ring in batches of up to 64 KiB, or one record if
+// that is larger. What was drained and not yet returned by Read is lost; what was
+// not drained stays in the ring. See Flush.
+func (r *Reader) Close() error {
+	r.cleanup.Stop()
+	return r.close()
+}

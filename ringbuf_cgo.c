@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * From the kernel's ring to a batch in memory: the only code that calls libbpf's
+ * ring_buffer API. It knows nothing of Go.
+ */
+#define _GNU_SOURCE
+#include "ringbuf_cgo.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+
+#if LIBBPF_MAJOR_VERSION < 1 || (LIBBPF_MAJOR_VERSION == 1 && LIBBPF_MINOR_VERSION < 3)
+#error "ringbuf needs libbpf 1.3 or newer (ring__consumer_pos and its kin)"
+#endif
+
+/* Returned by the callback to end a drain: "stored, stop here". */
+#define STOP (-ECANCELED)
+
+static __u64 align8(__u64 n)
+{
+	return (n + 7) & ~7ULL;
+}
+
+/* Room for an entry of any record that the ring can hold. */
+static size_t spill_size(const struct cgo_ringbuf *r)
+{
+	return sizeof(struct cgo_ringbuf_entry) + r->size;
+}
+
+/*
+ * libbpf's callback. libbpf publishes the consumer position when this returns,
+ * also when it returns an error: the sample must have been copied by then.
+ * Until then ring__consumer_pos() is the start of this record.
+ */
+static int take_sample(void *ctx, void *data, size_t len)
+{
+	struct cgo_ringbuf *r = ctx;
+	size_t need = sizeof(struct cgo_ringbuf_entry) + align8(len);
+	__u64 start = ring__consumer_pos(r->ring);
+	__u64 end = start + align8(BPF_RINGBUF_HDR_SZ + len);
+	struct cgo_ringbuf_entry *entry;
+
+	/* The kernel may have added records since the drain began. */
+	if (end > r->producer)
+		r->producer = ring__producer_pos(r->ring);
+	/*
+	 * Whoever holds the map can write the consumer position, and libbpf
+	 * then takes any bytes for a header. Its two mappings of the data make
+	 * a length up to the ring's size safe to read; and a record cannot lie
+	 * outside of what was produced.
+	 */
+	if (len > r->size - BPF_RINGBUF_HDR_SZ || start < r->consumer || end > r->producer) {
+		r->bad_consumer = start;
+		return -EUCLEAN;
+	}
+
+	if (r->filled + need <= r->cap) {
+		entry = r->buf + r->filled;
+		r->filled += need;
+	} else {
+		entry = r->spill;
+		r->spilled = need;
+	}
+	entry->end = end;
+	entry->len = len;
+	memcpy(entry + 1, data, len);
+	r->consumer = end;
+
+	/* Stop before a sample of the same size would not fit. */
+	r->full = r->spilled || r->filled + need > r->cap;
+	return r->full ? STOP : 0;
+}
+
+/*
+ * Reports whether the ring is as the last drain left it, apart from what was
+ * produced since. It is not if another process reads the same ring or writes its
+ * consumer position, which libbpf would follow anywhere.
+ */
+static bool sound(struct cgo_ringbuf *r)
+{
+	__u64 consumer = ring__consumer_pos(r->ring);
+
+	r->producer = ring__producer_pos(r->ring);
+	if ((r->begun && consumer != r->consumer) || consumer % 8 ||
+	    r->producer - consumer > r->size) {
+		r->bad_consumer = consumer;
+		return false;
+	}
+	r->begun = true;
+	r->consumer = consumer;
+	return true;
+}
+
+static int drain(struct cgo_ringbuf *r)
+{
+	__u64 start, consumer;
+	int err;
+
+	if (r->spilled)
+		madvise(r->spill, spill_size(r), MADV_DONTNEED);
+	r->filled = 0;
+	r->spilled = 0;
+	r->full = false;
+	do {
+		/*
+		 * The kernel notifies of a record if, at its commit, the consumer
+		 * position is the record's start (bpf_ringbuf_commit() in
+		 * kernel/bpf/ringbuf.c). libbpf stores that position and then
+		 * loads the record's header with no StoreLoad barrier between:
+		 * the load may come first, miss the commit, and the commit then
+		 * misses the store. This fence pairs with the xchg() in the
+		 * commit. A drain that begins behind it and does not move the
+		 * consumer position may be followed by a wait.
+		 */
+		__atomic_thread_fence(__ATOMIC_SEQ_CST);
+		if (!sound(r))
+			return -EUCLEAN;
+		start = r->consumer;
+		err = ring_buffer__consume(r->rb);
+		if (err == -EUCLEAN)
+			break;
+		/* Discarded records move it further than the last sample did. */
+		consumer = ring__consumer_pos(r->ring);
+		r->producer = ring__producer_pos(r->ring);
+		if (consumer >= r->consumer && consumer <= r->producer)
+			r->consumer = consumer;
+	} while (!r->filled && !r->spilled && r->consumer != start);
+	r->busy = !r->filled && !r->spilled && r->consumer != r->producer;
+	/* What came before the unsound record is delivered; the next drain fails. */
+	return err == -EUCLEAN && !r->filled ? err : 0;
+}
+
+static int wait_for_samples(struct cgo_ringbuf *r, __s64 timeout_ns)
+{
+	struct pollfd fds[] = {
+	    {.fd = ring_buffer__epoll_fd(r->rb), .events = POLLIN},
+	    {.fd = r->wake_fd, .events = POLLIN},
+	};
+	struct timespec timeout = {
+	    .tv_sec = timeout_ns / 1000000000,
+	    .tv_nsec = timeout_ns % 1000000000,
+	};
+
+	if (ppoll(fds, 2, &timeout, NULL) < 0)
+		return errno == EINTR ? 0 : -errno;
+	if (fds[1].revents)
+		cgo_ringbuf_woken(r);
+	return 0;
+}
+
+int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, __s64 timeout_ns)
+{
+	int err;
+
+	r->buf = buf;
+	r->cap = cap;
+	err = drain(r);
+	/*
+	 * ppoll is level-triggered, and to the kernel a busy record is data: it
+	 * would return at once until the commit.
+	 */
+	if (!err && !r->filled && !r->spilled && !r->busy && timeout_ns > 0) {
+		err = wait_for_samples(r, timeout_ns);
+		if (!err)
+			err = drain(r);
+	}
+	r->buf = NULL;
+	return err;
+}
+
+int cgo_ringbuf_wake(struct cgo_ringbuf *r)
+{
+	__u64 one = 1;
+
+	/* EAGAIN: the counter is at its maximum, so the wait ends anyway. */
+	if (write(r->wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		return -errno;
+	return 0;
+}
+
+bool cgo_ringbuf_woken(struct cgo_ringbuf *r)
+{
+	__u64 count;
+
+	return read(r->wake_fd, &count, sizeof(count)) > 0;
+}
+
+int cgo_ringbuf_arm(struct cgo_ringbuf *r, bool armed)
+{
+	struct epoll_event event = {.events = armed ? EPOLLIN : 0};
+
+	return epoll_ctl(r->park_fd, EPOLL_CTL_MOD, ring_buffer__epoll_fd(r->rb), &event) ? -errno
+											  : 0;
+}
+
+__u64 cgo_ringbuf_consumer(struct cgo_ringbuf *r)
+{
+	return ring__consumer_pos(r->ring);
+}
+
+__u64 cgo_ringbuf_producer(struct cgo_ringbuf *r)
+{
+	return ring__producer_pos(r->ring);
+}
+
+int cgo_ringbuf_dup(int fd)
+{
+	int dup = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+	return dup < 0 ? -errno : dup;
+}
+
+int cgo_ringbuf_map_info(int map_fd, struct bpf_map_info *info)
+{
+	__u32 len = sizeof(*info);
+
+	return bpf_map_get_info_by_fd(map_fd, info, &len) ? -errno : 0;
+}
+
+static int try_mmap(int fd, size_t len, int prot, off_t offset)
+{
+	void *p = mmap(NULL, len, prot, MAP_SHARED, fd, offset);
+
+	if (p == MAP_FAILED)
+		return -errno;
+	munmap(p, len);
+	return 0;
+}
+
+static int try_epoll(int fd)
+{
+	struct epoll_event event = {.events = EPOLLIN};
+	int epoll_fd, err = 0;
+
+	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (epoll_fd < 0)
+		return -errno;
+	if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event))
+		err = -errno;
+	close(epoll_fd);
+	return err;
+}
+
+/*
+ * Tries what ring_buffer__new() is about to do. Where that fails libbpf prints a
+ * warning, through a hook that belongs to libbpfgo, and tells only an errno.
+ */
+static int try_ring(int map_fd, __u64 size, const char **step)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+	int err;
+
+	*step = "mmap consumer page";
+	err = try_mmap(map_fd, page, PROT_READ | PROT_WRITE, 0);
+	if (err)
+		return err;
+	*step = "mmap data pages";
+	err = try_mmap(map_fd, page + 2 * size, PROT_READ, page);
+	if (err)
+		return err;
+	*step = "add map to epoll";
+	return try_epoll(map_fd);
+}
+
+/* The epoll instance that Go's netpoller watches: see cgo_ringbuf_arm(). */
+static int open_park_fd(struct cgo_ringbuf *r)
+{
+	struct epoll_event wake = {.events = EPOLLIN}, disarmed = {0};
+
+	r->park_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (r->park_fd < 0)
+		return -errno;
+	/* os.NewFile hands only non-blocking descriptors to the netpoller. */
+	if (fcntl(r->park_fd, F_SETFL, O_NONBLOCK) ||
+	    epoll_ctl(r->park_fd, EPOLL_CTL_ADD, r->wake_fd, &wake) ||
+	    epoll_ctl(r->park_fd, EPOLL_CTL_ADD, ring_buffer__epoll_fd(r->rb), &disarmed))
+		return -errno;
+	return 0;
+}
+
+int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const char **step)
+{
+	struct cgo_ringbuf *r;
+	int err;
+
+	*step = "allocate";
+	r = calloc(1, sizeof(*r));
+	if (!r) {
+		close(map_fd);
+		return -ENOMEM;
+	}
+	r->map_fd = map_fd;
+	r->size = size;
+	r->wake_fd = -1;
+	r->park_fd = -1;
+
+	err = try_ring(map_fd, size, step);
+	if (err)
+		goto err_out;
+
+	*step = "ring_buffer__new";
+	r->rb = ring_buffer__new(map_fd, take_sample, r, NULL);
+	if (!r->rb) {
+		err = -errno;
+		goto err_out;
+	}
+	r->ring = ring_buffer__ring(r->rb, 0);
+
+	*step = "check positions";
+	if (!sound(r)) {
+		err = -EUCLEAN;
+		goto err_out;
+	}
+	/* Another reader may go on until the first drain. */
+	r->begun = false;
+
+	/* Only what is touched of it takes memory. */
+	*step = "reserve memory for large samples";
+	r->spill = mmap(NULL, spill_size(r), PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (r->spill == MAP_FAILED) {
+		r->spill = NULL;
+		err = -errno;
+		goto err_out;
+	}
+
+	*step = "eventfd";
+	r->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (r->wake_fd < 0) {
+		err = -errno;
+		goto err_out;
+	}
+
+	*step = "epoll";
+	err = open_park_fd(r);
+	if (err)
+		goto err_out;
+
+	*out = r;
+	return 0;
+
+err_out:
+	if (r->park_fd >= 0)
+		close(r->park_fd);
+	cgo_ringbuf_free(r);
+	return err;
+}
+
+void cgo_ringbuf_free(struct cgo_ringbuf *r)
+{
+	ring_buffer__free(r->rb);
+	if (r->spill)
+		munmap(r->spill, spill_size(r));
+	if (r->wake_fd >= 0)
+		close(r->wake_fd);
+	close(r->map_fd);
+	free(r);
+}

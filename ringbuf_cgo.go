@@ -1,0 +1,225 @@
+package ringbuf
+
+// From C to Go: the one file that imports "C". It wraps ringbuf_cgo.c and adds
+// the wait that needs Go's runtime.
+
+/*
+#cgo CFLAGS: -O2 -Wall
+#cgo LDFLAGS: -lelf -lz
+#cgo noescape cgo_ringbuf_poll
+#cgo nocallback cgo_ringbuf_poll
+#cgo nocallback cgo_ringbuf_wake
+#cgo nocallback cgo_ringbuf_woken
+#cgo nocallback cgo_ringbuf_arm
+#cgo nocallback cgo_ringbuf_consumer
+#cgo nocallback cgo_ringbuf_producer
+#include "ringbuf_cgo.h"
+*/
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+const (
+	// A batch starts small, for the many Readers that see few samples, and grows
+	// to what was measured best for 64-byte samples under load.
+	minBatchSize = 4 << 10
+	maxBatchSize = 64 << 10
+
+	// How long after the last sample a wait blocks its OS thread, which answers
+	// faster than parking the goroutine does.
+	blockFor = 100 * time.Millisecond
+)
+
+// blocked counts the threads of this process that poll blocks. As many as can run
+// at once are worth it. Go keeps its threads once it has them, so without a limit
+// many Readers would leave many threads behind.
+var blocked atomic.Int32
+
+// A libbpfRing is the ring of a BPF map, read through libbpf's ring_buffer.
+type libbpfRing struct {
+	c    *C.struct_cgo_ringbuf
+	name string // of the map
+
+	active time.Time // when poll was called after it had found samples
+	found  bool      // the last poll found samples
+	park   *os.File  // c.park_fd, owned
+	parked syscall.RawConn
+
+	// For onReady, which is made once because a new closure for each wait would be
+	// an allocation.
+	onReady   func(uintptr) bool
+	readyInto *batch
+	readyErr  error
+}
+
+func errnoOf(retC C.int) error {
+	if retC >= 0 {
+		return nil
+	}
+	return syscall.Errno(-retC)
+}
+
+// openRing opens the ring of m through a descriptor of its own.
+func openRing(m Map) (*libbpfRing, error) {
+	if m == nil {
+		return nil, errors.New("no map given")
+	}
+	fd := m.FileDescriptor()
+	fdC := C.cgo_ringbuf_dup(C.int(fd))
+	if err := errnoOf(fdC); err != nil {
+		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
+	}
+	info, err := infoOf(fdC)
+	if err == nil {
+		err = info.check()
+	}
+	if err != nil {
+		syscall.Close(int(fdC))
+		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
+	}
+
+	r := &libbpfRing{name: info.name}
+	var stepC *C.char
+	if err := errnoOf(C.cgo_ringbuf_open(fdC, C.__u64(info.size), &r.c, &stepC)); err != nil {
+		return nil, fmt.Errorf("map %q of type ringbuf: %s: %w", info.name, C.GoString(stepC), err)
+	}
+	r.park = os.NewFile(uintptr(r.c.park_fd), "ringbuf")
+	r.parked, err = r.park.SyscallConn()
+	if err == nil {
+		// The only sign that os.NewFile could not add it to the netpoller.
+		err = r.park.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		r.close()
+		return nil, fmt.Errorf("map %q of type ringbuf: add to netpoller: %w", info.name, err)
+	}
+	r.onReady = func(uintptr) bool {
+		r.readyErr = r.fill(r.readyInto, 0)
+		return r.readyErr != nil || len(r.readyInto.entries) > 0 || bool(C.cgo_ringbuf_woken(r.c))
+	}
+	return r, nil
+}
+
+func infoOf(fdC C.int) (mapInfo, error) {
+	if err := checkIsMap(int(fdC)); err != nil {
+		return mapInfo{}, err
+	}
+	var infoC C.struct_bpf_map_info
+	if err := errnoOf(C.cgo_ringbuf_map_info(fdC, &infoC)); err != nil {
+		return mapInfo{}, fmt.Errorf("get map info: %w", err)
+	}
+	info := mapInfo{
+		name:     C.GoString(&infoC.name[0]),
+		kind:     uint32(infoC._type),
+		kindName: fmt.Sprintf("%d", infoC._type),
+		flags:    uint32(infoC.map_flags),
+		size:     uint32(infoC.max_entries),
+	}
+	if nameC := C.libbpf_bpf_map_type_str(uint32(infoC._type)); nameC != nil {
+		info.kindName = C.GoString(nameC)
+	}
+	return info, nil
+}
+
+// poll implements ring.
+func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
+	now := time.Now()
+	if r.found {
+		r.active = now
+	}
+	left := time.Duration(math.MaxInt64)
+	if !deadline.IsZero() {
+		left = deadline.Sub(now)
+	}
+	block := min(left, blockFor-now.Sub(r.active))
+	if blocked.Add(1) > int32(runtime.GOMAXPROCS(0)) {
+		block = 0
+	}
+	err := r.fill(b, block)
+	blocked.Add(-1)
+	if err == nil && len(b.entries) == 0 && left > 0 && (block <= 0 || bool(r.c.busy)) {
+		err = r.waitParked(b, deadline)
+	}
+	r.found = len(b.entries) > 0
+	return err
+}
+
+// fill drains into b, after a wait of at most the given duration if there is
+// nothing to drain at first.
+func (r *libbpfRing) fill(b *batch, wait time.Duration) error {
+	if b.buf == nil || bool(r.c.full) && len(b.buf) < maxBatchSize {
+		b.buf = make([]byte, max(minBatchSize, 2*len(b.buf)))
+	}
+	b.entries = nil
+	// SAFETY: C keeps the pointer to buf, which holds no pointers, in *r.c, for the
+	// duration of the call only.
+	err := errnoOf(C.cgo_ringbuf_poll(r.c, unsafe.Pointer(&b.buf[0]), C.size_t(len(b.buf)), C.__s64(wait)))
+	if errors.Is(err, syscall.EUCLEAN) {
+		return fmt.Errorf("map %q: consumer position is %d, expected %d (producer position %d): "+
+			"the ring has another reader or is corrupt: %w",
+			r.name, r.c.bad_consumer, r.c.consumer, r.c.producer, err)
+	}
+	if err != nil {
+		return fmt.Errorf("map %q: wait for samples: %w", r.name, err)
+	}
+	b.consumer, b.producer = uint64(r.c.consumer), uint64(r.c.producer)
+	b.entries = b.buf[:r.c.filled]
+	if r.c.spilled > 0 {
+		// SAFETY: spill is valid for spilled bytes until the next call, and copied
+		// here. The buffer grows, so that there is room for such a sample next time.
+		b.entries = append(b.entries, unsafe.Slice((*byte)(r.c.spill), r.c.spilled)...)
+		b.buf = b.entries[:cap(b.entries)]
+	}
+	return nil
+}
+
+// waitParked drains into b as soon as there are samples. It waits in Go's
+// netpoller, without an OS thread, until the deadline or wake. The netpoller is
+// edge-triggered: a record that is reserved but not committed does not make it
+// spin.
+func (r *libbpfRing) waitParked(b *batch, deadline time.Time) error {
+	// The netpoller is told of notifications only now: while poll blocks they
+	// would wake a second thread each time, for nothing.
+	if err := errnoOf(C.cgo_ringbuf_arm(r.c, true)); err != nil {
+		return fmt.Errorf("map %q: watch ring: %w", r.name, err)
+	}
+	defer C.cgo_ringbuf_arm(r.c, false)
+	r.readyInto, r.readyErr = b, nil
+	err := r.park.SetReadDeadline(deadline)
+	if err == nil {
+		err = r.parked.Read(r.onReady)
+	}
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("map %q: wait for samples: %w", r.name, err)
+	}
+	return r.readyErr
+}
+
+// wake implements ring.
+func (r *libbpfRing) wake() {
+	// A write to an eventfd fails only when it is closed or no eventfd.
+	if err := errnoOf(C.cgo_ringbuf_wake(r.c)); err != nil {
+		panic(fmt.Sprintf("ringbuf: map %q: wake: %v", r.name, err))
+	}
+}
+
+func (r *libbpfRing) consumerPos() uint64 { return uint64(C.cgo_ringbuf_consumer(r.c)) }
+func (r *libbpfRing) producerPos() uint64 { return uint64(C.cgo_ringbuf_producer(r.c)) }
+func (r *libbpfRing) size() int           { return int(r.c.size) }
+
+// close implements ring.
+func (r *libbpfRing) close() error {
+	err := r.park.Close()
+	C.cgo_ringbuf_free(r.c)
+	return err
+}

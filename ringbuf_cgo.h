@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef RINGBUF_CGO_H
+#define RINGBUF_CGO_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#include <bpf/libbpf.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+/*
+ * One ring, opened by cgo_ringbuf_open(). Calls on it must not overlap, except
+ * that any thread may call cgo_ringbuf_wake(), cgo_ringbuf_consumer() and
+ * cgo_ringbuf_producer() until cgo_ringbuf_free().
+ *
+ * Functions return 0 or a negative errno.
+ */
+struct cgo_ringbuf {
+	struct ring_buffer *rb;
+	struct ring *ring;
+	__u64 size;  /* of the ring, in bytes */
+	int map_fd;  /* our own duplicate */
+	int wake_fd; /* eventfd that ends a wait */
+	int park_fd; /* epoll instance for Go's netpoller; Go closes it */
+	bool begun;  /* consumer is valid: a drain has found a sound position */
+
+	/* Where the drained samples go; valid during one call. */
+	void *buf;
+	size_t cap;
+
+	/* What the last drain found. */
+	size_t filled;	/* bytes of entries in buf */
+	size_t spilled; /* bytes of the one entry, the last, that did not fit and is in spill */
+	void *spill;
+	bool full;	    /* stopped because buf was full */
+	bool busy;	    /* no sample, but a record that is not yet committed */
+	__u64 consumer;	    /* position up to which all was drained */
+	__u64 producer;	    /* position up to which records were reserved */
+	__u64 bad_consumer; /* the consumer position that was found, after -EUCLEAN */
+};
+
+/* An entry of a batch: this header, then len bytes, then padding to 8. */
+struct cgo_ringbuf_entry {
+	__u64 end; /* position in the ring of the record's end */
+	__u32 len;
+	__u32 pad;
+};
+
+int cgo_ringbuf_dup(int fd);
+int cgo_ringbuf_map_info(int map_fd, struct bpf_map_info *info);
+
+/*
+ * Opens the ring of map_fd, which it owns from then on, also on failure. A
+ * failure sets *step to what was being done.
+ */
+int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const char **step);
+void cgo_ringbuf_free(struct cgo_ringbuf *r);
+
+/*
+ * Drains samples into buf, until the ring is empty, a record is not committed
+ * yet, or buf is full. If there was no sample, waits for at most timeout_ns for a
+ * notification from the kernel or cgo_ringbuf_wake(), and drains again. It does
+ * not wait while r->busy. -EUCLEAN: somebody else wrote the consumer position.
+ */
+int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, __s64 timeout_ns);
+
+/* Ends the current or next wait. */
+int cgo_ringbuf_wake(struct cgo_ringbuf *r);
+
+/* Reports and resets whether cgo_ringbuf_wake() was called. */
+bool cgo_ringbuf_woken(struct cgo_ringbuf *r);
+
+/* Makes park_fd readable on notifications too (or no longer). */
+int cgo_ringbuf_arm(struct cgo_ringbuf *r, bool armed);
+
+__u64 cgo_ringbuf_consumer(struct cgo_ringbuf *r);
+__u64 cgo_ringbuf_producer(struct cgo_ringbuf *r);
+
+#endif
