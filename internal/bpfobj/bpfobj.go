@@ -1,0 +1,76 @@
+// Package bpfobj loads BPF objects that are embedded in a Go program.
+package bpfobj
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+)
+
+// warnings has what libbpf had to say since it was last reset. It describes its work
+// at length, which matters only when it fails.
+var warnings struct {
+	sync.Mutex
+	strings.Builder
+}
+
+func init() {
+	bpf.SetLoggerCbs(bpf.Callbacks{Log: func(level int, msg string) {
+		if level == bpf.LibbpfWarnLevel {
+			warnings.Lock()
+			defer warnings.Unlock()
+			warnings.WriteString(msg)
+		}
+	}})
+}
+
+// Load loads the BPF object in elf, after prepare (or nil) has set it up. The error
+// has libbpf's warnings, unless what is missing is a privilege.
+//
+// Unlike libbpfgo.NewModuleFromBuffer it leaves the memlock limit alone, which
+// matters before kernel 5.11 only (there libbpf raises it) and which a process
+// without CAP_SYS_RESOURCE cannot raise.
+func Load(elf []byte, prepare func(*bpf.Module) error) (*bpf.Module, error) {
+	warnings.Lock()
+	warnings.Reset()
+	warnings.Unlock()
+
+	module, err := open(elf)
+	if err != nil {
+		return nil, fmt.Errorf("open BPF object: %w", err)
+	}
+	if prepare != nil {
+		err = prepare(module)
+	}
+	if err == nil {
+		err = module.BPFLoadObject()
+	}
+	if err == nil {
+		return module, nil
+	}
+	module.Close()
+	if errors.Is(err, syscall.EPERM) {
+		return nil, fmt.Errorf("%w: root, or CAP_BPF and CAP_PERFMON, is needed", err)
+	}
+	warnings.Lock()
+	defer warnings.Unlock()
+	return nil, fmt.Errorf("%w\n%s", err, warnings.String())
+}
+
+func open(elf []byte) (*bpf.Module, error) {
+	f, err := os.CreateTemp("", "*.bpf.o")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(elf)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	return bpf.NewModuleFromFileArgs(bpf.NewModuleArgs{BPFObjPath: f.Name(), SkipMemlockBump: true})
+}

@@ -1,0 +1,185 @@
+//go:build ignore
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Writes whatever sequence of records a test asks for into a ring buffer. Loads
+ * on kernel 5.10 and newer.
+ */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#define MAX_SAMPLES 256
+#define CONTENT_SIZE (1 << 20)
+
+enum kind { SUBMIT, DISCARD, BUSY };
+
+/* Known to bpftest.go as type planned. */
+struct planned {
+	__u32 kind;
+	__u32 size;
+	__u32 flags;
+	__u32 offset; /* of the sample in content */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 12);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SAMPLES);
+	__type(key, __u32);
+	__type(value, struct planned);
+} plan SEC(".maps");
+
+struct content {
+	/* Twice the size, so that every offset + size is in bounds. */
+	char bytes[2 * CONTENT_SIZE];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct content);
+} content SEC(".maps");
+
+/* How far the program is with a busy record, and may it go on. */
+enum { IDLE, RESERVED, RELEASED };
+volatile __u32 busy_state;
+
+static __always_inline int submit(struct planned *p)
+{
+	__u32 zero = 0;
+	struct content *c = bpf_map_lookup_elem(&content, &zero);
+
+	if (!c)
+		return -1;
+	return bpf_ringbuf_output(&events, c->bytes + (p->offset & (CONTENT_SIZE - 1)),
+				  p->size & (CONTENT_SIZE - 1), p->flags);
+}
+
+/*
+ * The size of a reservation must be a constant. The kernel rounds records up to
+ * 8, and nobody sees the size of a discarded one: so there is a case for each
+ * record size up to 128, and one for each power of two.
+ */
+#define DISCARD_CASE(n)                                                                            \
+	case n:                                                                                    \
+		record = bpf_ringbuf_reserve(&events, n, 0);                                       \
+		break;
+#define DISCARD_CASES(n)                                                                           \
+	DISCARD_CASE(n) DISCARD_CASE(n + 8) DISCARD_CASE(n + 16) DISCARD_CASE(n + 24)
+
+static __always_inline int discard(struct planned *p)
+{
+	void *record;
+
+	switch ((p->size + 7) & ~7U) {
+		DISCARD_CASES(0)
+		DISCARD_CASES(32)
+		DISCARD_CASES(64)
+		DISCARD_CASES(96)
+		DISCARD_CASE(128)
+		DISCARD_CASE(256)
+		DISCARD_CASE(512)
+		DISCARD_CASE(1024)
+		DISCARD_CASE(2048)
+		DISCARD_CASE(4096)
+		DISCARD_CASE(8192)
+		DISCARD_CASE(16384)
+		DISCARD_CASE(32768)
+	default:
+		return -2;
+	}
+	if (!record)
+		return -1;
+	bpf_ringbuf_discard(record, p->flags);
+	return 0;
+}
+
+/*
+ * Reserves a record of 8 bytes and submits it when the test says so, or some
+ * hundred milliseconds later. The copies, of about 100 microseconds each, pass the
+ * time where bpf_loop(), of kernel 5.17, is missing.
+ */
+static __always_inline int busy(struct planned *p)
+{
+	__u32 zero = 0;
+	struct content *c = bpf_map_lookup_elem(&content, &zero);
+	__u64 *record;
+	int i;
+
+	if (!c)
+		return -1;
+	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+	if (!record)
+		return -1;
+	*record = *(__u64 *)(c->bytes + (p->offset & (CONTENT_SIZE - 1)));
+	busy_state = RESERVED;
+	for (i = 0; i < 4000 && busy_state != RELEASED; i++)
+		bpf_probe_read_kernel(c->bytes + CONTENT_SIZE, CONTENT_SIZE, c->bytes);
+	busy_state = IDLE;
+	bpf_ringbuf_submit(record, p->flags);
+	return 0;
+}
+
+/* A function of its own is verified once, not once for each of its calls. */
+__noinline int emit_one(__u32 index)
+{
+	struct planned *p = bpf_map_lookup_elem(&plan, &index);
+
+	if (!p)
+		return -1;
+	switch (p->kind) {
+	case SUBMIT:
+		return submit(p);
+	case DISCARD:
+		return discard(p);
+	case BUSY:
+		return busy(p);
+	}
+	return -2;
+}
+
+/* Context: the number of planned samples. Returns how many were refused. */
+SEC("raw_tp/emit")
+int emit(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u64 n = ctx->args[0];
+	__u32 i, failed = 0;
+
+	for (i = 0; i < MAX_SAMPLES && i < n; i++)
+		failed += emit_one(i) != 0;
+	return failed;
+}
+
+struct numbered {
+	__u32 cpu;
+	__u32 producer;
+	__u64 seq;
+};
+
+/*
+ * Context: the producer's number, its next sequence number, how many records to
+ * add, and the flags. Returns how many were added before the ring was full.
+ */
+SEC("raw_tp/count")
+int count(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct numbered *n;
+	__u32 i;
+
+	for (i = 0; i < 1024 && i < ctx->args[2]; i++) {
+		n = bpf_ringbuf_reserve(&events, sizeof(*n), 0);
+		if (!n)
+			break;
+		n->cpu = bpf_get_smp_processor_id();
+		n->producer = ctx->args[0];
+		n->seq = ctx->args[1] + i;
+		bpf_ringbuf_submit(n, ctx->args[3]);
+	}
+	return i;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,285 @@
+// Package bpftest writes records into BPF ring buffers, for tests. The records
+// are written by a BPF program that runs in this kernel.
+package bpftest
+
+import (
+	_ "embed"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+)
+
+// Flags of a Sample, from include/uapi/linux/bpf.h.
+const (
+	NoWakeup    = 1 << 0 // BPF_RB_NO_WAKEUP
+	ForceWakeup = 1 << 1 // BPF_RB_FORCE_WAKEUP
+)
+
+// HeaderSize is the size of a record's header in the ring, BPF_RINGBUF_HDR_SZ.
+const HeaderSize = 8
+
+// A Sample is one record to write.
+type Sample struct {
+	Data    []byte // less than 1 MiB
+	Flags   uint32
+	Discard bool // reserve it and give it up; then only the size of Data counts
+}
+
+// RecordSize is the number of bytes that the sample takes in the ring.
+func (s Sample) RecordSize() int { return (len(s.Data) + HeaderSize + 7) &^ 7 }
+
+// The limits and types of bpftest.bpf.c.
+const (
+	maxSamples  = 256
+	contentSize = 1 << 20
+	maxCount    = 1024
+
+	kindSubmit  = 0
+	kindDiscard = 1
+	kindBusy    = 2
+
+	busyIdle     = 0
+	busyReserved = 1
+	busyReleased = 2
+)
+
+type planned struct{ kind, size, flags, offset uint32 }
+
+//go:embed bpftest.bpf.o
+var object []byte
+
+// A Ring is a BPF ring buffer with programs that write into it.
+type Ring struct {
+	tb     testing.TB
+	module *bpf.Module
+	events *bpf.BPFMap
+	plan   *bpf.BPFMap
+	cont   *bpf.BPFMap
+	state  *bpf.BPFMap
+	emit   *bpf.BPFProg
+	count  *bpf.BPFProg
+
+	content []byte // of cont
+}
+
+// New returns a ring of the given size in bytes, a power of two and a multiple of
+// the page size. It is released at the end of the test, unless Close is called
+// before.
+//
+// Where this process cannot load BPF programs, the test is skipped, or fails if
+// the environment has RINGBUF_KERNEL_TESTS=require.
+func New(tb testing.TB, size int) *Ring {
+	tb.Helper()
+	module, err := load(size)
+	if err != nil {
+		if os.Getenv("RINGBUF_KERNEL_TESTS") != "require" && errors.Is(err, syscall.EPERM) {
+			tb.Skipf("this process cannot load BPF programs: %v", err)
+		}
+		tb.Fatalf("load BPF programs: %v", err)
+	}
+	r := &Ring{tb: tb, module: module, content: make([]byte, 2*contentSize)}
+	tb.Cleanup(r.Close)
+	for name, m := range map[string]**bpf.BPFMap{"events": &r.events, "plan": &r.plan, "content": &r.cont, ".bss": &r.state} {
+		if *m, err = module.GetMap(name); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	for name, p := range map[string]**bpf.BPFProg{"emit": &r.emit, "count": &r.count} {
+		if *p, err = module.GetProgram(name); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return r
+}
+
+func load(size int) (*bpf.Module, error) {
+	return bpfobj.Load(object, func(module *bpf.Module) error {
+		events, err := module.GetMap("events")
+		if err != nil {
+			return err
+		}
+		return events.SetMaxEntries(uint32(size))
+	})
+}
+
+// Status says whether New will work here, and on which kernel.
+func Status() string {
+	var uts syscall.Utsname
+	syscall.Uname(&uts)
+	release := make([]byte, 0, len(uts.Release))
+	for _, c := range uts.Release {
+		if c == 0 {
+			break
+		}
+		release = append(release, byte(c))
+	}
+	module, err := load(os.Getpagesize())
+	if err != nil {
+		return fmt.Sprintf("kernel tests do NOT run: Linux %s does not let this process load BPF programs: %v", release, err)
+	}
+	module.Close()
+	return fmt.Sprintf("kernel tests run on Linux %s", release)
+}
+
+// FileDescriptor returns the ring buffer's descriptor.
+func (r *Ring) FileDescriptor() int { return r.events.FileDescriptor() }
+
+// BPFMap returns the ring buffer as libbpfgo knows it.
+func (r *Ring) BPFMap() *bpf.BPFMap { return r.events }
+
+// Module returns the module that the ring buffer belongs to.
+func (r *Ring) Module() *bpf.Module { return r.module }
+
+// Close releases the programs and the descriptors. Further calls do nothing.
+func (r *Ring) Close() {
+	if r.module != nil {
+		r.module.Close()
+		r.module = nil
+	}
+}
+
+// Emit writes the samples in order. The test fails if the ring is too full for one.
+func (r *Ring) Emit(samples ...Sample) {
+	r.tb.Helper()
+	if refused := r.TryEmit(samples...); refused > 0 {
+		r.tb.Fatalf("the ring was too full for %d of %d samples", refused, len(samples))
+	}
+}
+
+// TryEmit writes the samples in order and reports how many the kernel refused,
+// because the ring was too full.
+func (r *Ring) TryEmit(samples ...Sample) (refused int) {
+	r.tb.Helper()
+	for len(samples) > 0 {
+		n, used := 0, 0
+		for n < min(maxSamples, len(samples)) && used+len(samples[n].Data) < contentSize {
+			used += len(samples[n].Data)
+			n++
+		}
+		if n == 0 {
+			r.tb.Fatalf("sample of %d bytes is too large", len(samples[0].Data))
+		}
+		refused += r.emitSome(samples[:n])
+		samples = samples[n:]
+	}
+	return refused
+}
+
+func (r *Ring) emitSome(samples []Sample) (refused int) {
+	r.tb.Helper()
+	offset := 0
+	for i, s := range samples {
+		p := planned{kind: kindSubmit, size: uint32(len(s.Data)), flags: s.Flags, offset: uint32(offset)}
+		if s.Discard {
+			p.kind = kindDiscard
+		}
+		r.setPlan(i, p)
+		offset += copy(r.content[offset:], s.Data)
+	}
+	r.setContent()
+	return int(r.run(r.emit, uint64(len(samples))))
+}
+
+// Busy reserves a record of 8 bytes. Calling submit commits it, and returns when
+// that is done; the program does so itself after a second or so. It writes the
+// record from a thread of its own.
+func (r *Ring) Busy(data [8]byte) (submit func()) {
+	r.tb.Helper()
+	copy(r.content, data[:])
+	r.setContent()
+	r.setPlan(0, planned{kind: kindBusy, size: 8})
+	done := make(chan uint32)
+	go func() { done <- r.run(r.emit, 1) }()
+	for r.busyState() != busyReserved {
+		runtime.Gosched()
+	}
+	return func() {
+		if r.busyState() != busyReserved {
+			r.tb.Error("the busy record was committed too early")
+		}
+		state := uint32(busyReleased)
+		r.update(r.state, 0, unsafe.Pointer(&state))
+		if refused := <-done; refused != 0 {
+			r.tb.Error("the kernel refused the busy record")
+		}
+	}
+}
+
+func (r *Ring) busyState() uint32 {
+	key := uint32(0)
+	state, err := r.state.GetValue(unsafe.Pointer(&key))
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	return binary.NativeEndian.Uint32(state)
+}
+
+// A Numbered is the sample that Count writes.
+type Numbered struct {
+	CPU      uint32
+	Producer uint32
+	Seq      uint64
+}
+
+// NumberedSize is the size of a Numbered sample.
+const NumberedSize = 16
+
+// DecodeNumbered decodes a sample that Count wrote.
+func DecodeNumbered(sample []byte) Numbered {
+	if len(sample) != NumberedSize {
+		panic(fmt.Sprintf("sample of %d bytes is not a numbered one", len(sample)))
+	}
+	return Numbered{
+		CPU:      binary.NativeEndian.Uint32(sample),
+		Producer: binary.NativeEndian.Uint32(sample[4:]),
+		Seq:      binary.NativeEndian.Uint64(sample[8:]),
+	}
+}
+
+// Count writes up to n records numbered from seq on and returns how many there was
+// room for. Unlike the other methods it may be called concurrently.
+func (r *Ring) Count(producer int, seq uint64, n int, flags uint32) (added int) {
+	for added < n {
+		want := min(n-added, maxCount)
+		got := int(r.run(r.count, uint64(producer), seq+uint64(added), uint64(want), uint64(flags)))
+		added += got
+		if got < want {
+			break
+		}
+	}
+	return added
+}
+
+func (r *Ring) setPlan(index int, p planned) {
+	r.update(r.plan, uint32(index), unsafe.Pointer(&p))
+}
+
+func (r *Ring) setContent() { r.update(r.cont, 0, unsafe.Pointer(&r.content[0])) }
+
+func (r *Ring) update(m *bpf.BPFMap, key uint32, value unsafe.Pointer) {
+	if err := m.Update(unsafe.Pointer(&key), value); err != nil {
+		r.tb.Fatal(err)
+	}
+}
+
+// run runs prog once and returns what it returned.
+func (r *Ring) run(prog *bpf.BPFProg, args ...uint64) uint32 {
+	var ctx []byte
+	for _, arg := range args {
+		ctx = binary.NativeEndian.AppendUint64(ctx, arg)
+	}
+	opts := bpf.RunOpts{CtxIn: ctx, CtxSizeIn: uint32(len(ctx))}
+	if err := prog.Run(&opts); err != nil {
+		r.tb.Errorf("run BPF program %s: %v", prog.Name(), err)
+	}
+	return opts.RetVal
+}
