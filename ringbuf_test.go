@@ -1,0 +1,1001 @@
+package ringbuf
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+// These tests run on the kernel of this machine: a BPF program produces the
+// records. queue_test.go has those that need no kernel.
+
+func mustNewReader(t testing.TB, m Map) *Reader {
+	t.Helper()
+	r, err := NewReader(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return r
+}
+
+func newRingAndReader(t testing.TB, size int) (*bpftest.Ring, *Reader) {
+	t.Helper()
+	ring := bpftest.New(t, size)
+	return ring, mustNewReader(t, ring)
+}
+
+func mustRead(t testing.TB, r *Reader) Record {
+	t.Helper()
+	rec, err := r.Read()
+	if err != nil {
+		t.Fatalf("Read: %v", err)
+	}
+	return rec
+}
+
+// wantSample reads a sample and compares it.
+func wantSample(t testing.TB, r *Reader, want string) {
+	t.Helper()
+	if rec := mustRead(t, r); string(rec.RawSample) != want {
+		t.Fatalf("Read returned %q, want %q", rec.RawSample, want)
+	}
+}
+
+func wantReadError(t testing.TB, r *Reader, want error) {
+	t.Helper()
+	if rec, err := r.Read(); !errors.Is(err, want) {
+		t.Fatalf("Read returned %q, %v; want %v", rec.RawSample, err, want)
+	}
+}
+
+func wantAvailable(t testing.TB, r *Reader, want int) {
+	t.Helper()
+	if got := r.AvailableBytes(); got != want {
+		t.Fatalf("AvailableBytes is %d, want %d", got, want)
+	}
+}
+
+type readResult struct {
+	rec Record
+	err error
+}
+
+// goRead calls Read in a goroutine and returns when it waits for samples.
+func goRead(t testing.TB, r *Reader) <-chan readResult {
+	t.Helper()
+	result := make(chan readResult, 1)
+	go func() {
+		rec, err := r.Read()
+		result <- readResult{rec, err}
+	}()
+	awaitPolling(t, r)
+	return result
+}
+
+// awaitPolling returns when a goroutine polls the ring.
+func awaitPolling(t testing.TB, r *Reader) {
+	t.Helper()
+	await(t, "a goroutine that polls", func() bool {
+		r.queue.mu.Lock()
+		defer r.queue.mu.Unlock()
+		return r.queue.polling
+	})
+}
+
+// await returns when cond holds.
+func await(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !cond(); runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// wantResult waits for the result of goRead.
+func wantResult(t testing.TB, result <-chan readResult, sample string, want error) {
+	t.Helper()
+	select {
+	case got := <-result:
+		if !errors.Is(got.err, want) || string(got.rec.RawSample) != sample {
+			t.Fatalf("the waiting Read returned %q, %v; want %q, %v", got.rec.RawSample, got.err, sample, want)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Read still waits")
+	}
+}
+
+// wantWaiting fails if the Read of goRead returns within some time.
+func wantWaiting(t testing.TB, result <-chan readResult) {
+	t.Helper()
+	select {
+	case got := <-result:
+		t.Fatalf("Read did not wait: %q, %v", got.rec.RawSample, got.err)
+	case <-time.After(20 * time.Millisecond):
+	}
+}
+
+// eachWait runs a test once with a Reader that blocks its thread while it waits
+// for samples, and once with one that parks the goroutine. The ring is empty.
+func eachWait(t *testing.T, test func(t *testing.T, ring *bpftest.Ring, r *Reader)) {
+	t.Run("blocked", func(t *testing.T) {
+		ring, r := newRingAndReader(t, os.Getpagesize())
+		ring.Emit(text("recent"))
+		wantSample(t, r, "recent")
+		test(t, ring, r)
+	})
+	t.Run("parked", func(t *testing.T) {
+		ring, r := newRingAndReader(t, os.Getpagesize())
+		test(t, ring, r)
+	})
+}
+
+// A group is a WaitGroup with the Go method that it has since Go 1.25.
+type group struct{ sync.WaitGroup }
+
+func (g *group) Go(f func()) {
+	g.Add(1)
+	go func() {
+		defer g.Done()
+		f()
+	}()
+}
+
+func text(s string) bpftest.Sample { return bpftest.Sample{Data: []byte(s)} }
+
+func quiet(s string) bpftest.Sample {
+	return bpftest.Sample{Data: []byte(s), Flags: bpftest.NoWakeup}
+}
+
+func discarded(size int) bpftest.Sample {
+	return bpftest.Sample{Data: make([]byte, size), Discard: true}
+}
+
+func TestReadReturnsSamplesWithTheirRemainingBytes(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		samples   []bpftest.Sample
+		available int
+		want      []Record
+	}{
+		{
+			name:      "one short sample",
+			samples:   []bpftest.Sample{text("12345")},
+			available: 16,
+			want:      []Record{{[]byte("12345"), 0}},
+		},
+		{
+			name:      "the second of three is discarded",
+			samples:   []bpftest.Sample{text("12345"), discarded(10), text("123456789012345")},
+			available: 16 + 24 + 24,
+			want:      []Record{{[]byte("12345"), 24 + 24}, {[]byte("123456789012345"), 0}},
+		},
+		{
+			name: "every second of five is discarded",
+			samples: []bpftest.Sample{
+				text("12345"), discarded(10), text("123456789012345"), discarded(20), text("1234567890123456789012345"),
+			},
+			available: 16 + 24 + 24 + 32 + 40,
+			want: []Record{
+				{[]byte("12345"), 24 + 24 + 32 + 40},
+				{[]byte("123456789012345"), 32 + 40},
+				{[]byte("1234567890123456789012345"), 0},
+			},
+		},
+		{
+			name:      "the first and the last are discarded",
+			samples:   []bpftest.Sample{discarded(8), text("x"), discarded(100)},
+			available: 16 + 16 + 112,
+			want:      []Record{{[]byte("x"), 112}},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ring, r := newRingAndReader(t, os.Getpagesize())
+			wantAvailable(t, r, 0)
+			ring.Emit(tt.samples...)
+			wantAvailable(t, r, tt.available)
+			for i, want := range tt.want {
+				got := mustRead(t, r)
+				if !bytes.Equal(got.RawSample, want.RawSample) || got.Remaining != want.Remaining {
+					t.Errorf("record %d is %q, %d; want %q, %d", i, got.RawSample, got.Remaining, want.RawSample, want.Remaining)
+				}
+				// Also while the rest of the batch is in memory.
+				wantAvailable(t, r, want.Remaining)
+			}
+			r.SetDeadline(time.Unix(0, 1))
+			wantReadError(t, r, os.ErrDeadlineExceeded)
+			wantAvailable(t, r, 0)
+		})
+	}
+}
+
+func TestBufferSizeIsTheRingsSize(t *testing.T) {
+	for _, size := range []int{os.Getpagesize(), 64 << 10, 16 << 20} {
+		_, r := newRingAndReader(t, size)
+		if got := r.BufferSize(); got != size {
+			t.Errorf("BufferSize is %d, want %d", got, size)
+		}
+	}
+}
+
+func TestEverySizeThatTheKernelAcceptsIsRead(t *testing.T) {
+	random := rand.New(rand.NewChaCha8([32]byte{}))
+	sample := func(size int) bpftest.Sample {
+		data := make([]byte, size)
+		for i := range data {
+			data[i] = byte(random.Uint32())
+		}
+		return bpftest.Sample{Data: data}
+	}
+	for _, ringSize := range []int{os.Getpagesize(), 64 << 10, 512 << 10} {
+		t.Run(fmt.Sprint(ringSize), func(t *testing.T) {
+			ring, r := newRingAndReader(t, ringSize)
+			// One byte of the ring stays free, and records are multiples of 8.
+			largest := ringSize - 8 - bpftest.HeaderSize
+			sizes := []int{0, 1, 7, 8, 9, 15, 16, 17, 255, 256, 1000, ringSize / 2, largest - 1, largest}
+			random.Shuffle(len(sizes), func(i, j int) { sizes[i], sizes[j] = sizes[j], sizes[i] })
+			sizes = append(sizes, largest) // a second time, from another position
+			for _, size := range sizes {
+				want := sample(size)
+				ring.Emit(want)
+				rec := mustRead(t, r)
+				if !bytes.Equal(rec.RawSample, want.Data) {
+					t.Fatalf("sample of %d bytes came as one of %d bytes with other content", size, len(rec.RawSample))
+				}
+				if rec.RawSample == nil {
+					t.Fatalf("RawSample of %d bytes is nil", size)
+				}
+			}
+			if ring.TryEmit(sample(largest+1)) != 1 {
+				t.Errorf("the kernel accepts %d bytes: the test does not try the largest sample", largest+1)
+			}
+			// Several of different sizes in one batch, more than it holds at first.
+			var want []bpftest.Sample
+			for used := 0; ; {
+				s := sample(random.IntN(ringSize / 16))
+				if used += s.RecordSize(); used >= ringSize {
+					break
+				}
+				want = append(want, s)
+			}
+			ring.Emit(want...)
+			for i, s := range want {
+				if rec := mustRead(t, r); !bytes.Equal(rec.RawSample, s.Data) {
+					t.Fatalf("sample %d differs", i)
+				}
+			}
+			wantAvailable(t, r, 0)
+		})
+	}
+}
+
+func TestReadGivesItsSampleAway(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	var kept [][]byte
+	for i := range 1000 {
+		ring.Emit(text(fmt.Sprint("sample ", i)))
+		rec := mustRead(t, r)
+		kept = append(kept, rec.RawSample)
+		// An append must not reach the next sample.
+		_ = append(rec.RawSample, "overwritten"...)
+	}
+	for i, sample := range kept {
+		if want := fmt.Sprint("sample ", i); string(sample) != want {
+			t.Fatalf("a kept sample is now %q, was %q", sample, want)
+		}
+	}
+}
+
+func TestReadIntoReusesMemory(t *testing.T) {
+	ring, r := newRingAndReader(t, 64<<10)
+	rec := Record{RawSample: make([]byte, 0, 100)}
+	memory := &rec.RawSample[:1][0]
+	ring.Emit(text("first"), text("the second"), text(""))
+	for _, want := range []string{"first", "the second", ""} {
+		if err := r.ReadInto(&rec); err != nil {
+			t.Fatal(err)
+		}
+		if string(rec.RawSample) != want {
+			t.Errorf("ReadInto stored %q, want %q", rec.RawSample, want)
+		}
+		if &rec.RawSample[:1][0] != memory {
+			t.Error("ReadInto did not reuse RawSample")
+		}
+	}
+	rec.RawSample = append(rec.RawSample, "kept"...)
+	r.SetDeadline(time.Unix(0, 1))
+	if err := r.ReadInto(&rec); !errors.Is(err, os.ErrDeadlineExceeded) || string(rec.RawSample) != "kept" {
+		t.Errorf("a failed ReadInto returned %v and left %q in RawSample", err, rec.RawSample)
+	}
+}
+
+func TestAllocationsPerSample(t *testing.T) {
+	ring, r := newRingAndReader(t, 1<<20)
+	var rec Record
+	fill := func() {
+		if got := ring.Count(0, 0, 10000, 0); got != 10000 {
+			t.Fatalf("the ring had room for %d samples only", got)
+		}
+	}
+	measure := func(read func() error) float64 {
+		// The second time batches have reached their size.
+		var perSample float64
+		for range 2 {
+			fill()
+			perSample = testing.AllocsPerRun(9999, func() {
+				if err := read(); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+		return perSample
+	}
+	if got := measure(func() error { return r.ReadInto(&rec) }); got != 0 {
+		t.Errorf("ReadInto allocates %v times per sample, want 0", got)
+	}
+	// AllocsPerRun rounds down, so count what is needed for all.
+	var before, after runtime.MemStats
+	fill()
+	runtime.ReadMemStats(&before)
+	for range 10000 {
+		mustRead(t, r)
+	}
+	runtime.ReadMemStats(&after)
+	if perSample := float64(after.Mallocs-before.Mallocs) / 10000; perSample > 0.05 {
+		t.Errorf("Read allocates %v times per sample, want at most 0.05", perSample)
+	}
+	// A wait allocates nothing either, wherever it waits.
+	r.SetDeadline(time.Unix(0, 1))
+	if got := testing.AllocsPerRun(100, func() { r.ReadInto(&rec) }); got != 0 {
+		t.Errorf("a ReadInto without samples allocates %v times, want 0", got)
+	}
+}
+
+func TestReadWaitsForTheNextSample(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		result := goRead(t, r)
+		wantWaiting(t, result)
+		ring.Emit(text("later"))
+		wantResult(t, result, "later", nil)
+	})
+}
+
+func TestReadReturnsWhatIsThereWithoutNotification(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(quiet("before"))
+	wantSample(t, r, "before")
+	ring.Emit(quiet("between"))
+	wantSample(t, r, "between")
+}
+
+func TestNoWakeupLeavesReadWaiting(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		result := goRead(t, r)
+		wantWaiting(t, result)
+		ring.Emit(quiet("quiet"))
+		wantWaiting(t, result)
+		wantAvailable(t, r, 16)
+		ring.Emit(bpftest.Sample{Data: []byte("loud"), Flags: bpftest.ForceWakeup})
+		wantResult(t, result, "quiet", nil)
+		wantSample(t, r, "loud")
+	})
+}
+
+func TestDiscardedRecordsAreSkipped(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		result := goRead(t, r)
+		for range 100 { // several times around the ring
+			ring.Emit(discarded(100))
+			await(t, "the discarded record to be skipped", func() bool { return r.queue.ring.consumerPos() == r.queue.ring.producerPos() })
+		}
+		ring.Emit(discarded(8), text("sample"))
+		wantResult(t, result, "sample", nil)
+		wantAvailable(t, r, 0)
+	})
+}
+
+func TestBusyRecordHoldsBackThoseBehindIt(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		submit := ring.Busy([8]byte([]byte("busybusy")))
+		ring.Count(1, 2, 1, 0)
+		result := goRead(t, r)
+		wantWaiting(t, result)
+		wantAvailable(t, r, 16+24)
+		submit()
+		wantResult(t, result, "busybusy", nil)
+		if got, want := bpftest.DecodeNumbered(mustRead(t, r).RawSample), uint64(2); got.Seq != want {
+			t.Errorf("the record behind the busy one has number %d, want %d", got.Seq, want)
+		}
+	})
+}
+
+func TestBusyRecordDoesNotMakeReadSpin(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		submit := ring.Busy([8]byte{})
+		// A notification, so that for the kernel the ring is readable.
+		ring.Count(0, 0, 1, bpftest.ForceWakeup)
+		used := make(chan time.Duration)
+		go func() {
+			runtime.LockOSThread()
+			before := threadTime()
+			_, err := r.Read()
+			if err != nil {
+				t.Error(err)
+			}
+			used <- threadTime() - before
+		}()
+		awaitPolling(t, r)
+		const held = 100 * time.Millisecond
+		<-time.After(held)
+		submit()
+		if got := <-used; got > held/5 {
+			t.Errorf("Read took %v of processor time while a record was busy for %v", got, held)
+		}
+	})
+}
+
+// threadTime returns the processor time that the calling thread has used.
+func threadTime() time.Duration {
+	const rusageThread = 1 // RUSAGE_THREAD
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(rusageThread, &usage); err != nil {
+		panic(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+func TestDeadlineInThePastReturnsAtOnce(t *testing.T) {
+	_, r := newRingAndReader(t, os.Getpagesize())
+	r.SetDeadline(time.Now().Add(-time.Second))
+	wantReadError(t, r, os.ErrDeadlineExceeded)
+	wantReadError(t, r, os.ErrDeadlineExceeded)
+}
+
+func TestDeadlineEndsAWait(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		const wait = 20 * time.Millisecond
+		start := time.Now()
+		r.SetDeadline(start.Add(wait))
+		wantReadError(t, r, os.ErrDeadlineExceeded)
+		if got := time.Since(start); got < wait {
+			t.Errorf("Read returned after %v, before its deadline at %v", got, wait)
+		}
+	})
+}
+
+func TestDeadlineIsFinerThanAMillisecond(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	const wait = 200 * time.Microsecond
+	best := time.Hour
+	for range 50 {
+		ring.Emit(text("recent"))
+		r.SetDeadline(time.Time{})
+		wantSample(t, r, "recent")
+		start := time.Now()
+		r.SetDeadline(start.Add(wait))
+		wantReadError(t, r, os.ErrDeadlineExceeded)
+		best = min(best, time.Since(start))
+	}
+	if best < wait || best > 3*wait {
+		t.Errorf("a deadline %v away is met after %v at best", wait, best)
+	}
+}
+
+func TestSetDeadlineActsOnAWaitingRead(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		result := goRead(t, r)
+		wantWaiting(t, result)
+		r.SetDeadline(time.Now().Add(time.Hour))
+		wantWaiting(t, result)
+		r.SetDeadline(time.Now().Add(time.Millisecond))
+		wantResult(t, result, "", os.ErrDeadlineExceeded)
+
+		r.SetDeadline(time.Now().Add(time.Hour))
+		result = goRead(t, r)
+		r.SetDeadline(time.Time{})
+		wantWaiting(t, result)
+		r.SetDeadline(time.Now().Add(-time.Hour))
+		wantResult(t, result, "", os.ErrDeadlineExceeded)
+	})
+}
+
+func TestZeroDeadlineRemovesIt(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		r.SetDeadline(time.Unix(0, 1))
+		wantReadError(t, r, os.ErrDeadlineExceeded)
+		r.SetDeadline(time.Time{})
+		result := goRead(t, r)
+		wantWaiting(t, result)
+		ring.Emit(text("sample"))
+		wantResult(t, result, "sample", nil)
+	})
+}
+
+func TestExpiredDeadlineReturnsSamplesFirst(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(quiet("12345"), quiet("1234567"))
+	wantAvailable(t, r, 2*16)
+	r.SetDeadline(time.Now())
+	wantSample(t, r, "12345")
+	wantAvailable(t, r, 16)
+	wantSample(t, r, "1234567")
+	wantAvailable(t, r, 0)
+	wantReadError(t, r, os.ErrDeadlineExceeded)
+	ring.Emit(text("new"))
+	wantSample(t, r, "new")
+	wantReadError(t, r, os.ErrDeadlineExceeded)
+}
+
+func TestDeadlineReturnsQuietSampleFirst(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		result := goRead(t, r)
+		wantWaiting(t, result)
+		ring.Emit(quiet("quiet"))
+		r.SetDeadline(time.Now())
+		wantResult(t, result, "quiet", nil)
+		wantReadError(t, r, os.ErrDeadlineExceeded)
+	})
+}
+
+func TestFlushReturnsQuietSamplesThenErrFlushed(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		result := goRead(t, r)
+		wantWaiting(t, result)
+		ring.Emit(quiet("12345"), quiet("1234567"))
+		wantWaiting(t, result)
+		if err := r.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		wantResult(t, result, "12345", nil)
+		wantSample(t, r, "1234567")
+		wantReadError(t, r, ErrFlushed)
+
+		result = goRead(t, r)
+		wantWaiting(t, result)
+		if err := r.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		wantResult(t, result, "", ErrFlushed)
+	})
+}
+
+func TestFlushIsAnsweredOnceEach(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	for range 2 {
+		if err := r.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ring.Emit(text("sample"))
+	r.SetDeadline(time.Unix(0, 1))
+	wantSample(t, r, "sample")
+	wantReadError(t, r, ErrFlushed)
+	wantReadError(t, r, ErrFlushed)
+	wantReadError(t, r, os.ErrDeadlineExceeded)
+}
+
+func TestCloseInterruptsRead(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		results := []<-chan readResult{goRead(t, r), goRead(t, r), goRead(t, r)}
+		for _, result := range results {
+			wantWaiting(t, result)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, result := range results {
+			wantResult(t, result, "", os.ErrClosed)
+		}
+	})
+}
+
+func TestAfterClose(t *testing.T) {
+	before := resources()
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("first"), text("drained, never read"))
+	wantSample(t, r, "first")
+	ring.Emit(text("never drained"))
+	for range 2 {
+		if err := r.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	}
+	wantReadError(t, r, os.ErrClosed)
+	wantReadError(t, r, ErrClosed)
+	if err := r.ReadInto(new(Record)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("ReadInto after Close returned %v", err)
+	}
+	if err := r.Flush(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Flush after Close returned %v", err)
+	}
+	r.SetDeadline(time.Now())
+	wantReadError(t, r, os.ErrClosed)
+	wantAvailable(t, r, 0)
+	if got := r.BufferSize(); got != os.Getpagesize() {
+		t.Errorf("BufferSize after Close is %d", got)
+	}
+
+	next := mustNewReader(t, ring)
+	wantSample(t, next, "never drained")
+	next.Close()
+	ring.Close()
+	if err := awaitResources(before); err != nil {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+func TestNothingIsDrainedWhileNobodyReads(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	other := mustNewReader(t, ring)
+	ring.Emit(text("first"), text("second"))
+	if err := r.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	wantSample(t, r, "first")
+	wantSample(t, r, "second")
+	wantReadError(t, r, ErrFlushed)
+	ring.Emit(text("third"))
+	wantAvailable(t, r, 16)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantAvailable(t, other, 16)
+	wantSample(t, other, "third")
+}
+
+func TestReaderOutlivesItsModule(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("first"), text("second"))
+	wantSample(t, r, "first")
+	ring.Close()
+	wantSample(t, r, "second")
+	wantAvailable(t, r, 0)
+	r.SetDeadline(time.Now().Add(time.Millisecond))
+	wantReadError(t, r, os.ErrDeadlineExceeded)
+}
+
+func TestDroppedReaderIsCleanedUp(t *testing.T) {
+	ring := bpftest.New(t, os.Getpagesize())
+	before := resources()
+	ring.Emit(text("sample"))
+	func() {
+		r, err := NewReader(ring)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantSample(t, r, "sample")
+		r.SetDeadline(time.Now().Add(time.Millisecond)) // has been parked
+		wantReadError(t, r, os.ErrDeadlineExceeded)
+		if got := resources(); got.descriptors <= before.descriptors || got.mappings <= before.mappings {
+			t.Fatalf("with a Reader there is %+v, without %+v: the test sees nothing", got, before)
+		}
+		runtime.KeepAlive(r)
+	}()
+	if err := awaitResources(before); err != nil { // collects garbage
+		t.Error(err)
+	}
+}
+
+func TestChildrenInheritNothing(t *testing.T) {
+	before := descriptors(t)
+	ring := bpftest.New(t, os.Getpagesize())
+	loaded := descriptors(t)
+	mustNewReader(t, ring)
+	opened := 0
+	for fd := range descriptors(t) {
+		if before[fd] || loaded[fd] {
+			continue
+		}
+		opened++
+		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
+		if errno != 0 || flags&syscall.FD_CLOEXEC == 0 {
+			t.Errorf("descriptor %d of the Reader is not close-on-exec (%v)", fd, errno)
+		}
+	}
+	if opened == 0 {
+		t.Error("the Reader seems to have no descriptors: the test sees nothing")
+	}
+}
+
+// descriptors returns the open descriptors of this process.
+func descriptors(t *testing.T) map[int]bool {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fds := make(map[int]bool)
+	for _, entry := range entries {
+		var fd int
+		fmt.Sscan(entry.Name(), &fd)
+		// ReadDir's own is closed by now.
+		if _, err := os.Readlink("/proc/self/fd/" + entry.Name()); err == nil {
+			fds[fd] = true
+		}
+	}
+	return fds
+}
+
+func TestConcurrentReadersShareTheSamples(t *testing.T) {
+	const (
+		producers = 2
+		readers   = 4
+		each      = 20000
+	)
+	ring, r := newRingAndReader(t, 16<<10)
+	var producing group
+	for p := range producers {
+		producing.Go(func() {
+			for seq := 0; seq < each; {
+				seq += ring.Count(p, uint64(seq), min(each-seq, 1+seq%50), 0)
+			}
+		})
+	}
+	var (
+		mu     sync.Mutex
+		seen   [producers][]uint64
+		total  int
+		allIn  = make(chan struct{})
+		failed atomic.Bool
+	)
+	var reading group
+	for i := range readers {
+		reading.Go(func() {
+			var last [producers]int64
+			for p := range last {
+				last[p] = -1
+			}
+			var rec Record
+			for {
+				var err error
+				if i%2 == 0 {
+					rec, err = r.Read()
+				} else {
+					err = r.ReadInto(&rec)
+				}
+				if errors.Is(err, os.ErrClosed) {
+					return
+				}
+				if err != nil {
+					if !failed.Swap(true) {
+						t.Error(err)
+					}
+					return
+				}
+				n := bpftest.DecodeNumbered(rec.RawSample)
+				if int64(n.Seq) <= last[n.Producer] {
+					t.Errorf("a goroutine read %d after %d", n.Seq, last[n.Producer])
+				}
+				last[n.Producer] = int64(n.Seq)
+				mu.Lock()
+				seen[n.Producer] = append(seen[n.Producer], n.Seq)
+				if total++; total == producers*each {
+					close(allIn)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	// Meanwhile everything else that a program might call.
+	stop := make(chan struct{})
+	var others group
+	others.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				r.SetDeadline(time.Now().Add(time.Minute))
+				r.SetDeadline(time.Time{})
+				if n := r.AvailableBytes(); n < 0 || n > r.BufferSize()+maxBatchSize {
+					t.Errorf("AvailableBytes is %d", n)
+				}
+			}
+		}
+	})
+	producing.Wait()
+	select {
+	case <-allIn:
+	case <-time.After(30 * time.Second):
+		t.Error("not all samples arrived")
+	}
+	close(stop)
+	others.Wait()
+	r.Close()
+	reading.Wait()
+	for p, seqs := range seen {
+		slices.Sort(seqs)
+		for i, seq := range seqs {
+			if seq != uint64(i) {
+				t.Fatalf("producer %d: sample %d is missing or came twice, next is %d", p, i, seq)
+			}
+		}
+		if len(seqs) != each {
+			t.Errorf("producer %d: %d samples, want %d", p, len(seqs), each)
+		}
+	}
+}
+
+func TestOrderOfOneReader(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	const samples = 50000
+	go func() {
+		for seq := 0; seq < samples; {
+			seq += ring.Count(0, uint64(seq), min(samples-seq, 1024), 0)
+		}
+	}()
+	var rec Record
+	for want := range uint64(samples) {
+		if err := r.ReadInto(&rec); err != nil {
+			t.Fatal(err)
+		}
+		if got := bpftest.DecodeNumbered(rec.RawSample).Seq; got != want {
+			t.Fatalf("sample %d came, want %d", got, want)
+		}
+	}
+}
+
+// TestNoWakeupIsLost plays ping-pong: each sample is sent after the previous one
+// was read, so that one lost wakeup stops it for ever.
+func TestNoWakeupIsLost(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	r.SetDeadline(time.Now().Add(time.Minute))
+	read := make(chan struct{})
+	go func() {
+		for seq := range uint64(20000) {
+			ring.Count(0, seq, 1, 0)
+			<-read
+		}
+	}()
+	var rec Record
+	for want := range uint64(20000) {
+		if err := r.ReadInto(&rec); err != nil {
+			t.Fatalf("sample %d: %v", want, err)
+		}
+		if got := bpftest.DecodeNumbered(rec.RawSample).Seq; got != want {
+			t.Fatalf("sample %d came, want %d", got, want)
+		}
+		read <- struct{}{}
+	}
+}
+
+func TestCloseUnderLoad(t *testing.T) {
+	ring := bpftest.New(t, 64<<10)
+	stop := make(chan struct{})
+	var producing group
+	producing.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				ring.Count(0, 0, 100, 0)
+			}
+		}
+	})
+	defer producing.Wait()
+	defer close(stop)
+	for range 100 {
+		r, err := NewReader(ring)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var users group
+		started := make(chan struct{}, 4)
+		for range 3 {
+			users.Go(func() {
+				started <- struct{}{}
+				var rec Record
+				for {
+					if err := r.ReadInto(&rec); errors.Is(err, os.ErrClosed) {
+						return
+					} else if err != nil && !errors.Is(err, ErrFlushed) && !errors.Is(err, os.ErrDeadlineExceeded) {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		users.Go(func() {
+			started <- struct{}{}
+			for r.Flush() == nil {
+				r.SetDeadline(time.Now())
+				r.SetDeadline(time.Time{})
+				r.AvailableBytes()
+			}
+		})
+		for range 4 {
+			<-started
+		}
+		var closing group
+		for range 2 {
+			closing.Go(func() {
+				if err := r.Close(); err != nil {
+					t.Errorf("Close: %v", err)
+				}
+				wantReadError(t, r, os.ErrClosed)
+			})
+		}
+		closing.Wait()
+		users.Wait()
+	}
+}
+
+// TestIdleReadersHoldNoThreads runs itself in a process of its own, because Go
+// keeps the threads that other tests made it start.
+func TestIdleReadersHoldNoThreads(t *testing.T) {
+	const scenario = "RINGBUF_TEST_THREADS"
+	if os.Getenv(scenario) == "" {
+		bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), scenario+"=1")
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+
+	threads := func() int {
+		entries, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	// All is opened before the first measurement, because that takes threads too.
+	var readers []*Reader
+	for range 100 {
+		m, err := bpf.CreateMap(bpf.MapTypeRingbuf, "empty", 0, 0, os.Getpagesize(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		readers = append(readers, mustNewReader(t, m))
+		syscall.Close(m.FileDescriptor())
+	}
+	runtime.GC()
+	results := []<-chan readResult{goRead(t, readers[0])}
+	<-time.After(time.Second)
+	one := threads()
+	for _, r := range readers[1:] {
+		results = append(results, goRead(t, r))
+	}
+	<-time.After(time.Second)
+	hundred := threads()
+	if hundred > one {
+		t.Errorf("100 waiting Readers need %d threads, one needs %d", hundred, one)
+	}
+
+	// Readers that have had a sample block threads for a while, but few.
+	for range 8 {
+		ring, r := newRingAndReader(t, os.Getpagesize())
+		ring.Emit(text("recent"))
+		wantSample(t, r, "recent")
+		results = append(results, goRead(t, r))
+	}
+	if active, limit := threads(), hundred+2*runtime.GOMAXPROCS(0); active > limit {
+		t.Errorf("with 8 active Readers there are %d threads, want at most %d", active, limit)
+	}
+	for _, result := range results {
+		wantWaiting(t, result)
+	}
+}
