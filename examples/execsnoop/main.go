@@ -1,0 +1,143 @@
+// Execsnoop prints a line for each program that is executed on this machine, until
+// it is interrupted.
+package main
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"time"
+	"unsafe"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+
+	"github.com/libbpfgo/ringbuf"
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+)
+
+//go:embed execsnoop.bpf.o
+var object []byte
+
+// event is struct event of execsnoop.bpf.c.
+type event struct {
+	PID      uint32
+	PPID     uint32
+	UID      uint32
+	Comm     [16]byte
+	Filename [256]byte
+}
+
+func main() {
+	demo := flag.Bool("demo", false, "start a few harmless programs, and end after ten seconds")
+	flag.Parse()
+	if err := run(*demo); err != nil {
+		fmt.Fprintln(os.Stderr, "execsnoop:", err)
+		os.Exit(1)
+	}
+}
+
+func run(demo bool) error {
+	module, err := bpfobj.Load(object, nil)
+	if err != nil {
+		return err
+	}
+	defer module.Close()
+	prog, err := module.GetProgram("sched_process_exec")
+	if err != nil {
+		return err
+	}
+	if _, err := prog.AttachRawTracepoint("sched_process_exec"); err != nil {
+		return err
+	}
+	events, err := module.GetMap("events")
+	if err != nil {
+		return err
+	}
+	reader, err := ringbuf.NewReader(events)
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+
+	// On a signal, what is in the ring is still printed.
+	interrupt := make(chan os.Signal, 1)
+	signal.Notify(interrupt, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		<-interrupt
+		reader.Flush()
+	}()
+	if demo {
+		reader.SetDeadline(time.Now().Add(10 * time.Second))
+		go startPrograms()
+	}
+
+	seen, err := print(reader)
+	if err != nil {
+		return err
+	}
+	lost, err := lostEvents(module)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d programs seen, %d lost\n", seen, lost)
+	return nil
+}
+
+// print prints events until the reader is flushed or its deadline is over.
+func print(reader *ringbuf.Reader) (seen int, err error) {
+	const row = "%-15s %8v %8v %6v  %-16s %s\n"
+	fmt.Printf(row, "TIME", "PID", "PPID", "UID", "COMM", "FILENAME")
+	var (
+		record ringbuf.Record
+		e      event
+	)
+	for ; ; seen++ {
+		err := reader.ReadInto(&record)
+		if errors.Is(err, ringbuf.ErrFlushed) || errors.Is(err, os.ErrDeadlineExceeded) {
+			return seen, nil
+		}
+		if err != nil {
+			return seen, err
+		}
+		if _, err := binary.Decode(record.RawSample, binary.NativeEndian, &e); err != nil {
+			return seen, fmt.Errorf("event of %d bytes: %w", len(record.RawSample), err)
+		}
+		fmt.Printf(row, time.Now().Format("15:04:05.000000"), e.PID, e.PPID, e.UID, cString(e.Comm[:]), cString(e.Filename[:]))
+	}
+}
+
+func cString(b []byte) string {
+	s, _, _ := bytes.Cut(b, []byte{0})
+	return string(s)
+}
+
+// lostEvents returns the program's variable of that name.
+func lostEvents(module *bpf.Module) (uint64, error) {
+	variables, err := module.GetMap(".bss")
+	if err != nil {
+		return 0, err
+	}
+	key := uint32(0)
+	value, err := variables.GetValue(unsafe.Pointer(&key))
+	if err != nil {
+		return 0, err
+	}
+	return binary.NativeEndian.Uint64(value), nil
+}
+
+// startPrograms executes programs that do nothing of note, for the demo.
+func startPrograms() {
+	for {
+		for _, args := range [][]string{{"true"}, {"uname", "-a"}, {"ls", "/"}, {"sh", "-c", "date; id"}} {
+			exec.Command(args[0], args[1:]...).Run()
+			time.Sleep(250 * time.Millisecond)
+		}
+	}
+}

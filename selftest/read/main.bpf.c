@@ -1,0 +1,55 @@
+//go:build ignore
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/* Submits an event for each program that a child of one process executes. */
+#include <linux/bpf.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
+struct task_struct {
+	int tgid;
+	struct task_struct *real_parent;
+} __attribute__((preserve_access_index));
+
+struct linux_binprm {
+	const char *filename;
+} __attribute__((preserve_access_index));
+
+/* Known to main.go. */
+struct event {
+	__u32 pid;
+	__u32 ppid;
+	char filename[248];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16);
+} events SEC(".maps");
+
+/* The process whose children count. */
+const volatile __u32 parent;
+
+/* TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm) */
+SEC("raw_tp/sched_process_exec")
+int sched_process_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx->args[0];
+	struct linux_binprm *bprm = (struct linux_binprm *)ctx->args[2];
+	__u32 ppid = BPF_CORE_READ(task, real_parent, tgid);
+	struct event *event;
+
+	if (ppid != parent)
+		return 0;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event)
+		return 0;
+	event->pid = BPF_CORE_READ(task, tgid);
+	event->ppid = ppid;
+	if (bpf_probe_read_kernel_str(event->filename, sizeof(event->filename),
+				      BPF_CORE_READ(bprm, filename)) < 0)
+		event->filename[0] = '\0';
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
