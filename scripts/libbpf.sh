@@ -22,13 +22,10 @@ die() {
 debian_source() {
 	keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 	apt=$prefix/apt
-	for tool in apt-get dpkg-source patch xz; do
-		command -v $tool >/dev/null && continue
-		command -v apt-get >/dev/null && [ "$(id -u)" -eq 0 ] &&
-			apt-get install -y --no-install-recommends dpkg-dev patch xz-utils >&2 && continue
-		die "no source: $tool is missing; check out the submodule (git submodule update --init)" \
+	command -v apt-get >/dev/null ||
+		die "no source: check out the submodule (git submodule update --init)" \
 			"or set LIBBPF_SRC to a checkout of libbpf >= 1.5"
-	done
+	"$top/scripts/deps.sh" dpkg-source=dpkg-dev patch=patch xz=xz-utils
 	uri=$(apt-get indextargets 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' \
 		--format '$(REPO_URI)' | head -n 1)
 	[ -n "$uri" ] && [ -e $keyring ] ||
