@@ -15,7 +15,6 @@ import (
 const program = `package main
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
