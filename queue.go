@@ -169,7 +169,9 @@ func (q *queue) available() int {
 	case q.closed:
 		return 0
 	case !q.begun:
-		return int(q.ring.producerPos() - q.ring.consumerPos())
+		// In this order, because somebody else may still be reading.
+		consumer := q.ring.consumerPos()
+		return int(q.ring.producerPos() - consumer)
 	}
 	return int(q.ring.producerPos() - q.pos)
 }

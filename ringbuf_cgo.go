@@ -142,11 +142,14 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 		left = deadline.Sub(now)
 	}
 	block := min(left, blockFor-now.Sub(r.active))
-	if blocked.Add(1) > int32(runtime.GOMAXPROCS(0)) {
+	if block > 0 && blocked.Add(1) > int32(runtime.GOMAXPROCS(0)) {
+		blocked.Add(-1)
 		block = 0
 	}
 	err := r.fill(b, block)
-	blocked.Add(-1)
+	if block > 0 {
+		blocked.Add(-1)
+	}
 	if err == nil && len(b.entries) == 0 && left > 0 && (block <= 0 || bool(r.c.busy)) {
 		err = r.waitParked(b, deadline)
 	}
