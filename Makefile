@@ -1,9 +1,11 @@
 # ringbuf: `make help` lists the targets.
 
-GO ?= go
-CLANG ?= clang
 OUTPUT := $(CURDIR)/output
 PREFIX := $(OUTPUT)/libbpf
+
+ifneq ($(words $(CURDIR)),1)
+$(error make cannot work in a directory with a space in its name: $(CURDIR))
+endif
 
 # The flags by which libbpfgo and this package find libbpf, see `make env`.
 export CGO_CFLAGS := -I$(PREFIX)/include
@@ -13,28 +15,32 @@ BPF_SOURCES := $(wildcard examples/*/*.bpf.c internal/*/*.bpf.c selftest/*/*.bpf
 BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
 C_SOURCES := $(wildcard *.c *.h) $(BPF_SOURCES)
 
-# Kernel tests need root; only the test binary gets it.
+# What loads BPF programs needs root; nothing else gets it.
 ifneq ($(shell id -u),0)
-SUDO := sudo -E
+SUDO := sudo -E env PATH=$(PATH)
 TEST_EXEC := -exec "$(SUDO)"
 endif
 
+MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/; s/\$$\$$/$$/g' | expand -t 12
 
 .PHONY: deps
-deps: ## install what building needs (apt-get, on Debian and Ubuntu)
+deps: ## install all that is needed (apt-get, on Debian and Ubuntu)
 	@scripts/deps.sh
+	@scripts/deps.sh clang=clang clang-format=clang-format
 
 .PHONY: libbpf
-libbpf: deps ## build static libbpf (LIBBPF_SRC=dir to choose the source)
+libbpf: ## build static libbpf (LIBBPF_SRC=dir chooses the source)
+	@scripts/deps.sh
 	@LIBBPF_SRC='$(LIBBPF_SRC)' scripts/libbpf.sh $(PREFIX)
 
 .PHONY: bpf
 bpf: libbpf ## compile the BPF programs
+	@scripts/deps.sh clang=clang
 	@$(MAKE) --no-print-directory bpf-objects
 
 .PHONY: bpf-objects
@@ -43,42 +49,44 @@ bpf-objects: $(BPF_OBJECTS)
 
 # clang does not look into the multiarch directory when its target is bpf.
 %.bpf.o: %.bpf.c $(PREFIX)/built
-	$(CLANG) -g -O2 -Wall -Werror -target bpf -I$(PREFIX)/include \
+	clang -g -O2 -Wall -Werror -target bpf -I$(PREFIX)/include \
 		-idirafter /usr/include/$(shell cc -print-multiarch 2>/dev/null) -c $< -o $@
 
+# An eval of what this prints fails when it fails.
 .PHONY: env
 env: ## print shell exports for go commands: eval "$$(make -s env)"
-	@$(MAKE) --no-print-directory bpf >&2
+	@$(MAKE) --no-print-directory bpf >&2 || { echo false; exit 1; }
 	@echo "export CGO_CFLAGS='$(CGO_CFLAGS)'"
 	@echo "export CGO_LDFLAGS='$(CGO_LDFLAGS)'"
 
 .PHONY: demo
-demo: bpf ## show programs being started on this kernel, for ten seconds
-	@mkdir -p $(OUTPUT)
-	@$(GO) build -o $(OUTPUT)/execsnoop ./examples/execsnoop
+demo: bpf ## show programs being executed on this kernel, for ten seconds
+	@go build -o $(OUTPUT)/execsnoop ./examples/execsnoop
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest ## lint, unit tests and kernel tests with -race, selftests
-	$(GO) test -race -count=1 -timeout 5m $(TEST_EXEC) -v ./...
+test: lint selftest ## lint, selftests, unit tests and kernel tests with -race
+	go test -race -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 
 .PHONY: selftest
 selftest: bpf ## run the end-to-end programs on this kernel
 	@for dir in selftest/*/; do name=$$(basename $$dir); \
-		$(GO) build -o $(OUTPUT)/selftest-$$name ./$$dir && \
+		go build -o $(OUTPUT)/selftest-$$name ./$$dir && \
 		$(SUDO) $(OUTPUT)/selftest-$$name && echo "selftest $$name: ok" || \
 		{ echo "selftest $$name: FAILED"; exit 1; }; done
 
 .PHONY: lint
 lint: bpf ## go vet, staticcheck, gofmt and clang-format
-	$(GO) vet ./...
-	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+	@scripts/deps.sh clang-format=clang-format
+	go vet ./...
+	go tool -modfile=tools/go.mod staticcheck ./...
 	@unformatted=$$(gofmt -l .); \
 		[ -z "$$unformatted" ] || { echo "not gofmt-clean: $$unformatted"; exit 1; }
 	clang-format --dry-run --Werror $(C_SOURCES)
 
 .PHONY: fmt
-fmt: deps ## format Go and C
+fmt: ## format Go and C
+	@scripts/deps.sh clang-format=clang-format
 	gofmt -w .
 	clang-format -i $(C_SOURCES)
 

@@ -27,7 +27,7 @@ type ring interface {
 	close() error
 }
 
-var errClosed = fmt.Errorf("ringbuf: reader is closed: %w", ErrClosed)
+var errClosed = fmt.Errorf("ringbuf: reader: %w", ErrClosed)
 
 // A queue hands the samples of a ring out, in order, to any number of goroutines.
 //

@@ -3,7 +3,6 @@ package ringbuf
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -114,7 +113,7 @@ func wantNoPoll(t *testing.T, f *fakeRing) {
 	}
 }
 
-func TestFlushDuringAPollDrainsOnceMore(t *testing.T) {
+func TestQueueFlushDuringAPollDrainsOnceMore(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
@@ -153,7 +152,7 @@ func TestFlushDuringAPollDrainsOnceMore(t *testing.T) {
 	wantResult(t, result, "next", nil)
 }
 
-func TestDeadlineThatPassesDuringAPollDrainsOnceMore(t *testing.T) {
+func TestQueueDeadlineThatPassesDuringAPollDrainsOnceMore(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
@@ -174,7 +173,7 @@ func TestDeadlineThatPassesDuringAPollDrainsOnceMore(t *testing.T) {
 	wantResult(t, result, "", os.ErrDeadlineExceeded)
 }
 
-func TestSetDeadlineReachesAPollThatWaits(t *testing.T) {
+func TestQueueSetDeadlineReachesAPollThatWaits(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
@@ -203,7 +202,7 @@ func TestSetDeadlineReachesAPollThatWaits(t *testing.T) {
 	wantResult(t, result, "sample", nil)
 }
 
-func TestPollThatReturnsEarlyIsRepeated(t *testing.T) {
+func TestQueuePollThatReturnsEarlyIsRepeated(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
@@ -215,7 +214,7 @@ func TestPollThatReturnsEarlyIsRepeated(t *testing.T) {
 	wantResult(t, result, "sample", nil)
 }
 
-func TestCloseWaitsForThePoll(t *testing.T) {
+func TestQueueCloseWaitsForThePoll(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	result := readFake(r)
@@ -248,7 +247,7 @@ func TestCloseWaitsForThePoll(t *testing.T) {
 	wantResult(t, result, "", ErrClosed)
 }
 
-func TestSamplesOfAPollThatCloseInterrupts(t *testing.T) {
+func TestQueueSamplesOfAPollThatCloseInterrupts(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	result := readFake(r)
@@ -266,7 +265,7 @@ func TestSamplesOfAPollThatCloseInterrupts(t *testing.T) {
 	wantAvailable(t, r, 0)
 }
 
-func TestWaitingReadsShareABatch(t *testing.T) {
+func TestQueueWaitingReadsShareABatch(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	results := []<-chan readResult{readFake(r)}
@@ -291,7 +290,7 @@ func TestWaitingReadsShareABatch(t *testing.T) {
 	r.Close()
 }
 
-func TestAnotherReadTakesOverThePoll(t *testing.T) {
+func TestQueueAnotherReadTakesOverThePoll(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
@@ -308,7 +307,7 @@ func TestAnotherReadTakesOverThePoll(t *testing.T) {
 	wantResult(t, third, "3", nil)
 }
 
-func TestEachFlushIsAnsweredToOneRead(t *testing.T) {
+func TestQueueEachFlushIsAnsweredToOneRead(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	results := make(chan error)
@@ -348,7 +347,7 @@ func TestEachFlushIsAnsweredToOneRead(t *testing.T) {
 	}
 }
 
-func TestErrorOfAPollLosesNothing(t *testing.T) {
+func TestQueueErrorOfAPollLosesNothing(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
@@ -361,7 +360,7 @@ func TestErrorOfAPollLosesNothing(t *testing.T) {
 	wantResult(t, results[1], "sample", nil)
 }
 
-func TestAvailableBytesWhilePolling(t *testing.T) {
+func TestQueueAvailableBytesWhilePolling(t *testing.T) {
 	f := newFakeRing()
 	f.consumer.Store(160) // where another Reader stopped
 	f.producer.Store(176)
@@ -381,44 +380,4 @@ func TestAvailableBytesWhilePolling(t *testing.T) {
 	p.reply("12345678", "1")
 	wantResult(t, result, "12345678", nil)
 	wantAvailable(t, r, 24)
-}
-
-func TestEntriesDecode(t *testing.T) {
-	var buf entries
-	var want []string
-	for size := range 100 {
-		s := string(make([]byte, size)) + "x"
-		want = append(want, s)
-		buf = appendEntry(buf, uint64(size)<<32, s)
-	}
-	for size, want := range want {
-		sample, end := buf.next()
-		if string(sample) != want || end != uint64(size)<<32 {
-			t.Errorf("entry %d decodes to %q, %d", size, sample, end)
-		}
-		if cap(sample) != len(sample) {
-			t.Errorf("an append to sample %d reaches the next", size)
-		}
-	}
-	if len(buf) != 0 {
-		t.Errorf("%d bytes are left", len(buf))
-	}
-}
-
-func TestSlabClones(t *testing.T) {
-	var s slab
-	var clones [][]byte
-	for size := range 5000 {
-		p := []byte(fmt.Sprintf("%0*d", size, size))[:size]
-		clones = append(clones, s.clone(p))
-		clear(p)
-	}
-	for size, clone := range clones {
-		if want := fmt.Sprintf("%0*d", size, size)[:size]; string(clone) != want {
-			t.Fatalf("clone of %d bytes is %q", size, clone)
-		}
-		if clone == nil || cap(clone)-len(clone) > 0 && size <= slabSize/4 {
-			t.Fatalf("clone of %d bytes has capacity %d", size, cap(clone))
-		}
-	}
 }

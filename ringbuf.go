@@ -33,8 +33,8 @@ type Record struct {
 // order of the ring, to one of them.
 //
 // A ring buffer has one consumer position, shared by everybody: at any time only
-// one Reader, of all processes, may read it. A second one gets an error from Read
-// where the two of them collide.
+// one Reader, of all processes, may read it. When a Reader finds that somebody else
+// has moved that position, its Read returns an error. See Read.
 type Reader struct {
 	queue   *queue
 	size    int
@@ -98,9 +98,13 @@ func newReader(src ring) *Reader {
 // notified of it (BPF_RB_NO_WAKEUP). Records that were discarded are skipped. One
 // that is reserved and not yet submitted holds back those behind it.
 //
-// Any other error says that the ring cannot be read at present, because another
-// process changed the consumer position. It is returned by every Read while that
-// is so.
+// With a producer that is always ahead of the caller, neither of them ever comes:
+// then stop reading, or Close.
+//
+// An error that wraps syscall.EUCLEAN says that the consumer position is not where
+// this Reader left it: there is another Reader of this ring, in this process or
+// another, or somebody who writes that position. It is returned by every Read until
+// the position is back. To go on from where the ring is now, open a new Reader.
 func (r *Reader) Read() (Record, error) {
 	r.queue.mu.Lock()
 	defer r.queue.mu.Unlock()
@@ -125,14 +129,14 @@ func (r *Reader) ReadInto(rec *Record) error {
 	return nil
 }
 
-// SetDeadline sets the time at which Read and ReadInto stop waiting. It applies to
-// calls that are already waiting too, and never waits for them. The zero Time
-// means no deadline, which is the default.
+// SetDeadline sets the time after which Read and ReadInto do not wait for records.
+// It applies to calls that are already waiting too, and never waits for them. The
+// zero Time means no deadline, which is the default.
 func (r *Reader) SetDeadline(t time.Time) { r.queue.setDeadline(t) }
 
 // Flush makes Read and ReadInto return what is in the ring, also records submitted
-// with BPF_RB_NO_WAKEUP, and then ErrFlushed once. If nobody is reading, the next
-// calls do so.
+// with BPF_RB_NO_WAKEUP, and then, when the ring is empty, ErrFlushed once. If nobody
+// is reading, the next calls do so.
 //
 // To hand a pinned ring over to another process without losing a record, call
 // Flush, Read until ErrFlushed, then Close. The error wraps ErrClosed after Close.

@@ -20,10 +20,6 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 
-#if LIBBPF_MAJOR_VERSION < 1 || (LIBBPF_MAJOR_VERSION == 1 && LIBBPF_MINOR_VERSION < 3)
-#error "ringbuf needs libbpf 1.3 or newer (ring__consumer_pos and its kin)"
-#endif
-
 /* Returned by the callback to end a drain: "stored, stop here". */
 #define STOP (-ECANCELED)
 

@@ -2,12 +2,19 @@
 #ifndef RINGBUF_CGO_H
 #define RINGBUF_CGO_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <linux/bpf.h>
 #include <linux/types.h>
 
+#if !__has_include(<bpf/libbpf.h>)
+#error "libbpf's headers are missing: set CGO_CFLAGS and CGO_LDFLAGS, see README.md of ringbuf"
+#else
 #include <bpf/libbpf.h>
-#include <stdbool.h>
-#include <stddef.h>
+#if LIBBPF_MAJOR_VERSION < 1 || (LIBBPF_MAJOR_VERSION == 1 && LIBBPF_MINOR_VERSION < 3)
+#error "libbpf is too old: ringbuf needs 1.3 or newer"
+#endif
+#endif
 
 /*
  * One ring, opened by cgo_ringbuf_open(). Calls on it must not overlap, except

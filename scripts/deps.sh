@@ -2,9 +2,9 @@
 # Usage: deps.sh [command=package]...
 #
 # Installs the Debian packages of the given commands that are missing. Without
-# arguments, sees to everything that building and testing need: Go (which it only
-# checks), a C compiler, clang (for BPF), clang-format, pkg-config, and the headers
-# of libelf and zlib. It does nothing, quickly, when everything is there.
+# arguments, sees to what building with cgo and libbpf needs: Go (which it only
+# checks), a C compiler, pkg-config, and the headers of libelf and zlib. It does
+# nothing, quickly, when everything is there.
 set -eu
 
 die() {
@@ -16,12 +16,12 @@ if [ $# -gt 0 ]; then
 	commands=$*
 	headers=
 else
-	commands='cc=gcc clang=clang clang-format=clang-format pkg-config=pkg-config'
+	commands='cc=gcc pkg-config=pkg-config'
 	headers='stdio.h=libc6-dev linux/types.h=linux-libc-dev libelf.h=libelf-dev zlib.h=zlib1g-dev'
 	go_version=$(go env GOVERSION 2>/dev/null) ||
 		die "the go command is missing; Go 1.24 or newer is needed: https://go.dev/dl"
 	case $go_version in
-	go1.[0-9] | go1.[0-9].* | go1.1[0-9] | go1.1[0-9].* | go1.2[0-3] | go1.2[0-3].*)
+	go1.[0-9] | go1.[0-9][!0-9]* | go1.1[0-9]* | go1.2[0-3]*)
 		die "Go 1.24 or newer is needed, this is $go_version: https://go.dev/dl"
 		;;
 	esac

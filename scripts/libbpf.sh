@@ -49,16 +49,16 @@ find_source() {
 	if [ -n "${LIBBPF_SRC:-}" ]; then
 		# Both the checkout and its src directory are common notations.
 		for src in "$LIBBPF_SRC" "$LIBBPF_SRC/.."; do
-			[ -e "$src/src/libbpf.c" ] && return
+			[ -e "$src/src/libbpf.c" ] && [ -d "$src/include/uapi" ] && return
 		done
-		die "LIBBPF_SRC=$LIBBPF_SRC holds no src/libbpf.c"
+		die "LIBBPF_SRC=$LIBBPF_SRC is no source of libbpf: it has no src/libbpf.c or no include/uapi"
 	fi
 	src=$top/libbpf
 	[ -e "$src/src/libbpf.c" ] && return
 	if [ ! -e "$prefix/debian-source/src/libbpf.c" ]; then
 		echo "libbpf: checking out the submodule" >&2
-		GIT_TERMINAL_PROMPT=0 git -C "$top" submodule --quiet update --init libbpf 2>/dev/null && return
-		echo "libbpf: that did not work; taking Debian's source package" >&2
+		GIT_TERMINAL_PROMPT=0 git -C "$top" submodule --quiet update --init libbpf 2>"$prefix/log" && return
+		echo "libbpf: that did not work ($(grep -m1 fatal "$prefix/log")); taking Debian's source package" >&2
 		debian_source
 	fi
 	src=$prefix/debian-source

@@ -66,11 +66,13 @@ func run(demo bool) error {
 	}
 	defer reader.Close()
 
-	// On a signal, what is in the ring is still printed.
+	// On a signal, what is in the ring is still printed. On another, if there is too
+	// much of it, the program just ends.
 	interrupt := make(chan os.Signal, 1)
 	signal.Notify(interrupt, syscall.SIGINT, syscall.SIGTERM)
 	go func() {
 		<-interrupt
+		signal.Stop(interrupt)
 		reader.Flush()
 	}()
 	if demo {
