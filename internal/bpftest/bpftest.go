@@ -190,19 +190,23 @@ func (r *Ring) emitSome(samples []Sample) (refused int) {
 }
 
 // Busy reserves a record of 8 bytes. Calling submit commits it, and returns when
-// that is done; the program does so itself after a second or so. It writes the
-// record from a thread of its own.
+// that is done; the program does so itself after some seconds, which fails the test.
+// It writes the record from a thread of its own.
 func (r *Ring) Busy(data [8]byte) (submit func()) {
 	r.tb.Helper()
 	copy(r.content, data[:])
 	r.setContent()
 	r.setPlan(0, planned{kind: kindBusy, size: 8})
-	done := make(chan uint32)
+	done := make(chan uint32, 1)
 	go func() { done <- r.run(r.emit, 1) }()
 	for r.busyState() != busyReserved {
+		if len(done) > 0 {
+			r.tb.Fatal("the busy record was refused, or committed too early")
+		}
 		runtime.Gosched()
 	}
 	return func() {
+		r.tb.Helper()
 		if r.busyState() != busyReserved {
 			r.tb.Error("the busy record was committed too early")
 		}
