@@ -1,0 +1,39 @@
+package ringbuf
+
+import (
+	"testing"
+
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+// benchmarkDrain times reading, apart from producing and waiting: the ring is
+// filled while the clock stands still.
+func benchmarkDrain(b *testing.B, read func(r *Reader) error) {
+	ring, r := newRingAndReader(b, 16<<20)
+	const fill = 100_000
+	b.SetBytes(bpftest.NumberedSize)
+	b.ReportAllocs()
+	for n := 0; n < b.N; {
+		b.StopTimer()
+		got := ring.Count(0, 0, min(fill, b.N-n), 0)
+		b.StartTimer()
+		for range got {
+			if err := read(r); err != nil {
+				b.Fatal(err)
+			}
+		}
+		n += got
+	}
+}
+
+func BenchmarkRead(b *testing.B) {
+	benchmarkDrain(b, func(r *Reader) error {
+		_, err := r.Read()
+		return err
+	})
+}
+
+func BenchmarkReadInto(b *testing.B) {
+	var rec Record
+	benchmarkDrain(b, func(r *Reader) error { return r.ReadInto(&rec) })
+}
