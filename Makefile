@@ -17,7 +17,7 @@ C_SOURCES := $(wildcard *.c *.h) $(BPF_SOURCES)
 
 # What loads BPF programs needs root; nothing else gets it.
 ifneq ($(shell id -u),0)
-SUDO := sudo -E env PATH=$(PATH)
+SUDO := sudo -E env 'PATH=$(PATH)'
 TEST_EXEC := -exec "$(SUDO)"
 endif
 

@@ -13,6 +13,7 @@ import (
 
 	bpf "github.com/aquasecurity/libbpfgo"
 
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
@@ -20,7 +21,11 @@ import (
 func wantOpenError(t *testing.T, m Map, errno syscall.Errno, want ...string) {
 	t.Helper()
 	before := resources()
+	bpfobj.Warnings()
 	r, err := NewReader(m)
+	if warnings := bpfobj.Warnings(); warnings != "" {
+		t.Errorf("libbpf printed %q", warnings)
+	}
 	if err == nil {
 		r.Close()
 		t.Fatal("NewReader succeeded")
@@ -82,7 +87,7 @@ func TestNewReaderRefusesWhatIsNoRingBuffer(t *testing.T) {
 		if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 			t.Fatal(err)
 		}
-		// A Reader needs four descriptors. Allow it one to three more than there are.
+		// A Reader needs four descriptors. Allow it up to three more than there are.
 		for more := range 4 {
 			used := 0
 			for fd := range descriptors(t) {
@@ -94,7 +99,11 @@ func TestNewReaderRefusesWhatIsNoRingBuffer(t *testing.T) {
 			if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &low); err != nil {
 				t.Fatal(err)
 			}
+			bpfobj.Warnings()
 			r, err := NewReader(ring)
+			if warnings := bpfobj.Warnings(); warnings != "" {
+				t.Errorf("libbpf printed %q", warnings)
+			}
 			if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 				t.Fatal(err)
 			}
@@ -216,6 +225,18 @@ func TestReaderReportsAConsumerPositionThatItDidNotSet(t *testing.T) {
 			wantSample(t, r, "next")
 		})
 	}
+}
+
+func TestAvailableBytesAfterAnUnsoundFirstPosition(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	position := consumerPosition(t, ring)
+	ring.Emit(text("sample"))
+	*position = 1 << 40
+	wantReadError(t, r, syscall.EUCLEAN)
+	*position = 0
+	wantAvailable(t, r, 16)
+	wantSample(t, r, "sample")
+	wantAvailable(t, r, 0)
 }
 
 func TestGarbageInPlaceOfAHeaderIsNoSample(t *testing.T) {

@@ -15,9 +15,8 @@ import (
 type ring interface {
 	// poll drains samples into b, which must be empty. If there are none it waits
 	// for some, until the deadline (zero: none) or wake; it may also return early.
-	// It returns without samples only after it found the ring empty, or its oldest
-	// record not committed, when that wait had ended. With a deadline in the past
-	// it does not wait.
+	// With a deadline in the past it does not wait, and returns without samples only
+	// if the ring is empty or its oldest record not committed.
 	poll(b *batch, deadline time.Time) error
 	// wake ends the current or the next wait of poll.
 	wake()
@@ -98,7 +97,8 @@ func (q *queue) lead(b *batch) error {
 		if q.closed {
 			return errClosed
 		}
-		if !q.begun {
+		first := !q.begun
+		if first {
 			q.begun = true
 			q.pos = q.ring.consumerPos()
 		}
@@ -119,6 +119,7 @@ func (q *queue) lead(b *batch) error {
 
 		switch {
 		case err != nil:
+			q.begun = !first // pos may be anything if the first poll did not like it
 			return fmt.Errorf("ringbuf: %w", err)
 		case len(b.entries) > 0:
 			q.unread, q.producer = b.entries, b.producer

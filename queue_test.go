@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -358,6 +359,48 @@ func TestQueueErrorOfAPollLosesNothing(t *testing.T) {
 	wantResult(t, results[0], "", syscall.EUCLEAN)
 	f.nextPoll(t).reply("sample")
 	wantResult(t, results[1], "sample", nil)
+}
+
+func TestQueueDeadlineEndsAllWaitingReads(t *testing.T) {
+	f := newFakeRing()
+	r := newReader(f)
+	defer r.Close()
+	results := []<-chan readResult{readFake(r)}
+	p := f.nextPoll(t)
+	for range 2 {
+		results = append(results, readFake(r))
+	}
+	r.SetDeadline(time.Now())
+	p.reply()
+	for range results {
+		p := f.nextPoll(t)
+		if p.waits() {
+			t.Error("a poll waits after the deadline")
+		}
+		p.reply()
+	}
+	for _, result := range results {
+		wantResult(t, result, "", os.ErrDeadlineExceeded)
+	}
+}
+
+func TestQueueIsNotCleanedUpWhileAReadWaits(t *testing.T) {
+	f := newFakeRing()
+	result := readFake(newReader(f)) // and nobody else has the Reader
+	p := f.nextPoll(t)
+	for range 3 {
+		runtime.GC()
+	}
+	wantNoPoll(t, f)
+	if f.closed.Load() {
+		t.Fatal("the ring was closed while Read waits")
+	}
+	p.reply("sample")
+	wantResult(t, result, "sample", nil)
+	await(t, "the cleanup", func() bool {
+		runtime.GC()
+		return f.closed.Load()
+	})
 }
 
 func TestQueueAvailableBytesWhilePolling(t *testing.T) {

@@ -52,8 +52,8 @@ type options struct{}
 //
 // It duplicates the map's descriptor, so that m may be closed, with the libbpfgo
 // Module that it belongs to, while the Reader goes on. It needs no capability,
-// only write access to the map: with BPF_F_RDONLY the kernel refuses to map the
-// consumer position. On kernels before 6.0 with the sysctl
+// only a descriptor for reading and writing: with BPF_F_RDONLY or BPF_F_WRONLY the
+// kernel refuses to map the consumer position. On kernels before 6.0 with the sysctl
 // kernel.unprivileged_bpf_disabled set it also needs CAP_BPF, without which all
 // bpf(2) commands are refused there.
 //
@@ -79,7 +79,9 @@ func NewReader(m Map, opts ...Option) (*Reader, error) {
 func newReader(src ring) *Reader {
 	r := &Reader{queue: newQueue(src), size: src.size()}
 	r.close = sync.OnceValue(r.queue.close)
-	r.cleanup = runtime.AddCleanup(r, func(src ring) { src.close() }, src)
+	// Of the queue, not of r: a method may be the last to use r, and still be running.
+	// Every one of them holds the queue's mutex to its end.
+	r.cleanup = runtime.AddCleanup(r.queue, func(src ring) { src.close() }, src)
 	return r
 }
 
@@ -154,8 +156,7 @@ func (r *Reader) BufferSize() int { return r.size }
 // mappings and memory. When it returns, no code of libbpf touches the ring any
 // more. Further calls do nothing and return the same as the first.
 //
-// Records are drained from the ring in batches of up to 64 KiB, or one record if
-// that is larger. What was drained and not yet returned by Read is lost; what was
+// Records are drained from the ring in batches of up to 64 KiB and one record. What was drained and not yet returned by Read is lost; what was
 // not drained stays in the ring. See Flush.
 func (r *Reader) Close() error {
 	r.cleanup.Stop()

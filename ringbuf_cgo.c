@@ -54,7 +54,8 @@ static int take_sample(void *ctx, void *data, size_t len)
 	 * Whoever holds the map can write the consumer position, and libbpf
 	 * then takes any bytes for a header. Its two mappings of the data make
 	 * a length up to the ring's size safe to read; and a record cannot lie
-	 * outside of what was produced.
+	 * outside of what was produced. Positions were checked before the drain,
+	 * but may change during it.
 	 */
 	if (len > r->size - BPF_RINGBUF_HDR_SZ || start < r->consumer || end > r->producer) {
 		r->bad_consumer = start;
@@ -73,8 +74,8 @@ static int take_sample(void *ctx, void *data, size_t len)
 	memcpy(entry + 1, data, len);
 	r->consumer = end;
 
-	/* Stop before a sample of the same size would not fit. */
-	r->full = r->spilled || r->filled + need > r->cap;
+	/* Stop before a sample of the same size would pass the limit. */
+	r->full = r->spilled || r->filled + need > r->limit;
 	return r->full ? STOP : 0;
 }
 
@@ -151,16 +152,18 @@ static int wait_for_samples(struct cgo_ringbuf *r, __s64 timeout_ns)
 	if (ppoll(fds, 2, &timeout, NULL) < 0)
 		return errno == EINTR ? 0 : -errno;
 	if (fds[1].revents)
-		cgo_ringbuf_woken(r);
+		r->woken = cgo_ringbuf_woken(r);
 	return 0;
 }
 
-int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, __s64 timeout_ns)
+int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 timeout_ns)
 {
 	int err;
 
 	r->buf = buf;
 	r->cap = cap;
+	r->limit = limit;
+	r->woken = false;
 	err = drain(r);
 	/*
 	 * ppoll is level-triggered, and to the kernel a busy record is data: it

@@ -21,8 +21,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/bits"
 	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -35,9 +37,12 @@ const (
 	minBatchSize = 4 << 10
 	maxBatchSize = 64 << 10
 
-	// How long after the last sample a wait blocks its OS thread, which answers
+	// How long a wait that follows a sample blocks its OS thread, which answers
 	// faster than parking the goroutine does.
 	blockFor = 100 * time.Millisecond
+
+	// The netpoller waits in milliseconds, so the end of any wait blocks.
+	netpollGrain = 1500 * time.Microsecond
 )
 
 // blocked counts the threads of this process that poll blocks. As many as can run
@@ -52,7 +57,11 @@ type libbpfRing struct {
 
 	active time.Time // when poll was called after it had found samples
 	found  bool      // the last poll found samples
-	park   *os.File  // c.park_fd, owned
+
+	limit   int // about how many bytes of a batch to fill
+	largest int // room beyond limit: no entry so far was larger
+
+	park   *os.File // c.park_fd, owned
 	parked syscall.RawConn
 
 	// For onReady, which is made once because a new closure for each wait would be
@@ -88,7 +97,7 @@ func openRing(m Map) (*libbpfRing, error) {
 		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
 	}
 
-	r := &libbpfRing{name: info.name}
+	r := &libbpfRing{name: info.name, limit: minBatchSize}
 	var stepC *C.char
 	if err := errnoOf(C.cgo_ringbuf_open(fdC, C.__u64(info.size), &r.c, &stepC)); err != nil {
 		return nil, fmt.Errorf("map %q of type ringbuf: %s: %w", info.name, C.GoString(stepC), err)
@@ -142,6 +151,9 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 		left = deadline.Sub(now)
 	}
 	block := min(left, blockFor-now.Sub(r.active))
+	if left <= netpollGrain {
+		block = left
+	}
 	if block > 0 && blocked.Add(1) > int32(runtime.GOMAXPROCS(0)) {
 		blocked.Add(-1)
 		block = 0
@@ -150,7 +162,10 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 	if block > 0 {
 		blocked.Add(-1)
 	}
-	if err == nil && len(b.entries) == 0 && left > 0 && (block <= 0 || bool(r.c.busy)) {
+	if err == nil && len(b.entries) == 0 && left > 0 && !bool(r.c.woken) && (block <= 0 || bool(r.c.busy)) {
+		if left > netpollGrain && !deadline.IsZero() {
+			deadline = deadline.Add(-netpollGrain)
+		}
 		err = r.waitParked(b, deadline)
 	}
 	r.found = len(b.entries) > 0
@@ -160,13 +175,16 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 // fill drains into b, after a wait of at most the given duration if there is
 // nothing to drain at first.
 func (r *libbpfRing) fill(b *batch, wait time.Duration) error {
-	if b.buf == nil || bool(r.c.full) && len(b.buf) < maxBatchSize {
-		b.buf = make([]byte, max(minBatchSize, 2*len(b.buf)))
+	if r.c.full {
+		r.limit = min(2*r.limit, maxBatchSize)
+	}
+	if size := r.limit + r.largest; len(b.buf) < size {
+		b.buf = make([]byte, size)
 	}
 	b.entries = nil
 	// SAFETY: C keeps the pointer to buf, which holds no pointers, in *r.c, for the
 	// duration of the call only.
-	err := errnoOf(C.cgo_ringbuf_poll(r.c, unsafe.Pointer(&b.buf[0]), C.size_t(len(b.buf)), C.__s64(wait)))
+	err := errnoOf(C.cgo_ringbuf_poll(r.c, unsafe.Pointer(&b.buf[0]), C.size_t(len(b.buf)), C.size_t(r.limit), C.__s64(wait)))
 	if errors.Is(err, syscall.EUCLEAN) {
 		return fmt.Errorf("map %q: consumer position is %d, expected %d (producer position %d): "+
 			"the ring has another reader or is corrupt: %w",
@@ -179,9 +197,12 @@ func (r *libbpfRing) fill(b *batch, wait time.Duration) error {
 	b.entries = b.buf[:r.c.filled]
 	if r.c.spilled > 0 {
 		// SAFETY: spill is valid for spilled bytes until the next call, and copied
-		// here. The buffer grows, so that there is room for such a sample next time.
-		b.entries = append(b.entries, unsafe.Slice((*byte)(r.c.spill), r.c.spilled)...)
-		b.buf = b.entries[:cap(b.entries)]
+		// here.
+		spill := unsafe.Slice((*byte)(r.c.spill), r.c.spilled)
+		b.entries = slices.Concat(b.entries, spill)
+		// From now on there is room for such a sample. Powers of two, so that this
+		// does not happen often.
+		r.largest = 1 << bits.Len(uint(len(spill)))
 	}
 	return nil
 }

@@ -35,12 +35,14 @@ struct cgo_ringbuf {
 	/* Where the drained samples go; valid during one call. */
 	void *buf;
 	size_t cap;
+	size_t limit;
 
 	/* What the last drain found. */
 	size_t filled;	/* bytes of entries in buf */
 	size_t spilled; /* bytes of the one entry, the last, that did not fit and is in spill */
 	void *spill;
-	bool full;	    /* stopped because buf was full */
+	bool woken;	    /* the wait was ended by cgo_ringbuf_wake() */
+	bool full;	    /* stopped at the limit */
 	bool busy;	    /* no sample, but a record that is not yet committed */
 	__u64 consumer;	    /* position up to which all was drained */
 	__u64 producer;	    /* position up to which records were reserved */
@@ -65,12 +67,12 @@ int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const cha
 void cgo_ringbuf_free(struct cgo_ringbuf *r);
 
 /*
- * Drains samples into buf, until the ring is empty, a record is not committed
- * yet, or buf is full. If there was no sample, waits for at most timeout_ns for a
- * notification from the kernel or cgo_ringbuf_wake(), and drains again. It does
- * not wait while r->busy. -EUCLEAN: somebody else wrote the consumer position.
+ * Drains samples into buf, which has room for cap bytes, until the ring is empty, a
+ * record is not committed yet, or about limit bytes are filled. If there was no sample, waits for
+ * at most timeout_ns for a notification from the kernel or cgo_ringbuf_wake(), and drains again. It
+ * does not wait while r->busy. -EUCLEAN: somebody else wrote the consumer position.
  */
-int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, __s64 timeout_ns);
+int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 timeout_ns);
 
 /* Ends the current or next wait. */
 int cgo_ringbuf_wake(struct cgo_ringbuf *r);

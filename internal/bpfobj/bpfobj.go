@@ -12,8 +12,8 @@ import (
 	bpf "github.com/aquasecurity/libbpfgo"
 )
 
-// warnings has what libbpf had to say since it was last reset. It describes its work
-// at length, which matters only when it fails.
+// warnings is what libbpf warned of. It also describes its work at length, which
+// nobody needs to know.
 var warnings struct {
 	sync.Mutex
 	strings.Builder
@@ -36,10 +36,7 @@ func init() {
 // matters before kernel 5.11 only (there libbpf raises it) and which a process
 // without CAP_SYS_RESOURCE cannot raise.
 func Load(elf []byte, prepare func(*bpf.Module) error) (*bpf.Module, error) {
-	warnings.Lock()
-	warnings.Reset()
-	warnings.Unlock()
-
+	Warnings()
 	module, err := open(elf)
 	if err != nil {
 		return nil, fmt.Errorf("open BPF object: %w", err)
@@ -57,9 +54,15 @@ func Load(elf []byte, prepare func(*bpf.Module) error) (*bpf.Module, error) {
 	if errors.Is(err, syscall.EPERM) {
 		return nil, fmt.Errorf("%w: root, or CAP_BPF and CAP_PERFMON, is needed", err)
 	}
+	return nil, fmt.Errorf("%w\n%s", err, Warnings())
+}
+
+// Warnings returns what libbpf warned of since it was last called.
+func Warnings() string {
 	warnings.Lock()
 	defer warnings.Unlock()
-	return nil, fmt.Errorf("%w\n%s", err, warnings.String())
+	defer warnings.Reset()
+	return warnings.String()
 }
 
 func open(elf []byte) (*bpf.Module, error) {

@@ -185,4 +185,20 @@ int count(struct bpf_raw_tracepoint_args *ctx)
 	return i;
 }
 
+/* Context: how many records to reserve and discard. */
+SEC("raw_tp/discard_some")
+int discard_some(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u64 *record;
+	__u32 i;
+
+	for (i = 0; i < 1024 && i < ctx->args[0]; i++) {
+		record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+		if (!record)
+			break;
+		bpf_ringbuf_discard(record, 0);
+	}
+	return i;
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

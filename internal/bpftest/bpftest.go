@@ -67,6 +67,7 @@ type Ring struct {
 	state  *bpf.BPFMap
 	emit   *bpf.BPFProg
 	count  *bpf.BPFProg
+	giveUp *bpf.BPFProg
 
 	content []byte // of cont
 }
@@ -93,7 +94,7 @@ func New(tb testing.TB, size int) *Ring {
 			tb.Fatal(err)
 		}
 	}
-	for name, p := range map[string]**bpf.BPFProg{"emit": &r.emit, "count": &r.count} {
+	for name, p := range map[string]**bpf.BPFProg{"emit": &r.emit, "count": &r.count, "discard_some": &r.giveUp} {
 		if *p, err = module.GetProgram(name); err != nil {
 			tb.Fatal(err)
 		}
@@ -250,7 +251,7 @@ func DecodeNumbered(sample []byte) Numbered {
 }
 
 // Count writes up to n records numbered from seq on and returns how many there was
-// room for. Unlike the other methods it may be called concurrently.
+// room for. Unlike Emit and Busy it may be called concurrently.
 func (r *Ring) Count(producer int, seq uint64, n int, flags uint32) (added int) {
 	for added < n {
 		want := min(n-added, maxCount)
@@ -262,6 +263,10 @@ func (r *Ring) Count(producer int, seq uint64, n int, flags uint32) (added int) 
 	}
 	return added
 }
+
+// Discard reserves up to n records of 8 bytes, and discards each. It may be called
+// concurrently, as Count may.
+func (r *Ring) Discard(n int) { r.run(r.giveUp, uint64(n)) }
 
 func (r *Ring) setPlan(index int, p planned) {
 	r.update(r.plan, uint32(index), unsafe.Pointer(&p))

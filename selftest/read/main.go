@@ -66,14 +66,15 @@ func run() error {
 	}
 	defer reader.Close()
 
-	// The first half is read while it happens, the second after it has.
+	// Read waits for the first half; the second half waits for Read.
 	reader.SetDeadline(time.Now().Add(10 * time.Second))
 	for i := range executions / 2 {
+		read := startRead(reader)
 		pid, err := execute()
 		if err != nil {
 			return err
 		}
-		if err := check(reader, pid); err != nil {
+		if err := check(<-read, pid); err != nil {
 			return fmt.Errorf("execution %d: %w", i, err)
 		}
 	}
@@ -86,7 +87,7 @@ func run() error {
 		pids = append(pids, pid)
 	}
 	for i, pid := range pids {
-		if err := check(reader, pid); err != nil {
+		if err := check(<-startRead(reader), pid); err != nil {
 			return fmt.Errorf("execution %d of the second half: %w", i, err)
 		}
 	}
@@ -109,15 +110,30 @@ func execute() (uint32, error) {
 	return uint32(cmd.Process.Pid), nil
 }
 
-// check reads an event and compares it.
-func check(reader *ringbuf.Reader, pid uint32) error {
-	record, err := reader.Read()
-	if err != nil {
-		return err
+type result struct {
+	record ringbuf.Record
+	err    error
+}
+
+// startRead calls Read in a goroutine.
+func startRead(reader *ringbuf.Reader) <-chan result {
+	read := make(chan result, 1)
+	go func() {
+		record, err := reader.Read()
+		read <- result{record, err}
+	}()
+	return read
+}
+
+// check compares an event.
+func check(read result, pid uint32) error {
+	if read.err != nil {
+		return read.err
 	}
+	sample := read.record.RawSample
 	var got event
-	if n, err := binary.Decode(record.RawSample, binary.NativeEndian, &got); err != nil || n != len(record.RawSample) {
-		return fmt.Errorf("event of %d bytes, want %d", len(record.RawSample), binary.Size(got))
+	if n, err := binary.Decode(sample, binary.NativeEndian, &got); err != nil || n != len(sample) {
+		return fmt.Errorf("event of %d bytes, want %d", len(sample), binary.Size(got))
 	}
 	filename, _, _ := bytes.Cut(got.Filename[:], []byte{0})
 	want := event{PID: pid, PPID: uint32(os.Getpid()), Filename: got.Filename}
