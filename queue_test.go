@@ -386,7 +386,13 @@ func TestQueueDeadlineEndsAllWaitingReads(t *testing.T) {
 
 func TestQueueIsNotCleanedUpWhileAReadWaits(t *testing.T) {
 	f := newFakeRing()
-	result := readFake(newReader(f)) // and nobody else has the Reader
+	r := newReader(f)
+	result := make(chan readResult, 1)
+	go func() {
+		var rec Record
+		err := r.ReadInto(&rec) // the last use of r
+		result <- readResult{rec, err}
+	}()
 	p := f.nextPoll(t)
 	for range 3 {
 		runtime.GC()
