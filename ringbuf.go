@@ -98,7 +98,8 @@ func newReader(src ring) *Reader {
 // Before the first two of these errors it returns all records that are in the
 // ring. A record that is in the ring is returned whether or not the kernel
 // notified of it (BPF_RB_NO_WAKEUP). Records that were discarded are skipped. One
-// that is reserved and not yet submitted holds back those behind it.
+// that is reserved and not yet submitted holds back those behind it: the ring counts
+// as empty there.
 //
 // With a producer that is always ahead of the caller, neither of them ever comes:
 // then stop reading, or Close.
