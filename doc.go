@@ -7,7 +7,8 @@
 //
 // Samples are drained in batches, one call of C for many samples, and only while
 // somebody reads. A Reader that waits holds no thread of the operating system, except
-// in the first tenth of a second of a wait that follows a sample.
+// in the first tenth of a second of a wait that follows a sample and in the last
+// moment before a deadline.
 //
 // # Building
 //

@@ -33,7 +33,7 @@ import (
 
 const (
 	// A batch starts small, for the many Readers that see few samples, and grows
-	// to what was measured best for 64-byte samples under load.
+	// to what a prototype found best for 64-byte samples under load.
 	minBatchSize = 4 << 10
 	maxBatchSize = 64 << 10
 
