@@ -17,7 +17,10 @@ type batch struct {
 // in native byte order; struct cgo_ringbuf_entry in ringbuf_cgo.h is the header.
 type entries []byte
 
-const entryHeaderSize = 16
+const (
+	entryHeaderSize  = 16
+	recordHeaderSize = 8 // in the ring, BPF_RINGBUF_HDR_SZ
+)
 
 // next removes the oldest sample. It reports the sample, a view into the entries,
 // and the position in the ring of its record's end.

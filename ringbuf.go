@@ -43,10 +43,31 @@ type Reader struct {
 	close   func() error
 }
 
-// An Option changes how a Reader reads. There is none yet.
+// An Option changes how a Reader reads.
 type Option func(*options)
 
-type options struct{}
+type options struct {
+	maxDelay time.Duration // negative: the default
+}
+
+// WithMaxDelay limits the delay by which wakeup moderation may hold a sample back: no
+// sample waits longer than twice d. 0 turns moderation off, so that the Reader reads
+// eagerly. The default is 1 ms, and less or nothing for rings that a flood could fill
+// in that time.
+//
+// The kernel notifies of a record whenever the consumer had caught up, and the BPF
+// program that submits it, thus the traced workload, pays for that: several times what
+// the program takes otherwise. So while notifications come faster than two in d the
+// Reader drains the ring at ticks of a timer, at most d apart, and leaves the newest
+// record until the next tick. Then the kernel never notifies. At lower rates, for the
+// first samples after a pause, and where a deadline, Flush or Close ends a wait,
+// nothing is held back.
+//
+// An explicit d is taken as given: the ring must have room for what is produced in
+// that time.
+func WithMaxDelay(d time.Duration) Option {
+	return func(o *options) { o.maxDelay = max(d, 0) }
+}
 
 // NewReader returns a Reader of the ring buffer m.
 //
@@ -65,11 +86,11 @@ type options struct{}
 // Close releases the Reader's resources. If it is dropped without a Close, they
 // are released after the garbage collector has found out.
 func NewReader(m Map, opts ...Option) (*Reader, error) {
-	var o options
+	o := options{maxDelay: -1}
 	for _, opt := range opts {
 		opt(&o)
 	}
-	src, err := openRing(m)
+	src, err := openRing(m, o)
 	if err != nil {
 		return nil, fmt.Errorf("ringbuf: %w", err)
 	}

@@ -34,6 +34,65 @@ static size_t spill_size(const struct cgo_ringbuf *r)
 	return sizeof(struct cgo_ringbuf_entry) + r->size;
 }
 
+/* The length and flags of the record at pos, which is below the producer position. */
+static __u32 header_at(const struct cgo_ringbuf *r, __u64 pos)
+{
+	/* Pairs with the xchg() in bpf_ringbuf_commit(). */
+	const __u32 *header = r->data + (pos & (r->size - 1));
+
+	return __atomic_load_n(header, __ATOMIC_ACQUIRE);
+}
+
+static __u64 record_end(__u64 pos, __u32 header)
+{
+	__u64 len = header & ~(BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT);
+
+	return pos + align8(BPF_RINGBUF_HDR_SZ + len);
+}
+
+/*
+ * Reports whether the next sample at or after pos can be consumed so that a
+ * committed record remains behind it. The kernel notifies of a record if the
+ * consumer position is its start when it is committed, so it will not notify of
+ * any, while the consumer position is the start of one that already is.
+ *
+ * A record that takes a large part of the ring is not left in it.
+ */
+static bool leaves_one(const struct cgo_ringbuf *r, __u64 pos)
+{
+	while (pos < r->producer) {
+		__u32 header = header_at(r, pos);
+		__u64 end = record_end(pos, header);
+
+		if (header & BPF_RINGBUF_BUSY_BIT)
+			return false;
+		if (end - pos > r->size / 8)
+			return true;
+		if (end >= r->producer)
+			return false;
+		/* libbpf consumes discarded records by itself. */
+		if (!(header & BPF_RINGBUF_DISCARD_BIT))
+			return !(header_at(r, end) & BPF_RINGBUF_BUSY_BIT);
+		pos = end;
+	}
+	return false;
+}
+
+/* Copies n bytes, a multiple of 8: faster than a call of memcpy() for small samples. */
+static void copy8(void *to, const void *from, __u64 n)
+{
+	__u64 i;
+
+	if (n > 256) {
+		memcpy(to, from, n);
+		return;
+	}
+	for (i = 0; i + 16 <= n; i += 16)
+		memcpy(to + i, from + i, 16);
+	if (i < n)
+		memcpy(to + i, from + i, 8);
+}
+
 /*
  * libbpf's callback. libbpf publishes the consumer position when this returns,
  * also when it returns an error: the sample must have been copied by then.
@@ -71,12 +130,13 @@ static int take_sample(void *ctx, void *data, size_t len)
 	}
 	entry->end = end;
 	entry->len = len;
-	memcpy(entry + 1, data, len);
+	copy8(entry + 1, data, align8(len));
 	r->consumer = end;
+	r->samples++;
 
 	/* Stop before a sample of the same size would pass the limit. */
 	r->full = r->spilled || r->filled + need > r->limit;
-	return r->full ? STOP : 0;
+	return r->full || (r->leave && !leaves_one(r, end)) ? STOP : 0;
 }
 
 /*
@@ -99,16 +159,16 @@ static bool sound(struct cgo_ringbuf *r)
 	return true;
 }
 
+static bool drained_none(const struct cgo_ringbuf *r)
+{
+	return !r->filled && !r->spilled;
+}
+
 static int drain(struct cgo_ringbuf *r)
 {
 	__u64 start, consumer;
 	int err;
 
-	if (r->spilled)
-		madvise(r->spill, spill_size(r), MADV_DONTNEED);
-	r->filled = 0;
-	r->spilled = 0;
-	r->full = false;
 	do {
 		/*
 		 * The kernel notifies of a record if, at its commit, the consumer
@@ -124,6 +184,8 @@ static int drain(struct cgo_ringbuf *r)
 		if (!sound(r))
 			return -EUCLEAN;
 		start = r->consumer;
+		if (r->leave && !leaves_one(r, start))
+			return 0;
 		err = ring_buffer__consume(r->rb);
 		if (err == -EUCLEAN)
 			break;
@@ -132,47 +194,87 @@ static int drain(struct cgo_ringbuf *r)
 		r->producer = ring__producer_pos(r->ring);
 		if (consumer >= r->consumer && consumer <= r->producer)
 			r->consumer = consumer;
-	} while (!r->filled && !r->spilled && r->consumer != start);
-	r->busy = !r->filled && !r->spilled && r->consumer != r->producer;
+		r->moved += r->consumer - start;
+	} while (drained_none(r) && r->consumer != start);
+	r->drained = true;
+	r->busy = drained_none(r) && r->consumer != r->producer;
 	/* What came before the unsound record is delivered; the next drain fails. */
 	return err == -EUCLEAN && !r->filled ? err : 0;
 }
 
-static int wait_for_samples(struct cgo_ringbuf *r, __s64 timeout_ns)
+/* Waits for cgo_ringbuf_wake() and, with for_samples, for notifications. */
+static int wait_events(struct cgo_ringbuf *r, __s64 timeout_ns, bool for_samples)
 {
 	struct pollfd fds[] = {
-	    {.fd = ring_buffer__epoll_fd(r->rb), .events = POLLIN},
 	    {.fd = r->wake_fd, .events = POLLIN},
+	    {.fd = ring_buffer__epoll_fd(r->rb), .events = POLLIN},
 	};
 	struct timespec timeout = {
 	    .tv_sec = timeout_ns / 1000000000,
 	    .tv_nsec = timeout_ns % 1000000000,
 	};
 
-	if (ppoll(fds, 2, &timeout, NULL) < 0)
+	if (ppoll(fds, for_samples ? 2 : 1, &timeout, NULL) < 0)
 		return errno == EINTR ? 0 : -errno;
-	if (fds[1].revents)
+	if (fds[0].revents)
 		r->woken = cgo_ringbuf_woken(r);
 	return 0;
+}
+
+static void begin(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit)
+{
+	if (r->spilled)
+		madvise(r->spill, spill_size(r), MADV_DONTNEED);
+	r->buf = buf;
+	r->cap = cap;
+	r->limit = limit;
+	r->filled = 0;
+	r->spilled = 0;
+	r->samples = 0;
+	r->moved = 0;
+	r->full = false;
+	r->busy = false;
+	r->idle = false;
+	r->drained = false;
+	r->woken = false;
 }
 
 int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 timeout_ns)
 {
 	int err;
 
-	r->buf = buf;
-	r->cap = cap;
-	r->limit = limit;
-	r->woken = false;
+	begin(r, buf, cap, limit);
 	err = drain(r);
 	/*
 	 * ppoll is level-triggered, and to the kernel a busy record is data: it
 	 * would return at once until the commit.
 	 */
-	if (!err && !r->filled && !r->spilled && !r->busy && timeout_ns > 0) {
-		err = wait_for_samples(r, timeout_ns);
+	if (!err && drained_none(r) && !r->busy && timeout_ns > 0) {
+		err = wait_events(r, timeout_ns, true);
 		if (!err)
 			err = drain(r);
+	}
+	r->buf = NULL;
+	return err;
+}
+
+int cgo_ringbuf_tick(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 pause_ns)
+{
+	__u64 producer;
+	int err = 0;
+
+	begin(r, buf, cap, limit);
+	if (pause_ns > 0)
+		err = wait_events(r, pause_ns, false);
+	if (!err && !r->woken) {
+		producer = r->producer;
+		r->leave = true;
+		err = drain(r);
+		r->leave = false;
+		if (!err && drained_none(r)) {
+			r->idle = r->producer == producer;
+			err = drain(r);
+		}
 	}
 	r->buf = NULL;
 	return err;
@@ -227,16 +329,6 @@ int cgo_ringbuf_map_info(int map_fd, struct bpf_map_info *info)
 	return bpf_map_get_info_by_fd(map_fd, info, &len) ? -errno : 0;
 }
 
-static int try_mmap(int fd, size_t len, int prot, off_t offset)
-{
-	void *p = mmap(NULL, len, prot, MAP_SHARED, fd, offset);
-
-	if (p == MAP_FAILED)
-		return -errno;
-	munmap(p, len);
-	return 0;
-}
-
 static int try_epoll(int fd)
 {
 	struct epoll_event event = {.events = EPOLLIN};
@@ -251,25 +343,37 @@ static int try_epoll(int fd)
 	return err;
 }
 
+/* Bytes that libbpf maps read-only: the producer position's page and the data, twice. */
+static size_t pages_size(const struct cgo_ringbuf *r)
+{
+	return sysconf(_SC_PAGESIZE) + 2 * r->size;
+}
+
 /*
- * Tries what ring_buffer__new() is about to do. Where that fails libbpf prints a
+ * Does what ring_buffer__new() is about to do. Where that fails libbpf prints a
  * warning, through a hook that belongs to libbpfgo, and tells only an errno.
  */
-static int try_ring(int map_fd, __u64 size, const char **step)
+static int try_ring(struct cgo_ringbuf *r, const char **step)
 {
 	size_t page = sysconf(_SC_PAGESIZE);
-	int err;
+	void *consumer, *pages;
 
 	*step = "mmap consumer page";
-	err = try_mmap(map_fd, page, PROT_READ | PROT_WRITE, 0);
-	if (err)
-		return err;
+	consumer = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, r->map_fd, 0);
+	if (consumer == MAP_FAILED)
+		return -errno;
+	munmap(consumer, page);
+
 	*step = "mmap data pages";
-	err = try_mmap(map_fd, page + 2 * size, PROT_READ, page);
-	if (err)
-		return err;
+	pages = mmap(NULL, pages_size(r), PROT_READ, MAP_SHARED, r->map_fd, page);
+	if (pages == MAP_FAILED)
+		return -errno;
+	/* libbpf does not tell where it mapped the same, for header_at(). */
+	r->pages = pages;
+	r->data = pages + page;
+
 	*step = "add map to epoll";
-	return try_epoll(map_fd);
+	return try_epoll(r->map_fd);
 }
 
 /* The epoll instance that Go's netpoller watches: see cgo_ringbuf_arm(). */
@@ -304,7 +408,7 @@ int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const cha
 	r->wake_fd = -1;
 	r->park_fd = -1;
 
-	err = try_ring(map_fd, size, step);
+	err = try_ring(r, step);
 	if (err)
 		goto err_out;
 
@@ -359,6 +463,8 @@ err_out:
 void cgo_ringbuf_free(struct cgo_ringbuf *r)
 {
 	ring_buffer__free(r->rb);
+	if (r->pages)
+		munmap(r->pages, pages_size(r));
 	if (r->spill)
 		munmap(r->spill, spill_size(r));
 	if (r->wake_fd >= 0)

@@ -8,6 +8,8 @@ package ringbuf
 #cgo LDFLAGS: -lelf -lz
 #cgo noescape cgo_ringbuf_poll
 #cgo nocallback cgo_ringbuf_poll
+#cgo noescape cgo_ringbuf_tick
+#cgo nocallback cgo_ringbuf_tick
 #cgo nocallback cgo_ringbuf_wake
 #cgo nocallback cgo_ringbuf_woken
 #cgo nocallback cgo_ringbuf_arm
@@ -43,6 +45,11 @@ const (
 
 	// The netpoller waits in milliseconds, so the end of any wait blocks.
 	netpollGrain = 1500 * time.Microsecond
+
+	// A pause between two ticks blocks its OS thread, unless it is long. Where no
+	// more threads may be blocked it is not worth the netpoller's grain if short.
+	longPause  = 10 * time.Millisecond
+	shortPause = 500 * time.Microsecond
 )
 
 // blocked counts the threads of this process that poll blocks. As many as can run
@@ -55,18 +62,20 @@ type libbpfRing struct {
 	c    *C.struct_cgo_ringbuf
 	name string // of the map
 
+	pace moderator
+
 	active time.Time // when poll was called after it had found samples
 	found  bool      // the last poll found samples
 
 	limit   int // about how many bytes of a batch to fill
 	largest int // room beyond limit: no entry so far was larger
 
-	park   *os.File // c.park_fd, owned
-	parked syscall.RawConn
+	parkFile *os.File // c.park_fd, owned
+	parked   syscall.RawConn
 
-	// For onReady, which is made once because a new closure for each wait would be
-	// an allocation.
+	// Made once, because a new closure for each wait would be an allocation.
 	onReady   func(uintptr) bool
+	onWake    func(uintptr) bool
 	readyInto *batch
 	readyErr  error
 }
@@ -79,7 +88,7 @@ func errnoOf(retC C.int) error {
 }
 
 // openRing opens the ring of m through a descriptor of its own.
-func openRing(m Map) (*libbpfRing, error) {
+func openRing(m Map, o options) (*libbpfRing, error) {
 	if m == nil {
 		return nil, errors.New("no map given")
 	}
@@ -97,16 +106,16 @@ func openRing(m Map) (*libbpfRing, error) {
 		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
 	}
 
-	r := &libbpfRing{name: info.name, limit: minBatchSize}
+	r := &libbpfRing{name: info.name, limit: minBatchSize, pace: newModerator(o, int(info.size))}
 	var stepC *C.char
 	if err := errnoOf(C.cgo_ringbuf_open(fdC, C.__u64(info.size), &r.c, &stepC)); err != nil {
 		return nil, fmt.Errorf("map %q of type ringbuf: %s: %w", info.name, C.GoString(stepC), err)
 	}
-	r.park = os.NewFile(uintptr(r.c.park_fd), "ringbuf")
-	r.parked, err = r.park.SyscallConn()
+	r.parkFile = os.NewFile(uintptr(r.c.park_fd), "ringbuf")
+	r.parked, err = r.parkFile.SyscallConn()
 	if err == nil {
 		// The only sign that os.NewFile could not add it to the netpoller.
-		err = r.park.SetReadDeadline(time.Time{})
+		err = r.parkFile.SetReadDeadline(time.Time{})
 	}
 	if err != nil {
 		r.close()
@@ -116,6 +125,7 @@ func openRing(m Map) (*libbpfRing, error) {
 		r.readyErr = r.fill(r.readyInto, 0)
 		return r.readyErr != nil || len(r.readyInto.entries) > 0 || bool(C.cgo_ringbuf_woken(r.c))
 	}
+	r.onWake = func(uintptr) bool { return bool(C.cgo_ringbuf_woken(r.c)) }
 	return r, nil
 }
 
@@ -150,31 +160,80 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 	if !deadline.IsZero() {
 		left = deadline.Sub(now)
 	}
-	block := min(left, blockFor-now.Sub(r.active))
-	if left <= netpollGrain {
-		block = left
-	}
-	if block > 0 && blocked.Add(1) > int32(runtime.GOMAXPROCS(0)) {
-		blocked.Add(-1)
-		block = 0
-	}
-	err := r.fill(b, block)
-	if block > 0 {
-		blocked.Add(-1)
-	}
-	if err == nil && len(b.entries) == 0 && left > 0 && !bool(r.c.woken) && (block <= 0 || bool(r.c.busy)) {
-		if left > netpollGrain && !deadline.IsZero() {
-			deadline = deadline.Add(-netpollGrain)
-		}
-		err = r.waitParked(b, deadline)
+	pause, tick := r.pace.next(now)
+	pause = min(pause, left)
+	var err error
+	switch {
+	case !tick || left <= 0:
+		err = r.fillOrWait(b, now, left, deadline)
+	case pause <= 0:
+		err = r.tick(b, 0)
+	case pause > longPause:
+		err = r.pauseParked(b, now.Add(pause-netpollGrain))
+	case block():
+		err = r.tick(b, max(pause-timerSlack, 1))
+		unblock()
+	case pause > shortPause:
+		err = r.pauseParked(b, now.Add(pause))
+	default:
+		err = r.fillOrWait(b, now, left, deadline)
 	}
 	r.found = len(b.entries) > 0
 	return err
 }
 
+// fillOrWait drains all that is there, or when the kernel notifies.
+func (r *libbpfRing) fillOrWait(b *batch, now time.Time, left time.Duration, deadline time.Time) error {
+	wait := min(left, blockFor-now.Sub(r.active))
+	if left <= netpollGrain {
+		wait = left
+	}
+	if wait > 0 && !block() {
+		wait = 0
+	}
+	err := r.fill(b, wait)
+	if wait > 0 {
+		unblock()
+	}
+	if err == nil && len(b.entries) == 0 && left > 0 && !bool(r.c.woken) && (wait <= 0 || bool(r.c.busy)) {
+		if left > netpollGrain && !deadline.IsZero() {
+			deadline = deadline.Add(-netpollGrain)
+		}
+		err = r.waitParked(b, deadline)
+	}
+	return err
+}
+
+// block reserves one of the threads that may be blocked, if there is one.
+func block() bool {
+	if blocked.Add(1) > int32(runtime.GOMAXPROCS(0)) {
+		blocked.Add(-1)
+		return false
+	}
+	return true
+}
+
+func unblock() { blocked.Add(-1) }
+
 // fill drains into b, after a wait of at most the given duration if there is
 // nothing to drain at first.
 func (r *libbpfRing) fill(b *batch, wait time.Duration) error {
+	r.prepare(b)
+	// SAFETY: C keeps the pointer to buf, which holds no pointers, in *r.c, for the
+	// duration of the call only.
+	return r.collect(b, C.cgo_ringbuf_poll(r.c, unsafe.Pointer(&b.buf[0]), C.size_t(len(b.buf)), C.size_t(r.limit), C.__s64(wait)))
+}
+
+// tick drains into b after a pause, and leaves the newest record in the ring unless
+// it is the only one.
+func (r *libbpfRing) tick(b *batch, pause time.Duration) error {
+	r.prepare(b)
+	// SAFETY: as in fill.
+	return r.collect(b, C.cgo_ringbuf_tick(r.c, unsafe.Pointer(&b.buf[0]), C.size_t(len(b.buf)), C.size_t(r.limit), C.__s64(pause)))
+}
+
+// prepare sees to it that b has room.
+func (r *libbpfRing) prepare(b *batch) {
 	if r.c.full {
 		r.limit = min(2*r.limit, maxBatchSize)
 	}
@@ -182,9 +241,11 @@ func (r *libbpfRing) fill(b *batch, wait time.Duration) error {
 		b.buf = make([]byte, size)
 	}
 	b.entries = nil
-	// SAFETY: C keeps the pointer to buf, which holds no pointers, in *r.c, for the
-	// duration of the call only.
-	err := errnoOf(C.cgo_ringbuf_poll(r.c, unsafe.Pointer(&b.buf[0]), C.size_t(len(b.buf)), C.size_t(r.limit), C.__s64(wait)))
+}
+
+// collect completes b with what C drained into its memory.
+func (r *libbpfRing) collect(b *batch, retC C.int) error {
+	err := errnoOf(retC)
 	if errors.Is(err, syscall.EUCLEAN) {
 		return fmt.Errorf("map %q: consumer position is %d, expected %d (producer position %d): "+
 			"the ring has another reader or is corrupt: %w",
@@ -192,6 +253,16 @@ func (r *libbpfRing) fill(b *batch, wait time.Duration) error {
 	}
 	if err != nil {
 		return fmt.Errorf("map %q: wait for samples: %w", r.name, err)
+	}
+	if r.c.drained {
+		samples := uint64(r.c.samples)
+		r.pace.note(time.Now(), drained{
+			moved:   uint64(r.c.moved),
+			samples: samples,
+			bytes:   uint64(r.c.filled+r.c.spilled) - samples*(entryHeaderSize-recordHeaderSize),
+			more:    bool(r.c.full),
+			idle:    bool(r.c.idle),
+		})
 	}
 	b.consumer, b.producer = uint64(r.c.consumer), uint64(r.c.producer)
 	b.entries = b.buf[:r.c.filled]
@@ -219,14 +290,28 @@ func (r *libbpfRing) waitParked(b *batch, deadline time.Time) error {
 	}
 	defer C.cgo_ringbuf_arm(r.c, false)
 	r.readyInto, r.readyErr = b, nil
-	err := r.park.SetReadDeadline(deadline)
+	if err := r.park(deadline, r.onReady); err != nil {
+		return err
+	}
+	return r.readyErr
+}
+
+// pauseParked waits in Go's netpoller until the given time or wake.
+func (r *libbpfRing) pauseParked(b *batch, until time.Time) error {
+	b.entries = nil
+	return r.park(until, r.onWake)
+}
+
+// park waits in Go's netpoller until ready reports true, or the deadline.
+func (r *libbpfRing) park(deadline time.Time, ready func(uintptr) bool) error {
+	err := r.parkFile.SetReadDeadline(deadline)
 	if err == nil {
-		err = r.parked.Read(r.onReady)
+		err = r.parked.Read(ready)
 	}
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("map %q: wait for samples: %w", r.name, err)
 	}
-	return r.readyErr
+	return nil
 }
 
 // wake implements ring.
@@ -243,7 +328,7 @@ func (r *libbpfRing) size() int           { return int(r.c.size) }
 
 // close implements ring.
 func (r *libbpfRing) close() error {
-	err := r.park.Close()
+	err := r.parkFile.Close()
 	C.cgo_ringbuf_free(r.c)
 	return err
 }

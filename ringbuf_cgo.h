@@ -31,19 +31,26 @@ struct cgo_ringbuf {
 	int wake_fd; /* eventfd that ends a wait */
 	int park_fd; /* epoll instance for Go's netpoller; Go closes it */
 	bool begun;  /* consumer is valid: a drain has found a sound position */
+	void *pages; /* our own mapping of the producer position and the data, read-only */
+	void *data;  /* in pages */
 
 	/* Where the drained samples go; valid during one call. */
 	void *buf;
 	size_t cap;
 	size_t limit;
+	bool leave; /* leave the newest record in the ring: see leaves_one() */
 
-	/* What the last drain found. */
+	/* What the last call found. */
 	size_t filled;	/* bytes of entries in buf */
 	size_t spilled; /* bytes of the one entry, the last, that did not fit and is in spill */
 	void *spill;
 	bool woken;	    /* the wait was ended by cgo_ringbuf_wake() */
 	bool full;	    /* stopped at the limit */
 	bool busy;	    /* no sample, but a record that is not yet committed */
+	bool idle;	    /* a tick before which nothing was produced */
+	bool drained;	    /* not woken before that */
+	__u32 samples;	    /* in the batch */
+	__u64 moved;	    /* bytes that the consumer position moved */
 	__u64 consumer;	    /* position up to which all was drained */
 	__u64 producer;	    /* position up to which records were reserved */
 	__u64 bad_consumer; /* the consumer position that was found, after -EUCLEAN */
@@ -73,6 +80,14 @@ void cgo_ringbuf_free(struct cgo_ringbuf *r);
  * does not wait while r->busy. -EUCLEAN: somebody else wrote the consumer position.
  */
 int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 timeout_ns);
+
+/*
+ * Waits for pause_ns (0: not at all), or until cgo_ringbuf_wake(), which ends the
+ * call. Then drains like cgo_ringbuf_poll(), but leaves the newest record in the
+ * ring, so that the kernel does not notify of the next one. If there is no other
+ * sample, drains that too.
+ */
+int cgo_ringbuf_tick(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 pause_ns);
 
 /* Ends the current or next wait. */
 int cgo_ringbuf_wake(struct cgo_ringbuf *r);

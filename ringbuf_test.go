@@ -24,9 +24,9 @@ import (
 // These tests run on the kernel of this machine: a BPF program produces the
 // records. queue_test.go has those that need no kernel.
 
-func mustNewReader(t testing.TB, m Map) *Reader {
+func mustNewReader(t testing.TB, m Map, opts ...Option) *Reader {
 	t.Helper()
-	r, err := NewReader(m)
+	r, err := NewReader(m, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,10 +38,10 @@ func mustNewReader(t testing.TB, m Map) *Reader {
 	return r
 }
 
-func newRingAndReader(t testing.TB, size int) (*bpftest.Ring, *Reader) {
+func newRingAndReader(t testing.TB, size int, opts ...Option) (*bpftest.Ring, *Reader) {
 	t.Helper()
 	ring := bpftest.New(t, size)
-	return ring, mustNewReader(t, ring)
+	return ring, mustNewReader(t, ring, opts...)
 }
 
 func mustRead(t testing.TB, r *Reader) Record {
@@ -148,6 +148,13 @@ func eachWait(t *testing.T, test func(t *testing.T, ring *bpftest.Ring, r *Reade
 		ring, r := newRingAndReader(t, os.Getpagesize())
 		test(t, ring, r)
 	})
+}
+
+// eachPace runs a test once with a Reader that reads eagerly, and once with one that
+// may drain at ticks, also if its ring is small.
+func eachPace(t *testing.T, test func(t *testing.T, pace Option)) {
+	t.Run("eager", func(t *testing.T) { test(t, WithMaxDelay(0)) })
+	t.Run("moderated", func(t *testing.T) { test(t, WithMaxDelay(time.Millisecond)) })
 }
 
 // A group is a WaitGroup with the Go method that it has since Go 1.25.
@@ -797,13 +804,15 @@ func descriptors(t *testing.T) map[int]bool {
 	return fds
 }
 
-func TestConcurrentReadersShareTheSamples(t *testing.T) {
+func TestConcurrentReadersShareTheSamples(t *testing.T) { eachPace(t, testConcurrentReaders) }
+
+func testConcurrentReaders(t *testing.T, pace Option) {
 	const (
 		producers = 2
 		readers   = 4
 		each      = 20000
 	)
-	ring, r := newRingAndReader(t, 16<<10)
+	ring, r := newRingAndReader(t, 16<<10, pace)
 	var producing group
 	for p := range producers {
 		producing.Go(func() {
@@ -897,8 +906,10 @@ func TestConcurrentReadersShareTheSamples(t *testing.T) {
 	}
 }
 
-func TestOrderOfOneReader(t *testing.T) {
-	ring, r := newRingAndReader(t, os.Getpagesize())
+func TestOrderOfOneReader(t *testing.T) { eachPace(t, testOrderOfOneReader) }
+
+func testOrderOfOneReader(t *testing.T, pace Option) {
+	ring, r := newRingAndReader(t, os.Getpagesize(), pace)
 	const samples = 50000
 	go func() {
 		for seq := 0; seq < samples; {
@@ -958,7 +969,9 @@ func TestNoWakeupIsLost(t *testing.T) {
 	})
 }
 
-func TestCloseUnderLoad(t *testing.T) {
+func TestCloseUnderLoad(t *testing.T) { eachPace(t, testCloseUnderLoad) }
+
+func testCloseUnderLoad(t *testing.T, pace Option) {
 	ring := bpftest.New(t, 64<<10)
 	stop := make(chan struct{})
 	var producing group
@@ -975,7 +988,7 @@ func TestCloseUnderLoad(t *testing.T) {
 	defer producing.Wait()
 	defer close(stop)
 	for range 100 {
-		r, err := NewReader(ring)
+		r, err := NewReader(ring, pace)
 		if err != nil {
 			t.Fatal(err)
 		}

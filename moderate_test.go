@@ -1,0 +1,401 @@
+package ringbuf
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+const recordSize = 72 // of a sample of 64 bytes
+
+// pacedDrains tells m of n drains, one every interval, of so many samples each, and
+// returns the time of the last.
+func pacedDrains(m *moderator, now time.Time, n int, interval time.Duration, samples uint64) time.Time {
+	for range n {
+		now = now.Add(interval)
+		m.note(now, drained{moved: samples * recordSize, samples: samples, bytes: samples * recordSize})
+	}
+	return now
+}
+
+func TestModeratorTicksWhileSamplesFlow(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		options  options
+		ring     int
+		interval time.Duration // of notifications
+		want     time.Duration // interval of ticks; 0: none
+	}{
+		{"1k/s", options{maxDelay: -1}, 16 << 20, time.Millisecond, 0},
+		{"5k/s", options{maxDelay: -1}, 16 << 20, 200 * time.Microsecond, time.Millisecond},
+		{"5k/s, no moderation", options{maxDelay: 0}, 16 << 20, 200 * time.Microsecond, 0},
+		{"5k/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20, 200 * time.Microsecond, 20 * time.Millisecond},
+		{"100/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20, 10 * time.Millisecond, 20 * time.Millisecond},
+		{"20/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20, 50 * time.Millisecond, 0},
+		// 256 KiB are 3640 records, at 52 ns each, less 50 µs.
+		{"20k/s, smaller ring", options{maxDelay: -1}, 256 << 10, 50 * time.Microsecond, 139280 * time.Nanosecond},
+		{"5k/s, smaller ring", options{maxDelay: -1}, 256 << 10, 200 * time.Microsecond, 0},
+		{"20k/s, small ring", options{maxDelay: -1}, 64 << 10, 50 * time.Microsecond, 0},
+		{"20k/s, smallest ring", options{maxDelay: -1}, 4 << 10, 50 * time.Microsecond, 0},
+		{"20k/s, smallest ring, given delay", options{maxDelay: time.Millisecond}, 4 << 10, 50 * time.Microsecond, time.Millisecond},
+		{"delay too short for ticks", options{maxDelay: 20 * time.Microsecond}, 16 << 20, 5 * time.Microsecond, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newModerator(tt.options, tt.ring)
+			now := pacedDrains(&m, time.Now(), startCount, tt.interval, 1)
+			if _, tick := m.next(now); tick {
+				t.Errorf("ticks after %d notifications already", startCount)
+			}
+			now = pacedDrains(&m, now, 1, tt.interval, 1)
+			pause, tick := m.next(now)
+			if tick != (tt.want > 0) || pause != tt.want {
+				t.Errorf("pause %v, tick %v, want %v", pause, tick, tt.want)
+			}
+		})
+	}
+}
+
+// tickingModerator returns one that ticks every millisecond.
+func tickingModerator(t *testing.T) (*moderator, time.Time) {
+	t.Helper()
+	m := newModerator(options{maxDelay: -1}, 16<<20)
+	now := pacedDrains(&m, time.Now(), startCount+1, 100*time.Microsecond, 1)
+	now = pacedDrains(&m, now, 1, time.Millisecond, 10)
+	if !m.ticking {
+		t.Fatal("does not tick")
+	}
+	return &m, now
+}
+
+func TestModeratorStops(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		ticks []drained
+		want  bool // it still ticks
+	}{
+		{"at a tick without anything new", []drained{{moved: recordSize, samples: 1, bytes: recordSize, idle: true}}, false},
+		{"not when one tick gathers little", []drained{{moved: recordSize, samples: 1, bytes: recordSize}}, true},
+		{"when two ticks do", []drained{
+			{moved: recordSize, samples: 1, bytes: recordSize},
+			{moved: recordSize, samples: 1, bytes: recordSize},
+		}, false},
+		{"not when there were many discarded records", []drained{{moved: 5 * recordSize}, {moved: 5 * recordSize}}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m, now := tickingModerator(t)
+			for _, d := range tt.ticks {
+				now = now.Add(time.Millisecond)
+				m.note(now, d)
+			}
+			if _, tick := m.next(now); tick != tt.want {
+				t.Errorf("ticks: %v, want %v", tick, tt.want)
+			}
+		})
+	}
+}
+
+func TestModeratorDoesNotPauseAfterAFullBatch(t *testing.T) {
+	m, now := tickingModerator(t)
+	m.note(now, drained{moved: 100 * recordSize, samples: 100, bytes: 100 * recordSize, more: true})
+	if pause, tick := m.next(now); pause > 0 || !tick {
+		t.Errorf("pause %v, tick %v, want none and true", pause, tick)
+	}
+}
+
+func TestModeratorTicksSoonerWhenTheRingFillsUp(t *testing.T) {
+	m, now := tickingModerator(t)
+	const half = (8 << 20) / recordSize
+	now = pacedDrains(m, now, 1, time.Millisecond, half)
+	if pause, _ := m.next(now); pause < 490*time.Microsecond || pause > 510*time.Microsecond {
+		t.Errorf("pause %v after half of the ring was filled in 1 ms, want 500 µs", pause)
+	}
+	now = pacedDrains(m, now, 1, 500*time.Microsecond, half/10)
+	if pause, _ := m.next(now); pause != time.Millisecond {
+		t.Errorf("pause %v, want 1 ms again", pause)
+	}
+}
+
+func TestModeratorCountsTheDelayFromTheDrain(t *testing.T) {
+	m, now := tickingModerator(t)
+	if pause, _ := m.next(now.Add(300 * time.Microsecond)); pause != 700*time.Microsecond {
+		t.Errorf("pause %v, want 700 µs", pause)
+	}
+	if pause, tick := m.next(now.Add(time.Second)); pause > 0 || !tick {
+		t.Errorf("pause %v, tick %v, want an overdue tick", pause, tick)
+	}
+}
+
+// The tests below run on the kernel of this machine.
+
+func TestTickLeavesTheNewestRecord(t *testing.T) {
+	a, b := text("a"), text("b")
+	large := bpftest.Sample{Data: make([]byte, 1000)} // of a ring of 4096 bytes
+	for _, tt := range []struct {
+		name    string
+		samples []bpftest.Sample
+		busy    bool // then a record that is not committed
+		want    []string
+		left    int // bytes
+	}{
+		{"two", []bpftest.Sample{a, b}, false, []string{"a"}, 16},
+		{"three", []bpftest.Sample{a, b, a}, false, []string{"a", "b"}, 16},
+		{"only one", []bpftest.Sample{a}, false, []string{"a"}, 0},
+		{"nothing", nil, false, nil, 0},
+		{"discarded newest", []bpftest.Sample{a, discarded(8)}, false, []string{"a"}, 16},
+		{"discarded between", []bpftest.Sample{a, discarded(8), b}, false, []string{"a"}, 32},
+		{"discarded in front", []bpftest.Sample{discarded(8), a, b}, false, []string{"a"}, 16},
+		{"discarded in front of only one", []bpftest.Sample{discarded(8), a}, false, []string{"a"}, 0},
+		{"discarded only", []bpftest.Sample{discarded(8), discarded(8)}, false, nil, 0},
+		{"large newest", []bpftest.Sample{a, large}, false, []string{"a", string(large.Data)}, 0},
+		{"busy behind two", []bpftest.Sample{a, b}, true, []string{"a"}, 32},
+		{"busy behind only one", []bpftest.Sample{a}, true, []string{"a"}, 16},
+		{"busy behind discarded", []bpftest.Sample{a, discarded(8)}, true, []string{"a"}, 32},
+		{"busy only", nil, true, nil, 16},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ring, r := newRingAndReader(t, 4096)
+			ring.Emit(tt.samples...)
+			if tt.busy {
+				defer ring.Busy([8]byte{})()
+			}
+			lib := r.queue.ring.(*libbpfRing)
+			var b batch
+			if err := lib.tick(&b, 0); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for len(b.entries) > 0 {
+				sample, _ := b.entries.next()
+				got = append(got, string(sample))
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("drained %q, want %q", got, tt.want)
+			}
+			if left := int(lib.producerPos() - lib.consumerPos()); left != tt.left {
+				t.Errorf("left %d bytes, want %d", left, tt.left)
+			}
+		})
+	}
+}
+
+// newTickingReader returns a Reader that has begun to tick, and its ring.
+func newTickingReader(t *testing.T, d time.Duration) (*bpftest.Ring, *Reader) {
+	t.Helper()
+	ring, r := newRingAndReader(t, 1<<20, WithMaxDelay(d))
+	for range startCount + 1 {
+		ring.Emit(text("begin"))
+		wantSample(t, r, "begin")
+	}
+	if !r.queue.ring.(*libbpfRing).pace.ticking {
+		t.Fatal("the Reader does not tick")
+	}
+	return ring, r
+}
+
+func TestBytesOfTheRecordThatATickLeft(t *testing.T) {
+	ring, r := newTickingReader(t, 20*time.Millisecond)
+	ring.Emit(text("a"), text("b"), text("c"))
+	for i, want := range []string{"a", "b", "c"} {
+		rec := mustRead(t, r)
+		if left := (2 - i) * 16; string(rec.RawSample) != want || rec.Remaining != left {
+			t.Errorf("Read returned %q with %d bytes remaining, want %q and %d", rec.RawSample, rec.Remaining, want, left)
+		} else {
+			wantAvailable(t, r, left)
+		}
+	}
+}
+
+// Ticks an hour apart: nothing but what is tested ends the wait.
+func TestFlushActsDuringATick(t *testing.T) {
+	ring, r := newTickingReader(t, time.Hour)
+	ring.Emit(text("a"), text("b"))
+	result := goRead(t, r)
+	wantWaiting(t, result)
+	if err := r.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	wantResult(t, result, "a", nil)
+	wantSample(t, r, "b")
+	wantReadError(t, r, ErrFlushed)
+}
+
+func TestDeadlineActsDuringATick(t *testing.T) {
+	ring, r := newTickingReader(t, time.Hour)
+	ring.Emit(text("a"), text("b"))
+	result := goRead(t, r)
+	wantWaiting(t, result)
+	r.SetDeadline(time.Now().Add(30 * time.Millisecond))
+	wantWaiting(t, result)
+	wantResult(t, result, "a", nil)
+	wantSample(t, r, "b")
+	wantReadError(t, r, os.ErrDeadlineExceeded)
+}
+
+func TestCloseActsDuringATick(t *testing.T) {
+	ring, r := newTickingReader(t, time.Hour)
+	ring.Emit(text("a"))
+	result := goRead(t, r)
+	wantWaiting(t, result)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantResult(t, result, "", os.ErrClosed)
+}
+
+func TestWakeEndsAPauseThatBlocksItsThread(t *testing.T) {
+	ring, r := newRingAndReader(t, 4096)
+	ring.Emit(text("a"), text("b"))
+	lib := r.queue.ring.(*libbpfRing)
+	var b batch
+	begin := time.Now()
+	time.AfterFunc(20*time.Millisecond, lib.wake)
+	if err := lib.tick(&b, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took < 20*time.Millisecond || len(b.entries) > 0 {
+		t.Errorf("drained %d bytes of entries after %v, want none after 20 ms", len(b.entries), took)
+	}
+}
+
+// TestNoSampleWaitsLongerThanTwiceMaxDelay uses a delay that is long for the noise
+// of the machine to be small in proportion.
+func TestNoSampleWaitsLongerThanTwiceMaxDelay(t *testing.T) {
+	const (
+		d     = 100 * time.Millisecond
+		noise = 60 * time.Millisecond
+	)
+	for _, tt := range []struct {
+		name     string
+		interval time.Duration
+		bursts   int
+		size     int // samples of a burst
+	}{
+		{"steady", 3 * time.Millisecond, 300, 1},
+		{"bursty", 250 * time.Millisecond, 4, 100},
+		{"single samples", 300 * time.Millisecond, 3, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ring, r := newTickingReader(t, d)
+			n := tt.bursts * tt.size
+			begin := time.Now()
+			sent := make([]atomic.Int64, n) // after begin, in ns
+			go func() {
+				ticker := time.NewTicker(tt.interval)
+				defer ticker.Stop()
+				for i := range n {
+					if i%tt.size == 0 {
+						<-ticker.C
+					}
+					sent[i].Store(int64(time.Since(begin)))
+					ring.Count(0, uint64(i), 1, 0)
+				}
+			}()
+			var longest time.Duration
+			for range n {
+				rec := mustRead(t, r)
+				now := time.Since(begin)
+				seq := bpftest.DecodeNumbered(rec.RawSample).Seq
+				longest = max(longest, now-time.Duration(sent[seq].Load()))
+			}
+			if longest > 2*d+noise {
+				t.Errorf("a sample waited for %v, want at most %v", longest, 2*d)
+			}
+			if tt.name == "steady" && longest < d/2 {
+				t.Errorf("no sample waited longer than %v: the Reader did not tick", longest)
+			}
+		})
+	}
+}
+
+func TestFirstSampleAfterIdlenessComesAtOnce(t *testing.T) {
+	ring, r := newTickingReader(t, 300*time.Millisecond)
+	r.SetDeadline(time.Now().Add(time.Second))
+	wantReadError(t, r, os.ErrDeadlineExceeded)
+	r.SetDeadline(time.Time{})
+	result := goRead(t, r)
+	wantWaiting(t, result)
+	begin := time.Now()
+	ring.Emit(text("first"))
+	wantResult(t, result, "first", nil)
+	if took := time.Since(begin); took > 150*time.Millisecond {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// TestTicksSilenceTheKernel counts notifications as anybody can who polls the map.
+func TestTicksSilenceTheKernel(t *testing.T) {
+	const samples = 2000
+	notifications := func(opts ...Option) int {
+		ring, r := newRingAndReader(t, 1<<20, opts...)
+		return countNotifications(t, ring.FileDescriptor(), func() {
+			var working group
+			working.Go(func() {
+				next := time.Now()
+				for i := range uint64(samples) {
+					for time.Now().Before(next) {
+					}
+					ring.Count(0, i, 1, 0)
+					next = next.Add(200 * time.Microsecond)
+				}
+			})
+			var rec Record
+			for range samples {
+				if err := r.ReadInto(&rec); err != nil {
+					t.Error(err)
+				}
+			}
+			working.Wait()
+		})
+	}
+	eager, moderated := notifications(WithMaxDelay(0)), notifications()
+	t.Logf("%d samples: %d notifications when read eagerly, %d when moderated", samples, eager, moderated)
+	if eager < samples/5 {
+		t.Errorf("%d notifications of %d samples that were read eagerly: they are not counted", eager, samples)
+	}
+	if moderated > samples/20 {
+		t.Errorf("%d notifications of %d samples, want hardly any", moderated, samples)
+	}
+}
+
+// countNotifications returns how often the kernel notified of samples while do ran.
+func countNotifications(t *testing.T, mapFD int, do func()) (n int) {
+	t.Helper()
+	epollFD, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(epollFD)
+	const edgeTriggered = 1 << 31 // EPOLLET
+	event := syscall.EpollEvent{Events: syscall.EPOLLIN | edgeTriggered}
+	if err := syscall.EpollCtl(epollFD, syscall.EPOLL_CTL_ADD, mapFD, &event); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var counting group
+	counting.Go(func() {
+		events := make([]syscall.EpollEvent, 1)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			got, err := syscall.EpollWait(epollFD, events, 10)
+			if err != nil && !errors.Is(err, syscall.EINTR) {
+				t.Error(err)
+				return
+			}
+			n += max(got, 0)
+		}
+	})
+	do()
+	close(stop)
+	counting.Wait()
+	return n
+}
