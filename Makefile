@@ -11,7 +11,7 @@ endif
 export CGO_CFLAGS := -I$(PREFIX)/include
 export CGO_LDFLAGS := -L$(PREFIX)/lib -lbpf -lelf -lz
 
-BPF_SOURCES := $(wildcard examples/*/*.bpf.c internal/*/*.bpf.c selftest/*/*.bpf.c)
+BPF_SOURCES := $(wildcard bench/*.bpf.c examples/*/*.bpf.c internal/*/*.bpf.c selftest/*/*.bpf.c)
 BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
 C_SOURCES := $(wildcard *.c *.h) $(BPF_SOURCES)
 
@@ -75,11 +75,24 @@ selftest: bpf ## run the end-to-end programs on this kernel
 		$(SUDO) $(OUTPUT)/selftest-$$name && echo "selftest $$name: ok" || \
 		{ echo "selftest $$name: FAILED"; exit 1; }; done
 
+.PHONY: bench
+bench: bpf ## compare with other readers, in some 20 minutes; writes docs/bench
+	@cd bench && go build -o $(OUTPUT)/bench .
+	@mkdir -p docs/bench
+	@$(SUDO) $(OUTPUT)/bench -out docs/bench
+
+.PHONY: bench-quick
+bench-quick: bpf ## the same in short: print which bars are met
+	@cd bench && go build -o $(OUTPUT)/bench .
+	@$(SUDO) $(OUTPUT)/bench -quick
+
 .PHONY: lint
 lint: bpf ## go vet, staticcheck, gofmt and clang-format
 	@scripts/deps.sh clang-format=clang-format
 	go vet ./...
+	cd bench && go vet ./...
 	go tool -modfile=tools/go.mod staticcheck ./...
+	cd bench && go tool -modfile=../tools/go.mod staticcheck ./...
 	@unformatted=$$(gofmt -l .); \
 		[ -z "$$unformatted" ] || { echo "not gofmt-clean: $$unformatted"; exit 1; }
 	clang-format --dry-run --Werror $(C_SOURCES)

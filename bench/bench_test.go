@@ -1,0 +1,208 @@
+package main
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestMain lets the children be this test binary.
+func TestMain(m *testing.M) {
+	if isChild, err := playRole(); isChild {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// requireKernel skips the test, or with RINGBUF_KERNEL_TESTS=require fails it, where
+// this process cannot load BPF programs.
+func requireKernel(t *testing.T) {
+	t.Helper()
+	w, err := load(os.Getpagesize())
+	if err == nil {
+		w.close()
+		return
+	}
+	if os.Getenv("RINGBUF_KERNEL_TESTS") != "require" && errors.Is(err, syscall.EPERM) {
+		t.Skipf("this process cannot load BPF programs: %v", err)
+	}
+	t.Fatalf("load BPF programs: %v", err)
+}
+
+// positive fails the test unless the named values are there and positive.
+func positive(t *testing.T, v values, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if !(v[name] > 0) {
+			t.Errorf("%s is %v", name, v[name])
+		}
+	}
+}
+
+func TestEveryReaderReadsWhatWasAccepted(t *testing.T) {
+	requireKernel(t)
+	const run = 20 * time.Millisecond
+	for _, reader := range allReaders {
+		for _, c := range []struct {
+			config
+			values []string
+		}{
+			{config{Measure: measureDrain, Ring: 1 << 16, Size: 64}, []string{"ns"}},
+			{streamOf(smallRing, 512, 2), []string{"rate", "cpu_ns"}},
+			{pacedAt(smallRing, 20_000), []string{"mean", "p50", "p99", "cpu"}},
+			{latencyAt(5_000), []string{"p50", "p90", "p99", "p999"}},
+		} {
+			t.Run(reader+"/"+c.Measure, func(t *testing.T) {
+				v, err := measure(c.config, reader, run)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if reader != libbpfFloor || c.Measure != measureLatency {
+					positive(t, v, c.values...)
+				}
+			})
+		}
+	}
+}
+
+func TestNobodyReadsAndNothingIsRefused(t *testing.T) {
+	requireKernel(t)
+	v, err := measure(pacedAt(smallRing, 500_000), none, 100*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	positive(t, v, "mean")
+	if v["refused"] != 0 {
+		t.Errorf("%v samples were refused", v["refused"])
+	}
+}
+
+func TestIdleReadersAreWatched(t *testing.T) {
+	requireKernel(t)
+	for _, reader := range idleReaders {
+		t.Run(reader, func(t *testing.T) {
+			t.Parallel()
+			v, err := measure(idleOf(3), reader, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			positive(t, v, "threads", "rss")
+		})
+	}
+}
+
+func TestErrorNamesWhatTheChildSaid(t *testing.T) {
+	requireKernel(t)
+	_, err := measure(drainOf(64), "no such reader", 0)
+	if err == nil || !strings.Contains(err.Error(), "there is no reader no such reader") {
+		t.Errorf("got error %v", err)
+	}
+}
+
+func TestTallyFindsGapsAndRepetitions(t *testing.T) {
+	sample := func(producer, number uint64) []byte {
+		return append(binary.NativeEndian.AppendUint64(nil, producer<<56|number), make([]byte, 8)...)
+	}
+	for name, c := range map[string]struct {
+		samples [][]byte
+		seen    uint64
+		err     string
+	}{
+		"in order":   {[][]byte{sample(0, 0), sample(1, 0), sample(0, 1), make([]byte, endSize)}, 3, ""},
+		"gap":        {[][]byte{sample(0, 0), sample(0, 2)}, 1, "got sample 2 of producer 0 instead of 1"},
+		"repetition": {[][]byte{sample(7, 0), sample(7, 0)}, 1, "got sample 0 of producer 7 instead of 1"},
+		"short":      {[][]byte{make([]byte, 3)}, 0, "got a sample of 3 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tally := &tally{want: noLimit}
+			for i, s := range c.samples {
+				if more, last := tally.take(s), i == len(c.samples)-1; more == last {
+					t.Errorf("sample %d: more is %v", i, more)
+				}
+			}
+			message := ""
+			if tally.err != nil {
+				message = tally.err.Error()
+			}
+			if tally.seen != c.seen || message != c.err {
+				t.Errorf("got %d samples and error %q", tally.seen, message)
+			}
+		})
+	}
+}
+
+func TestMediansIgnoreFailedRounds(t *testing.T) {
+	nan := math.NaN()
+	if got := median([]float64{5, nan, 1, 2}); got != 2 {
+		t.Errorf("median is %v", got)
+	}
+	if got := median([]float64{nan}); !math.IsNaN(got) {
+		t.Errorf("median of nothing is %v", got)
+	}
+	if got := ratio([]float64{1, nan, 8, 0}, []float64{2, 1, 2, 0}); got != 1 {
+		t.Errorf("ratio is %v", got)
+	}
+}
+
+// fake returns results that have every value, for each of plan.
+func fake(plan []step, rounds int) *results {
+	r := &results{Environment: environment{Rounds: rounds}}
+	for _, s := range plan {
+		for range rounds {
+			for _, reader := range s.readers {
+				v := values{}
+				for _, name := range strings.Fields("ns allocations rate refused cpu_ns cpu mean p50 p90 p99 p999 threads rss") {
+					v[name] = 2
+				}
+				r.add(s.config, reader, v)
+			}
+		}
+	}
+	return r
+}
+
+func TestQuickPlanHasAllThatBarsNeed(t *testing.T) {
+	for _, b := range bars(fake(quickPlan(), 1)) {
+		if strings.Contains(b.measured, "NaN") {
+			t.Errorf("%s: %s", b.what, b.measured)
+		}
+	}
+}
+
+func TestReportIsComplete(t *testing.T) {
+	dir := t.TempDir()
+	if err := writeAll(dir, fake(fullPlan(), 5)); err != nil {
+		t.Fatal(err)
+	}
+	report, err := os.ReadFile(filepath.Join(dir, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, chart := range []string{costChart(smallRing), costChart(largeRing), streamChart, drainChart, latencyChart} {
+		if info, err := os.Stat(filepath.Join(dir, chart)); err != nil || info.Size() == 0 {
+			t.Errorf("%s is missing: %v", chart, err)
+		}
+		if !strings.Contains(string(report), "]("+chart+")") {
+			t.Errorf("the report does not show %s", chart)
+		}
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, "results.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !json.Valid(raw) || len(raw) > 512<<10 {
+		t.Errorf("results.json has %d bytes, valid: %v", len(raw), json.Valid(raw))
+	}
+}

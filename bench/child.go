@@ -1,0 +1,195 @@
+// Child processes, and what they and their parent say to each other. A child is this
+// program with a role and its order as arguments. It writes the line "ready" when it
+// is set up, waits for a line if its role demands it, and writes its result as a line
+// of JSON.
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The descriptors that a child inherits.
+const (
+	ringFD    = 3
+	programFD = 4
+)
+
+const (
+	roleConsume = "consume"
+	roleDrain   = "drain"
+	roleWait    = "wait"
+	roleProduce = "produce"
+)
+
+// playRole does what a child is there for. It reports false in a process that is
+// not a child.
+func playRole() (isChild bool, err error) {
+	if len(os.Args) != 3 {
+		return false, nil
+	}
+	order := []byte(os.Args[2])
+	switch os.Args[1] {
+	case roleConsume:
+		return true, obey(order, consume)
+	case roleDrain:
+		return true, obey(order, drain)
+	case roleWait:
+		return true, obey(order, wait)
+	case roleProduce:
+		return true, obey(order, produce)
+	}
+	return false, nil
+}
+
+func obey[O any](order []byte, role func(O) error) error {
+	var o O
+	if err := json.Unmarshal(order, &o); err != nil {
+		return err
+	}
+	return role(o)
+}
+
+// ready, awaitGo and report are the child's side.
+
+func ready() { fmt.Println("ready") }
+
+func awaitGo() error {
+	_, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	return err
+}
+
+func report(result any) error { return json.NewEncoder(os.Stdout).Encode(result) }
+
+// A child is the parent's side.
+type child struct {
+	cmd    *exec.Cmd
+	stdin  io.Writer
+	stdout *bufio.Reader
+	stderr bytes.Buffer
+	late   atomic.Bool // it was killed when its context was done
+}
+
+// start starts a child and waits until it is ready. It is killed when ctx is done,
+// or when the thread that called start ends.
+func start(ctx context.Context, role string, order any, w *workload) (*child, error) {
+	argument, err := json.Marshal(order)
+	if err != nil {
+		return nil, err
+	}
+	c := &child{cmd: exec.CommandContext(ctx, "/proc/self/exe", role, string(argument))}
+	c.cmd.Cancel = func() error {
+		c.late.Store(true)
+		return c.cmd.Process.Kill()
+	}
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	c.cmd.Stderr = &c.stderr
+	if w != nil {
+		c.cmd.ExtraFiles = []*os.File{w.ring, w.program}
+	}
+	if role == roleProduce {
+		// The runtime signals goroutines that run for long, also in a run of the program.
+		c.cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")
+	}
+	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	stdout, err := c.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	c.stdout = bufio.NewReader(stdout)
+	if err := c.cmd.Start(); err != nil {
+		return nil, err
+	}
+	if _, err := c.stdout.ReadString('\n'); err != nil {
+		return nil, c.fail(fmt.Errorf("%s did not get ready: %w", role, err))
+	}
+	return c, nil
+}
+
+// release sends the line that the child waits for.
+func (c *child) release() error {
+	_, err := io.WriteString(c.stdin, "go\n")
+	return err
+}
+
+// result reads the child's result and waits for its end.
+func (c *child) result(result any) error {
+	line, err := c.stdout.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, result)
+	}
+	if err == nil {
+		err = c.cmd.Wait()
+	}
+	if err != nil {
+		return c.fail(fmt.Errorf("no result from %s: %w", c.cmd.Args[1], err))
+	}
+	return nil
+}
+
+// fail kills the child and adds what it wrote to stderr to err.
+func (c *child) fail(err error) error {
+	c.stop()
+	if c.late.Load() {
+		err = fmt.Errorf("%w, it took too long", err)
+	}
+	if said := strings.TrimSpace(c.stderr.String()); said != "" {
+		return fmt.Errorf("%w: %s", err, said)
+	}
+	return err
+}
+
+// stop kills the child, if it has not ended, and waits for its end.
+func (c *child) stop() {
+	c.cmd.Process.Kill()
+	c.cmd.Wait()
+}
+
+// cpuTime returns the CPU time that the child has taken, all threads together. It is
+// 0 for no child.
+func (c *child) cpuTime() (time.Duration, error) {
+	if c == nil {
+		return 0, nil
+	}
+	// The clock of a process, as clock_getcpuclockid(3) makes it.
+	const perProcessSched = 2 // CPUCLOCK_SCHED
+	id := int32(^c.cmd.Process.Pid)<<3 | perProcessSched
+	var t unix.Timespec
+	if err := unix.ClockGettime(id, &t); err != nil {
+		return 0, errors.Join(errors.New("CPU time of a child that has ended"), err)
+	}
+	return time.Duration(t.Nano()), nil
+}
+
+// A clock reads CLOCK_MONOTONIC, which is what bpf_ktime_get_ns reads. Time.Since
+// reads it without a system call.
+type clock struct {
+	base time.Time
+	ns   int64 // CLOCK_MONOTONIC at base
+}
+
+func newClock() (*clock, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+		return nil, err
+	}
+	return &clock{time.Now(), t.Nano()}, nil
+}
+
+func (c *clock) now() int64 { return c.ns + int64(time.Since(c.base)) }

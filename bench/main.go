@@ -1,0 +1,114 @@
+// Bench compares this module's Reader with its peers: with cilium/ebpf's, with
+// libbpfgo's channel, and with libbpf itself. See docs/bench.
+//
+// Producer and consumer are processes of their own, started anew for each
+// measurement. The readers take turns, one measurement each, for a number of rounds.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+)
+
+func main() {
+	isChild, err := playRole()
+	if !isChild {
+		err = run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	quick := flag.Bool("quick", false, "measure only what the table of bars needs, and print that table")
+	out := flag.String("out", ".", "directory for README.md, results.json and the charts; not used by -quick")
+	rounds := flag.Int("rounds", 5, "number of `rounds`")
+	duration := flag.Duration("run", 0, "duration of one run (default 400ms, with -quick 200ms)")
+	flag.Parse()
+	plan := fullPlan()
+	if *quick {
+		plan = quickPlan()
+	}
+	if *duration == 0 {
+		*duration = 400 * time.Millisecond
+		if *quick {
+			*duration = 200 * time.Millisecond
+		}
+	}
+
+	// Better one error now than one of each measurement.
+	probe, err := load(os.Getpagesize())
+	if err != nil {
+		return err
+	}
+	probe.close()
+
+	// Children die with the thread that starts them, so it must be one that stays.
+	runtime.LockOSThread()
+	results, err := measureAll(plan, *rounds, *duration)
+	if err != nil {
+		return err
+	}
+	if *quick {
+		err = writeBars(os.Stdout, bars(results))
+	} else {
+		err = writeAll(*out, results)
+	}
+	if err == nil && len(results.Errors) > 0 {
+		err = fmt.Errorf("%d measurements failed", len(results.Errors))
+	}
+	return err
+}
+
+// measureAll runs the plan. A measurement that fails is reported and does not stop
+// the others.
+func measureAll(plan []step, rounds int, d time.Duration) (*results, error) {
+	environment, err := thisEnvironment()
+	if err != nil {
+		return nil, err
+	}
+	environment.Rounds, environment.RunMillis = rounds, d.Milliseconds()
+	r := &results{Environment: environment}
+	for i, s := range plan {
+		fmt.Fprintf(os.Stderr, "%d/%d %v\n", i+1, len(plan), s.config)
+		for round := range rounds {
+			for _, reader := range s.readers {
+				v, err := measure(s.config, reader, d)
+				if err != nil {
+					message := fmt.Sprintf("%v, round %d, %s: %v", s.config, round+1, reader, err)
+					fmt.Fprintln(os.Stderr, message)
+					r.Errors = append(r.Errors, message)
+				}
+				r.add(s.config, reader, v)
+			}
+		}
+	}
+	return r, nil
+}
+
+// writeAll writes the report, the raw results and the charts.
+func writeAll(dir string, r *results) error {
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	for name, write := range map[string]func(*os.File) error{
+		"results.json": func(f *os.File) error { return r.write(f) },
+		"README.md":    func(f *os.File) error { return writeReport(f, r) },
+	} {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(write(f), f.Close()); err != nil {
+			return err
+		}
+	}
+	return writeCharts(dir, r)
+}

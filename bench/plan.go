@@ -1,0 +1,112 @@
+// What is measured: everything, or what the table of bars needs.
+
+package main
+
+import "runtime"
+
+// A step is a configuration and the readers that take turns in it.
+type step struct {
+	config
+	readers []string
+}
+
+const (
+	smallRing = 256 << 10
+	largeRing = 16 << 20
+)
+
+var (
+	rings        = []int{smallRing, largeRing}
+	drainSizes   = []int{16, 64, 256, 1024, 4096}
+	streamSizes  = []int{64, 512}
+	pacedRates   = []int{1_000, 5_000, 20_000, 100_000, 500_000}
+	barRates     = []int{20_000, 100_000, 500_000}
+	latencyRates = []int{5_000, 1_000, 10} // every 200 µs, every ms, after 100 ms of idleness
+	idleCounts   = []int{1, 100, 1_000}
+)
+
+func drainOf(size int) config { return config{Measure: measureDrain, Ring: largeRing, Size: size} }
+
+func streamOf(ring, size, producers int) config {
+	return config{Measure: measureStream, Ring: ring, Size: size, Producers: producers}
+}
+
+func pacedAt(ring, rate int) config {
+	return config{Measure: measurePaced, Ring: ring, Size: 64, Producers: 1, Rate: rate}
+}
+
+func latencyAt(rate int) config {
+	return config{Measure: measureLatency, Ring: largeRing, Size: 64, Producers: 1, Rate: rate}
+}
+
+func idleOf(readers int) config { return config{Measure: measureIdle, Readers: readers} }
+
+// latencyReaders does not have the C program, which counts samples only.
+var latencyReaders = allReaders[:len(allReaders)-1]
+
+// idleReaders are those of which an idle one can differ from another.
+var idleReaders = []string{ringbufReadInto, ringbufReadIntoEager, ciliumReadInto, libbpfgoChannel}
+
+func fullPlan() []step {
+	var plan []step
+	for _, size := range drainSizes {
+		plan = append(plan, step{drainOf(size), allReaders})
+	}
+	for _, ring := range rings {
+		for _, size := range streamSizes {
+			for _, producers := range producerCounts() {
+				plan = append(plan, step{streamOf(ring, size, producers), allReaders})
+			}
+		}
+		for _, rate := range pacedRates {
+			plan = append(plan, step{pacedAt(ring, rate), append([]string{none}, allReaders...)})
+		}
+	}
+	for _, rate := range latencyRates {
+		plan = append(plan, step{latencyAt(rate), latencyReaders})
+	}
+	for _, readers := range idleCounts {
+		who := idleReaders
+		if readers > libbpfgoMost {
+			who = idleReaders[:len(idleReaders)-1]
+		}
+		plan = append(plan, step{idleOf(readers), who})
+	}
+	return plan
+}
+
+// libbpfgoMost is how many ring buffers libbpfgo allows in a process, its
+// maxEventChannels.
+const libbpfgoMost = 512
+
+// producerCounts are one producer, and one for each CPU.
+func producerCounts() []int {
+	if n := runtime.NumCPU(); n > 1 {
+		return []int{1, n}
+	}
+	return []int{1}
+}
+
+func quickPlan() []step {
+	plan := []step{
+		{drainOf(64), []string{ringbufReadInto, ringbufReadEager, ciliumRead, ciliumReadInto, libbpfgoChannel}},
+		{drainOf(1024), []string{ringbufReadInto, ciliumReadInto}},
+		{streamOf(largeRing, 64, 1), []string{ringbufReadInto, ciliumReadInto, libbpfgoChannel}},
+		{streamOf(largeRing, 512, 1), []string{ringbufReadInto, ciliumReadInto}},
+		{latencyAt(5_000), []string{ringbufReadIntoEager, ciliumReadInto}},
+		{latencyAt(1_000), []string{ringbufReadInto, ringbufReadIntoEager}},
+		{latencyAt(10), []string{ringbufReadInto, ciliumReadInto}},
+		{idleOf(1), []string{ringbufReadInto}},
+		{idleOf(1_000), []string{ringbufReadInto}},
+	}
+	for _, ring := range rings {
+		for _, rate := range barRates {
+			readers := []string{none, ringbufReadInto, ciliumReadInto}
+			if ring == largeRing && rate == barRates[0] {
+				readers = append(readers, ringbufReadIntoEager, libbpfgoChannel)
+			}
+			plan = append(plan, step{pacedAt(ring, rate), readers})
+		}
+	}
+	return plan
+}

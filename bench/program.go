@@ -1,0 +1,126 @@
+// The BPF program that writes samples, and the ring that it writes to.
+
+package main
+
+import (
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+	"golang.org/x/sys/unix"
+
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+)
+
+//go:embed bench.bpf.o
+var object []byte
+
+// A workload has the descriptors of a ring and of the program that writes to it.
+type workload struct{ ring, program *os.File }
+
+// load makes a workload with a ring of the given size in bytes.
+func load(ringSize int) (*workload, error) {
+	module, err := bpfobj.Load(object, func(module *bpf.Module) error {
+		events, err := module.GetMap("events")
+		if err != nil {
+			return err
+		}
+		return events.SetMaxEntries(uint32(ringSize))
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer module.Close()
+	events, err := module.GetMap("events")
+	if err != nil {
+		return nil, err
+	}
+	produce, err := module.GetProgram("produce")
+	if err != nil {
+		return nil, err
+	}
+	ring, err := duplicate(events.FileDescriptor())
+	if err != nil {
+		return nil, err
+	}
+	program, err := duplicate(produce.FileDescriptor())
+	if err != nil {
+		unix.Close(ring)
+		return nil, err
+	}
+	return &workload{os.NewFile(uintptr(ring), "ring"), os.NewFile(uintptr(program), "program")}, nil
+}
+
+func duplicate(fd int) (int, error) {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	return own, os.NewSyscallError("fcntl", err)
+}
+
+func (w *workload) close() {
+	w.ring.Close()
+	w.program.Close()
+}
+
+// order is struct order of bench.bpf.c.
+type order struct {
+	Seq     uint64
+	Unread  uint64
+	Count   uint32
+	Size    uint32
+	Timed   uint32
+	Refused uint32
+}
+
+// A program runs the BPF program with the least that can be done for it, since how
+// long that takes is a measurement.
+type program struct {
+	order  order
+	attr   testRunAttr
+	pinner runtime.Pinner
+}
+
+// testRunAttr is the part of union bpf_attr for BPF_PROG_TEST_RUN.
+type testRunAttr struct {
+	progFD, retval           uint32
+	dataSizeIn, dataSizeOut  uint32
+	dataIn, dataOut          uint64
+	repeat, duration         uint32
+	contextSizeIn, sizeOut   uint32
+	contextIn, contextOut    uint64
+	flags, cpu, batchSize, _ uint32
+}
+
+func newProgram(fd uintptr, o order) *program {
+	p := &program{order: o}
+	p.pinner.Pin(p)
+	// SAFETY: the kernel reads and writes the order during run only, where p is
+	// alive, and until close it does not move.
+	p.attr = testRunAttr{
+		progFD:        uint32(fd),
+		contextSizeIn: uint32(unsafe.Sizeof(p.order)),
+		contextIn:     uint64(uintptr(unsafe.Pointer(&p.order))),
+	}
+	return p
+}
+
+func (p *program) close() { p.pinner.Unpin() }
+
+// run carries the order out. It blocks this thread without telling the scheduler,
+// which would be a part of what is measured.
+func (p *program) run() error {
+	const progTestRun = 10 // BPF_PROG_TEST_RUN
+	// SAFETY: attr is a valid bpf_attr, and pinned.
+	_, _, errno := syscall.RawSyscall(unix.SYS_BPF, progTestRun, uintptr(unsafe.Pointer(&p.attr)), unsafe.Sizeof(p.attr))
+	if errno != 0 {
+		return fmt.Errorf("run BPF program: %w", errno)
+	}
+	if p.attr.retval != 0 {
+		return errors.New("BPF program refused its order")
+	}
+	return nil
+}

@@ -1,0 +1,176 @@
+// The readers under test. Each has its own loop, so that what the benchmark adds to
+// a sample is one direct call of tally.take for all of them.
+
+package main
+
+import (
+	"errors"
+	"sync"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+	"github.com/cilium/ebpf"
+	cilium "github.com/cilium/ebpf/ringbuf"
+
+	"github.com/libbpfgo/ringbuf"
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+)
+
+// A reader reads one ring: read until the tally has all it wants.
+type reader struct {
+	read  func(t *tally) error
+	close func() error
+}
+
+// The names of the readers.
+const (
+	ringbufRead          = "ringbuf.Read"
+	ringbufReadInto      = "ringbuf.ReadInto"
+	ringbufReadEager     = "ringbuf.Read eager"
+	ringbufReadIntoEager = "ringbuf.ReadInto eager"
+	ciliumRead           = "cilium Read"
+	ciliumReadInto       = "cilium ReadInto"
+	libbpfgoChannel      = "libbpfgo channel"
+	libbpfFloor          = "libbpf C no-op"
+	none                 = "none"
+)
+
+// allReaders is the order in which they take turns and are reported.
+var allReaders = []string{
+	ringbufRead, ringbufReadInto, ringbufReadEager, ringbufReadIntoEager,
+	ciliumRead, ciliumReadInto, libbpfgoChannel, libbpfFloor,
+}
+
+// openReader opens the named reader of the ring with that descriptor, which stays
+// the caller's.
+func openReader(name string, ring int) (reader, error) {
+	switch name {
+	case ringbufRead, ringbufReadInto:
+		return openRingbuf(name == ringbufReadInto, ring)
+	case ringbufReadEager, ringbufReadIntoEager:
+		return openRingbuf(name == ringbufReadIntoEager, ring, ringbuf.WithMaxDelay(0))
+	case ciliumRead, ciliumReadInto:
+		return openCilium(name == ciliumReadInto, ring)
+	case libbpfgoChannel:
+		return openChannel(ring)
+	case libbpfFloor:
+		return openFloor(ring)
+	}
+	return reader{}, errors.New("there is no reader " + name)
+}
+
+func openRingbuf(into bool, ring int, options ...ringbuf.Option) (reader, error) {
+	r, err := ringbuf.NewReader(ringbuf.FD(ring), options...)
+	if err != nil {
+		return reader{}, err
+	}
+	if into {
+		return reader{func(t *tally) error {
+			var record ringbuf.Record
+			for {
+				if err := r.ReadInto(&record); err != nil {
+					return err
+				}
+				if !t.take(record.RawSample) {
+					return t.err
+				}
+			}
+		}, r.Close}, nil
+	}
+	return reader{func(t *tally) error {
+		for {
+			record, err := r.Read()
+			if err != nil {
+				return err
+			}
+			if !t.take(record.RawSample) {
+				return t.err
+			}
+		}
+	}, r.Close}, nil
+}
+
+func openCilium(into bool, ring int) (reader, error) {
+	own, err := duplicate(ring) // which the Map closes
+	if err != nil {
+		return reader{}, err
+	}
+	m, err := ebpf.NewMapFromFD(own)
+	if err != nil {
+		return reader{}, err
+	}
+	r, err := cilium.NewReader(m)
+	if err != nil {
+		return reader{}, errors.Join(err, m.Close())
+	}
+	// The Reader uses the Map's descriptor, so this keeps the Map from being collected.
+	closeBoth := func() error { return errors.Join(r.Close(), m.Close()) }
+	if into {
+		return reader{func(t *tally) error {
+			var record cilium.Record
+			for {
+				if err := r.ReadInto(&record); err != nil {
+					return err
+				}
+				if !t.take(record.RawSample) {
+					return t.err
+				}
+			}
+		}, closeBoth}, nil
+	}
+	return reader{func(t *tally) error {
+		for {
+			record, err := r.Read()
+			if err != nil {
+				return err
+			}
+			if !t.take(record.RawSample) {
+				return t.err
+			}
+		}
+	}, closeBoth}, nil
+}
+
+// openChannel opens libbpfgo's InitRingBuf. It polls from the first read on, and
+// then reads ahead.
+func openChannel(ring int) (reader, error) {
+	module, err := bpfobj.Load(object, func(module *bpf.Module) error { return reuseRing(module, ring) })
+	if err != nil {
+		return reader{}, err
+	}
+	samples := make(chan []byte, 4096)
+	buffer, err := module.InitRingBuf("events", samples)
+	if err != nil {
+		module.Close()
+		return reader{}, err
+	}
+	poll := sync.OnceFunc(func() { buffer.Poll(300) })
+	return reader{func(t *tally) error {
+		poll()
+		for sample := range samples {
+			if !t.take(sample) {
+				return t.err
+			}
+		}
+		return errors.New("libbpfgo closed the channel")
+	}, func() error {
+		module.Close() // and the buffer
+		return nil
+	}}, nil
+}
+
+// reuseRing makes the module one of the given ring, and of nothing else.
+func reuseRing(module *bpf.Module, ring int) error {
+	events, err := module.GetMap("events")
+	if err != nil {
+		return err
+	}
+	scratch, err := module.GetMap("scratch")
+	if err != nil {
+		return err
+	}
+	produce, err := module.GetProgram("produce")
+	if err != nil {
+		return err
+	}
+	return errors.Join(events.ReuseFD(ring), scratch.SetAutocreate(false), produce.SetAutoload(false))
+}

@@ -1,0 +1,187 @@
+// Results: what every round measured, and medians and ratios of it.
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// values are the numbers of one round, by name.
+type values map[string]float64
+
+// MarshalJSON writes four digits of each, for no measurement here has more.
+func (v values) MarshalJSON() ([]byte, error) {
+	short := map[string]json.Number{}
+	for name, x := range v {
+		short[name] = json.Number(strconv.FormatFloat(x, 'g', 4, 64))
+	}
+	return json.Marshal(short)
+}
+
+// A series has, for one reader in one configuration, the values of each round,
+// none where the round failed.
+type series struct {
+	config
+	Reader string   `json:"reader"`
+	Rounds []values `json:"rounds"`
+}
+
+// results are all series, in the order in which they were begun.
+type results struct {
+	Environment environment
+	Series      []*series
+	Errors      []string
+}
+
+func (r *results) add(c config, reader string, v values) {
+	s := r.find(c, reader)
+	if s == nil {
+		s = &series{config: c, Reader: reader}
+		r.Series = append(r.Series, s)
+	}
+	s.Rounds = append(s.Rounds, v)
+}
+
+func (r *results) find(c config, reader string) *series {
+	for _, s := range r.Series {
+		if s.config == c && s.Reader == reader {
+			return s
+		}
+	}
+	return nil
+}
+
+// get returns the value of each round, NaN where it is missing.
+func (r *results) get(c config, reader, name string) []float64 {
+	s := r.find(c, reader)
+	if s == nil {
+		return nil
+	}
+	var all []float64
+	for _, v := range s.Rounds {
+		x, ok := v[name]
+		if !ok {
+			x = math.NaN()
+		}
+		all = append(all, x)
+	}
+	return all
+}
+
+// median returns the median over the rounds, or NaN.
+func (r *results) median(c config, reader, name string) float64 {
+	return median(r.get(c, reader, name))
+}
+
+// median ignores NaN and returns it if there is nothing else.
+func median(all []float64) float64 {
+	sorted := slices.DeleteFunc(slices.Clone(all), math.IsNaN)
+	if len(sorted) == 0 {
+		return math.NaN()
+	}
+	slices.Sort(sorted)
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
+}
+
+// pairwise returns the median of f of the pairs of the same round, which had the
+// same disturbances.
+func pairwise(a, b []float64, f func(a, b float64) float64) float64 {
+	var all []float64
+	for i := range min(len(a), len(b)) {
+		all = append(all, f(a[i], b[i]))
+	}
+	return median(all)
+}
+
+// ratio is pairwise a/b, and 1 where both are 0.
+func ratio(a, b []float64) float64 {
+	return pairwise(a, b, func(a, b float64) float64 {
+		if a == b {
+			return 1
+		}
+		return a / b
+	})
+}
+
+// write writes JSON with a line for each series, which makes small diffs.
+func (r *results) write(w io.Writer) error {
+	var b bytes.Buffer
+	line := func(before string, v any, after string) error {
+		encoded, err := json.Marshal(v)
+		fmt.Fprintf(&b, "%s%s%s\n", before, encoded, after)
+		return err
+	}
+	if err := line(`{"environment": `, r.Environment, ","); err != nil {
+		return err
+	}
+	if err := line(`"errors": `, append([]string{}, r.Errors...), ","); err != nil {
+		return err
+	}
+	before := `"results": [` + "\n"
+	for i, s := range r.Series {
+		after := ","
+		if i == len(r.Series)-1 {
+			after = "\n]}"
+		}
+		if err := line(before, s, after); err != nil {
+			return fmt.Errorf("%v, %s: %w", s.config, s.Reader, err)
+		}
+		before = ""
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// An environment is what the results depend on.
+type environment struct {
+	Kernel    string `json:"kernel"`
+	CPU       string `json:"cpu"`
+	CPUs      int    `json:"cpus"`
+	Go        string `json:"go"`
+	Cilium    string `json:"cilium/ebpf"`
+	Libbpfgo  string `json:"libbpfgo"`
+	Libbpf    string `json:"libbpf"`
+	Rounds    int    `json:"rounds"`
+	RunMillis int64  `json:"run_ms"`
+}
+
+func thisEnvironment() (environment, error) {
+	e := environment{CPU: runtime.GOARCH, CPUs: runtime.NumCPU(), Go: runtime.Version(), Libbpf: libbpfVersion()}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return e, fmt.Errorf("uname: %w", err)
+	}
+	e.Kernel = unix.ByteSliceToString(uts.Release[:])
+	cpuinfo, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return e, err
+	}
+	for line := range strings.Lines(string(cpuinfo)) {
+		if key, value, _ := strings.Cut(line, ":"); strings.TrimSpace(key) == "model name" {
+			e.CPU = strings.TrimSpace(value)
+		}
+	}
+	if build, ok := debug.ReadBuildInfo(); ok {
+		for _, dep := range build.Deps {
+			switch dep.Path {
+			case "github.com/cilium/ebpf":
+				e.Cilium = dep.Version
+			case "github.com/aquasecurity/libbpfgo":
+				e.Libbpfgo = dep.Version
+			}
+		}
+	}
+	return e, nil
+}
