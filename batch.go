@@ -1,33 +1,144 @@
 package ringbuf
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"sync/atomic"
+)
 
-// A batch is what one poll of the ring drained.
+// A batch is where one poll of the ring after the other puts what it drained.
 type batch struct {
-	buf      []byte  // memory of the entries, reused by the next poll
-	entries  entries // what the poll drained
-	consumer uint64  // consumer position after the drain
-	producer uint64  // producer position after the drain
+	memory  *memory
+	used    int    // bytes of memory that callers may keep
+	entries []byte // what the last poll drained, in memory behind used
+
+	last     uint64 // end position of the last entry
+	consumer uint64 // consumer position after the poll
+	producer uint64 // producer position after the poll
 }
 
 // entries are samples as C stored them, one after the other:
 //
-//	end position (8 bytes) | length (4) | unused (4) | sample | padding to 8
+//	end position (8 bytes) | length (4) | gap (4) | sample | padding to 8
 //
 // in native byte order; struct cgo_ringbuf_entry in ringbuf_cgo.h is the header.
-type entries []byte
+const entryHeaderSize = 16
 
-const (
-	entryHeaderSize  = 16
-	recordHeaderSize = 8 // in the ring, BPF_RINGBUF_HDR_SZ
-)
+const recordHeaderSize = 8 // in the ring, BPF_RINGBUF_HDR_SZ
 
-// next removes the oldest sample. It reports the sample, a view into the entries,
-// and the position in the ring of its record's end.
-func (e *entries) next() (sample []byte, end uint64) {
-	end = binary.NativeEndian.Uint64(*e)
-	size := binary.NativeEndian.Uint32((*e)[8:])
-	body := (*e)[entryHeaderSize:]
-	*e = body[(uint64(size)+7)&^7:]
-	return body[:size:size], end
+// maxKept is the size in bytes of the largest samples that Read does not copy. Larger
+// ones would use up memory for a batch quickly.
+const maxKept = 2 << 10
+
+// memory is what entries are in. C writes to it, Go only reads.
+type memory struct {
+	bytes []byte
+	kept  atomic.Bool // Read gave samples in it away for ever
 }
+
+// reset makes b ready for the next poll. What it has is no longer unread.
+func (b *batch) reset() {
+	if b.kept() {
+		b.used += len(b.entries)
+	} else {
+		b.used = 0
+	}
+	b.entries = nil
+}
+
+// kept reports whether callers keep samples of b.
+func (b *batch) kept() bool { return b.memory != nil && b.memory.kept.Load() }
+
+// room returns memory for entries, at least min bytes of it. If it must be made, it
+// gets as many as size says.
+func (b *batch) room(min, size int) []byte {
+	if b.memory == nil || len(b.memory.bytes)-b.used < min {
+		b.set(make([]byte, size), 0)
+	}
+	return b.memory.bytes[b.used:]
+}
+
+// set makes the first n bytes of buf, which is new, the entries of b.
+func (b *batch) set(buf []byte, n int) {
+	b.memory, b.used, b.entries = &memory{bytes: buf}, 0, buf[:n]
+}
+
+// unread is a queue of the entries of one batch. One goroutine at a time puts, when
+// the queue is empty, and any number take.
+//
+// To take costs one atomic operation: whoever wants a sample copies it first, and
+// then moves taken on, if that is still where it was. If it is not, somebody else was
+// quicker, the memory may have been overwritten meanwhile, and the copy is worth
+// nothing. Taken never goes back, so it cannot be there again.
+type unread struct {
+	taken atomic.Uint64 // bytes of entries that were taken, ever
+	put   atomic.Uint64 // bytes of entries that were put, ever
+
+	// Of the batch. They change only while taken == put.
+	memory   atomic.Pointer[memory]
+	base     atomic.Uint64 // the value of taken where memory begins
+	producer atomic.Uint64
+}
+
+func (u *unread) empty() bool { return u.taken.Load() == u.put.Load() }
+
+// peek returns the oldest entry, or reports that there is none, and what take wants
+// to know.
+func (u *unread) peek() (sample []byte, remaining int, at uint64, ok bool) {
+	for {
+		at = u.taken.Load()
+		if at == u.put.Load() {
+			return nil, 0, 0, false
+		}
+		bytes := u.memory.Load().bytes
+		offset := at - u.base.Load()
+		if offset > uint64(len(bytes)-entryHeaderSize) {
+			continue // only if it was taken meanwhile
+		}
+		head := bytes[offset:]
+		end := binary.NativeEndian.Uint64(head)
+		size := uint64(binary.NativeEndian.Uint32(head[8:]))
+		remaining = int(u.producer.Load() - end)
+		if u.taken.Load() == at {
+			return head[entryHeaderSize:][:size:size], remaining, at, true
+		}
+	}
+}
+
+// take removes the entry that was peeked. If it reports false somebody else did, and
+// what was read of the sample is worth nothing.
+func (u *unread) take(at uint64, sample []byte) bool {
+	return u.taken.CompareAndSwap(at, at+entryHeaderSize+uint64(len(sample)+7)&^7)
+}
+
+// keep is called between peek and take by who wants the sample without copying it.
+func (u *unread) keep() {
+	// If this is not the memory of the sample, it will not be taken.
+	if m := u.memory.Load(); !m.kept.Load() {
+		m.kept.Store(true)
+	}
+}
+
+// add puts the entries of a batch.
+func (u *unread) add(b *batch) {
+	if u.memory.Load() != b.memory {
+		u.memory.Store(b.memory)
+	}
+	at := u.put.Load()
+	u.base.Store(at - uint64(b.used))
+	u.producer.Store(b.producer)
+	u.put.Store(at + uint64(len(b.entries)))
+}
+
+// before returns the end position of the entry before the oldest, or reports that
+// there is none. Nobody may put meanwhile.
+func (u *unread) before() (pos uint64, ok bool) {
+	at := u.taken.Load()
+	if at == u.put.Load() {
+		return 0, false
+	}
+	head := u.memory.Load().bytes[at-u.base.Load():]
+	return binary.NativeEndian.Uint64(head) - uint64(binary.NativeEndian.Uint32(head[12:])), true
+}
+
+// clear takes all entries, for nobody.
+func (u *unread) clear() { u.taken.Store(u.put.Load()) }

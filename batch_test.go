@@ -1,46 +1,97 @@
 package ringbuf
 
 import (
-	"fmt"
+	"strings"
 	"testing"
 )
 
-func TestEntriesDecode(t *testing.T) {
-	var buf entries
-	var want []string
-	for size := range 100 {
-		s := string(make([]byte, size)) + "x"
-		want = append(want, s)
-		buf = appendEntry(buf, uint64(size)<<32, s)
+// newBatch returns a batch of the samples, each with a record of 100 bytes, in memory
+// of its own.
+func newBatch(samples ...string) *batch {
+	var buf []byte
+	for i, s := range samples {
+		buf = appendEntry(buf, uint64(i+1)*100, 100, s)
 	}
-	for size, want := range want {
-		sample, end := buf.next()
-		if string(sample) != want || end != uint64(size)<<32 {
-			t.Errorf("entry %d decodes to %q, %d", size, sample, end)
+	b := &batch{producer: 1000, last: uint64(len(samples)) * 100}
+	b.set(buf, len(buf))
+	return b
+}
+
+func takeOne(u *unread) (sample []byte, ok bool) {
+	sample, _, at, ok := u.peek()
+	return sample, ok && u.take(at, sample)
+}
+
+func TestUnreadReturnsEntriesInOrder(t *testing.T) {
+	var samples []string
+	for size := range 9 {
+		samples = append(samples, strings.Repeat("x", size))
+	}
+	var u unread
+	u.add(newBatch(samples...))
+	for i, want := range samples {
+		before, _ := u.before()
+		sample, remaining, at, ok := u.peek()
+		if !ok || string(sample) != want || remaining != 1000-(i+1)*100 || before != uint64(i)*100 {
+			t.Errorf("entry %d is %q, %v, remaining %d, before %d", i, sample, ok, remaining, before)
 		}
 		if cap(sample) != len(sample) {
-			t.Errorf("an append to sample %d reaches the next", size)
+			t.Errorf("an append to sample %d reaches the next", i)
+		}
+		if u.empty() || !u.take(at, sample) {
+			t.Errorf("entry %d could not be taken", i)
 		}
 	}
-	if len(buf) != 0 {
-		t.Errorf("%d bytes are left", len(buf))
+	if sample, _, _, ok := u.peek(); ok || !u.empty() {
+		t.Errorf("there is another entry: %q", sample)
 	}
 }
 
-func TestSlabClones(t *testing.T) {
-	var s slab
-	var clones [][]byte
-	for size := range 5000 {
-		p := []byte(fmt.Sprintf("%0*d", size, size))[:size]
-		clones = append(clones, s.clone(p))
-		clear(p)
+func TestUnreadGivesAnEntryToOneOnly(t *testing.T) {
+	var u unread
+	u.add(newBatch("a", "b"))
+	sample, _, at, _ := u.peek()
+	if !u.take(at, sample) || u.take(at, sample) {
+		t.Error("an entry was not taken once")
 	}
-	for size, clone := range clones {
-		if want := fmt.Sprintf("%0*d", size, size)[:size]; string(clone) != want {
-			t.Fatalf("clone of %d bytes is %q", size, clone)
-		}
-		if clone == nil || cap(clone)-len(clone) > 0 && size <= slabSize/4 {
-			t.Fatalf("clone of %d bytes has capacity %d", size, cap(clone))
-		}
+	takeOne(&u)
+	u.add(newBatch("c", "d"))
+	if u.take(at, sample) {
+		t.Error("an entry was taken with what was peeked of another batch")
+	}
+	u.clear()
+	if sample, _, _, ok := u.peek(); ok {
+		t.Errorf("there is %q after clear", sample)
+	}
+}
+
+func TestBatchLeavesMemoryToItsKeepers(t *testing.T) {
+	var b batch
+	var u unread
+	poll := func(min, size int) (room []byte) {
+		b.reset()
+		room = b.room(min, size)
+		entries := appendEntry(nil, 8, 8, "")
+		copy(room, entries)
+		b.entries = room[:len(entries)]
+		u.add(&b)
+		return room
+	}
+	first := poll(64, 100)
+	takeOne(&u)
+	second := poll(64, 100)
+	if &first[0] != &second[0] {
+		t.Error("memory that nobody kept was not used again")
+	}
+	u.keep()
+	takeOne(&u)
+	third := poll(64, 100)
+	if &third[0] != &second[entryHeaderSize] || len(third) != 100-entryHeaderSize {
+		t.Error("the rest of memory that somebody kept was not used")
+	}
+	takeOne(&u)
+	fourth := poll(90, 200)
+	if len(fourth) != 200 || b.kept() {
+		t.Errorf("%d bytes of room, kept %v, want 200 new ones", len(fourth), b.kept())
 	}
 }

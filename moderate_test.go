@@ -170,8 +170,9 @@ func TestTickLeavesTheNewestRecord(t *testing.T) {
 				t.Fatal(err)
 			}
 			var got []string
-			for len(b.entries) > 0 {
-				sample, _ := b.entries.next()
+			var u unread
+			u.add(&b)
+			for sample, ok := takeOne(&u); ok; sample, ok = takeOne(&u) {
 				got = append(got, string(sample))
 			}
 			if !slices.Equal(got, tt.want) {

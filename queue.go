@@ -42,10 +42,10 @@ type queue struct {
 	turn chan *batch
 	done chan struct{} // closed when close begins
 
+	unread unread // of the batch; empty while it is polled into
+
 	mu       sync.Mutex // never held while polling
-	unread   entries    // of the batch; empty while it is polled into
-	producer uint64     // producer position when unread was drained
-	pos      uint64     // end of the last record handed out
+	pos      uint64     // end of the last record handed out, when unread is empty
 	begun    bool       // pos is valid: somebody has polled
 	polling  bool       // poll may be waiting
 	deadline time.Time
@@ -59,41 +59,23 @@ func newQueue(r ring) *queue {
 	return q
 }
 
-// next removes the oldest sample, waiting for one if need be. It reports the
-// sample, a view that is valid until q.mu is released, and the number of bytes
-// that are known to follow it. The caller holds q.mu.
-func (q *queue) next() (sample []byte, remaining int, err error) {
-	if len(q.unread) == 0 {
-		if err := q.refill(); err != nil {
-			return nil, 0, err
-		}
-	}
-	sample, q.pos = q.unread.next()
-	return sample, int(q.producer - q.pos), nil
-}
-
-// refill returns when there are unread samples. The caller holds q.mu, which is
-// released meanwhile.
+// refill returns when there were unread samples, which others may have taken since.
 func (q *queue) refill() error {
-	q.mu.Unlock()
 	select {
 	case <-q.done:
-		q.mu.Lock()
 		return errClosed
 	case b := <-q.turn:
-		q.mu.Lock()
 		err := q.lead(b)
-		// The next to receive it needs q.mu to do anything, so that a goroutine
-		// gets at least one sample of what it drained.
 		q.turn <- b
 		return err
 	}
 }
 
-// lead polls until there are unread samples. The caller holds q.mu, which is
-// released while polling, and has b from q.turn.
+// lead polls until there are unread samples. The caller has b from q.turn.
 func (q *queue) lead(b *batch) error {
-	for len(q.unread) == 0 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for q.unread.empty() {
 		if q.closed {
 			return errClosed
 		}
@@ -111,6 +93,7 @@ func (q *queue) lead(b *batch) error {
 			deadline = time.Unix(0, 0)
 		}
 
+		b.reset()
 		q.polling = true
 		q.mu.Unlock()
 		err := q.ring.poll(b, deadline)
@@ -122,7 +105,8 @@ func (q *queue) lead(b *batch) error {
 			q.begun = !first // pos may be anything if the first poll did not like it
 			return fmt.Errorf("ringbuf: %w", err)
 		case len(b.entries) > 0:
-			q.unread, q.producer = b.entries, b.producer
+			q.pos = b.last
+			q.unread.add(b)
 			return nil
 		}
 		q.pos = b.consumer // past discarded records
@@ -174,7 +158,11 @@ func (q *queue) available() int {
 		consumer := q.ring.consumerPos()
 		return int(q.ring.producerPos() - consumer)
 	}
-	return int(q.ring.producerPos() - q.pos)
+	pos, ok := q.unread.before()
+	if !ok {
+		pos = q.pos
+	}
+	return int(q.ring.producerPos() - pos)
 }
 
 // close may be called once.
@@ -189,6 +177,6 @@ func (q *queue) close() error {
 
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.unread = nil
+	q.unread.clear()
 	return q.ring.close()
 }

@@ -45,20 +45,21 @@ func (f *fakeRing) poll(b *batch, deadline time.Time) error {
 	p := &fakePoll{deadline, make(chan fakeAnswer)}
 	f.polls <- p
 	answer := <-p.answer
-	b.buf = b.buf[:0]
+	var buf []byte // new each time: the race detector does not like what only C may do
 	for _, s := range answer.samples {
-		end := f.consumer.Add(uint64(len(s)+15) &^ 7)
-		b.buf = appendEntry(b.buf, end, s)
+		size := uint64(len(s)+15) &^ 7
+		buf = appendEntry(buf, f.consumer.Add(size), uint32(size), s)
 	}
-	b.entries = b.buf
+	b.set(buf, len(buf))
 	b.consumer, b.producer = f.consumer.Load(), f.producer.Load()
+	b.last = b.consumer
 	return answer.err
 }
 
-func appendEntry(buf []byte, end uint64, sample string) []byte {
+func appendEntry(buf []byte, end uint64, gap uint32, sample string) []byte {
 	buf = binary.NativeEndian.AppendUint64(buf, end)
 	buf = binary.NativeEndian.AppendUint32(buf, uint32(len(sample)))
-	buf = append(buf, 0, 0, 0, 0)
+	buf = binary.NativeEndian.AppendUint32(buf, gap)
 	buf = append(buf, sample...)
 	return append(buf, make([]byte, -len(sample)&7)...)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
@@ -38,7 +39,6 @@ type Record struct {
 type Reader struct {
 	queue   *queue
 	size    int
-	slab    slab // guarded by queue.mu
 	cleanup runtime.Cleanup
 	close   func() error
 }
@@ -130,27 +130,44 @@ func newReader(src ring) *Reader {
 // another, or somebody who writes that position. It is returned by every Read until
 // the position is back. To go on from where the ring is now, open a new Reader.
 func (r *Reader) Read() (Record, error) {
-	r.queue.mu.Lock()
-	defer r.queue.mu.Unlock()
-	sample, remaining, err := r.queue.next()
-	if err != nil {
-		return Record{}, err
+	q := r.queue
+	for {
+		sample, remaining, at, ok := q.unread.peek()
+		if !ok {
+			if err := q.refill(); err != nil {
+				return Record{}, err
+			}
+			continue
+		}
+		if len(sample) > maxKept {
+			sample = slices.Clone(sample)
+		} else {
+			q.unread.keep()
+		}
+		if q.unread.take(at, sample) {
+			return Record{RawSample: sample, Remaining: remaining}, nil
+		}
 	}
-	return Record{RawSample: r.slab.clone(sample), Remaining: remaining}, nil
 }
 
 // ReadInto is like Read, but reuses the capacity of rec.RawSample, so that a loop
 // with one Record allocates nothing. On error rec is unchanged.
 func (r *Reader) ReadInto(rec *Record) error {
-	r.queue.mu.Lock()
-	defer r.queue.mu.Unlock()
-	sample, remaining, err := r.queue.next()
-	if err != nil {
-		return err
+	q := r.queue
+	for {
+		sample, remaining, at, ok := q.unread.peek()
+		if !ok {
+			if err := q.refill(); err != nil {
+				return err
+			}
+			continue
+		}
+		rec.RawSample = append(rec.RawSample[:0], sample...)
+		rec.Remaining = remaining
+		if q.unread.take(at, sample) {
+			return nil
+		}
 	}
-	rec.RawSample = append(rec.RawSample[:0], sample...)
-	rec.Remaining = remaining
-	return nil
 }
 
 // SetDeadline sets the time after which Read and ReadInto do not wait for records.

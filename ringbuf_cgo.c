@@ -23,6 +23,9 @@
 /* Returned by the callback to end a drain: "stored, stop here". */
 #define STOP (-ECANCELED)
 
+/* How many bytes ahead of a sample to fetch those that follow. */
+#define AHEAD 8192
+
 static __u64 align8(__u64 n)
 {
 	return (n + 7) & ~7ULL;
@@ -78,6 +81,21 @@ static bool leaves_one(const struct cgo_ringbuf *r, __u64 pos)
 	return false;
 }
 
+/*
+ * Fetches what comes a while after the sample, so that the copying of later ones
+ * does not wait for memory, nor for the translation of its address: two pages were
+ * measured best. What is not yet produced is left to the producer's cache.
+ */
+static void prefetch(const struct cgo_ringbuf *r, const void *data, size_t len, __u64 end)
+{
+	size_t i;
+
+	if (end + AHEAD + len >= r->producer)
+		return;
+	for (i = 0; i < len; i += 64)
+		__builtin_prefetch(data + AHEAD + i);
+}
+
 /* Copies n bytes, a multiple of 8: faster than a call of memcpy() for small samples. */
 static void copy8(void *to, const void *from, __u64 n)
 {
@@ -128,9 +146,12 @@ static int take_sample(void *ctx, void *data, size_t len)
 		entry = r->spill;
 		r->spilled = need;
 	}
+	prefetch(r, data, len, end);
 	entry->end = end;
 	entry->len = len;
+	entry->gap = end - r->last;
 	copy8(entry + 1, data, align8(len));
+	r->last = end;
 	r->consumer = end;
 	r->samples++;
 
@@ -154,6 +175,8 @@ static bool sound(struct cgo_ringbuf *r)
 		r->bad_consumer = consumer;
 		return false;
 	}
+	if (!r->begun)
+		r->last = consumer;
 	r->begun = true;
 	r->consumer = consumer;
 	return true;
@@ -196,6 +219,8 @@ static int drain(struct cgo_ringbuf *r)
 			r->consumer = consumer;
 		r->moved += r->consumer - start;
 	} while (drained_none(r) && r->consumer != start);
+	if (drained_none(r))
+		r->last = r->consumer;
 	r->drained = true;
 	r->busy = drained_none(r) && r->consumer != r->producer;
 	/* What came before the unsound record is delivered; the next drain fails. */

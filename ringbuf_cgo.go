@@ -39,6 +39,9 @@ const (
 	minBatchSize = 4 << 10
 	maxBatchSize = 64 << 10
 
+	// What a caller may retain by keeping one small sample that Read returned.
+	keptSize = 32 << 10
+
 	// How long a wait that follows a sample blocks its OS thread, which answers
 	// faster than parking the goroutine does.
 	blockFor = 100 * time.Millisecond
@@ -169,12 +172,12 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 	case pause <= 0:
 		err = r.tick(b, 0)
 	case pause > longPause:
-		err = r.pauseParked(b, now.Add(pause-netpollGrain))
+		err = r.pauseParked(now.Add(pause - netpollGrain))
 	case block():
 		err = r.tick(b, max(pause-timerSlack, 1))
 		unblock()
 	case pause > shortPause:
-		err = r.pauseParked(b, now.Add(pause))
+		err = r.pauseParked(now.Add(pause))
 	default:
 		err = r.fillOrWait(b, now, left, deadline)
 	}
@@ -218,29 +221,32 @@ func unblock() { blocked.Add(-1) }
 // fill drains into b, after a wait of at most the given duration if there is
 // nothing to drain at first.
 func (r *libbpfRing) fill(b *batch, wait time.Duration) error {
-	r.prepare(b)
+	buf, limit := r.room(b)
 	// SAFETY: C keeps the pointer to buf, which holds no pointers, in *r.c, for the
-	// duration of the call only.
-	return r.collect(b, C.cgo_ringbuf_poll(r.c, unsafe.Pointer(&b.buf[0]), C.size_t(len(b.buf)), C.size_t(r.limit), C.__s64(wait)))
+	// duration of the call only. Goroutines that are about to find out that their
+	// sample was taken may read buf meanwhile.
+	return r.collect(b, C.cgo_ringbuf_poll(r.c, unsafe.Pointer(&buf[0]), C.size_t(len(buf)), C.size_t(limit), C.__s64(wait)))
 }
 
 // tick drains into b after a pause, and leaves the newest record in the ring unless
 // it is the only one.
 func (r *libbpfRing) tick(b *batch, pause time.Duration) error {
-	r.prepare(b)
+	buf, limit := r.room(b)
 	// SAFETY: as in fill.
-	return r.collect(b, C.cgo_ringbuf_tick(r.c, unsafe.Pointer(&b.buf[0]), C.size_t(len(b.buf)), C.size_t(r.limit), C.__s64(pause)))
+	return r.collect(b, C.cgo_ringbuf_tick(r.c, unsafe.Pointer(&buf[0]), C.size_t(len(buf)), C.size_t(limit), C.__s64(pause)))
 }
 
-// prepare sees to it that b has room.
-func (r *libbpfRing) prepare(b *batch) {
+// room returns memory of b to drain into, and about how much of it to fill.
+func (r *libbpfRing) room(b *batch) (buf []byte, limit int) {
 	if r.c.full {
 		r.limit = min(2*r.limit, maxBatchSize)
 	}
-	if size := r.limit + r.largest; len(b.buf) < size {
-		b.buf = make([]byte, size)
+	if b.kept() {
+		buf = b.room(minBatchSize+r.largest, keptSize+r.largest)
+	} else {
+		buf = b.room(r.limit+r.largest, r.limit+r.largest)
 	}
-	b.entries = nil
+	return buf, min(r.limit, len(buf)-r.largest)
 }
 
 // collect completes b with what C drained into its memory.
@@ -264,13 +270,14 @@ func (r *libbpfRing) collect(b *batch, retC C.int) error {
 			idle:    bool(r.c.idle),
 		})
 	}
-	b.consumer, b.producer = uint64(r.c.consumer), uint64(r.c.producer)
-	b.entries = b.buf[:r.c.filled]
+	b.consumer, b.producer, b.last = uint64(r.c.consumer), uint64(r.c.producer), uint64(r.c.last)
+	b.entries = b.memory.bytes[b.used:][:r.c.filled]
 	if r.c.spilled > 0 {
 		// SAFETY: spill is valid for spilled bytes until the next call, and copied
 		// here.
 		spill := unsafe.Slice((*byte)(r.c.spill), r.c.spilled)
-		b.entries = slices.Concat(b.entries, spill)
+		all := slices.Concat(b.entries, spill)
+		b.set(all, len(all))
 		// From now on there is room for such a sample. Powers of two, so that this
 		// does not happen often.
 		r.largest = 1 << bits.Len(uint(len(spill)))
@@ -297,8 +304,7 @@ func (r *libbpfRing) waitParked(b *batch, deadline time.Time) error {
 }
 
 // pauseParked waits in Go's netpoller until the given time or wake.
-func (r *libbpfRing) pauseParked(b *batch, until time.Time) error {
-	b.entries = nil
+func (r *libbpfRing) pauseParked(until time.Time) error {
 	return r.park(until, r.onWake)
 }
 

@@ -53,6 +53,7 @@ struct cgo_ringbuf {
 	__u64 moved;	    /* bytes that the consumer position moved */
 	__u64 consumer;	    /* position up to which all was drained */
 	__u64 producer;	    /* position up to which records were reserved */
+	__u64 last;	    /* end of the last entry, or consumer if the last call had none */
 	__u64 bad_consumer; /* the consumer position that was found, after -EUCLEAN */
 };
 
@@ -60,7 +61,7 @@ struct cgo_ringbuf {
 struct cgo_ringbuf_entry {
 	__u64 end; /* position in the ring of the record's end */
 	__u32 len;
-	__u32 pad;
+	__u32 gap; /* from the end of the entry before to this end */
 };
 
 int cgo_ringbuf_dup(int fd);
