@@ -15,7 +15,7 @@ const (
 	// stops at a tick before which nothing was produced, or when two ticks together
 	// gathered no more than stopRecords.
 	startCount  = 8
-	startDelays = 4
+	startDelays = 6
 	stopRecords = 2
 
 	// A tick that finds more than one part in maxFill of the ring filled makes the
@@ -25,10 +25,11 @@ const (
 	// Between two ticks a trickle may turn into a flood, and the ring must have
 	// room for it, as it would have if it had been drained at once. To submit a
 	// record takes a BPF program at least minRecordTime (47 ns were measured) and
-	// one ns for every copiedPerNs bytes. wakeLatency is for a tick that comes late.
+	// one ns for every copiedPerNs bytes. wakeLatency is until the Reader drains faster
+	// than that: with less, floods that an eager Reader survives were lost.
 	minRecordTime = 50 // ns
 	copiedPerNs   = 32
-	wakeLatency   = 50 * time.Microsecond
+	wakeLatency   = 90 * time.Microsecond
 
 	// The kernel lets a thread's timers expire this late: PR_SET_TIMERSLACK in
 	// prctl(2).

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -205,4 +206,76 @@ func TestReportIsComplete(t *testing.T) {
 	if !json.Valid(raw) || len(raw) > 512<<10 {
 		t.Errorf("results.json has %d bytes, valid: %v", len(raw), json.Valid(raw))
 	}
+}
+
+// TestModerationSurvivesFloods lets a trickle of 20,000 samples a second turn into a
+// flood of four times the size of the ring, and counts the floods of which the kernel
+// refused samples: with the default delay no more than when the ring is read eagerly.
+func TestModerationSurvivesFloods(t *testing.T) {
+	requireKernel(t)
+	const (
+		floods = 30
+		noise  = floods / 3
+	)
+	for _, ring := range []int{4 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20} {
+		eager, moderated := 0, 0
+		for range 3 {
+			eager += countLossyFloods(t, ringbufReadIntoEager, ring, floods/3)
+			moderated += countLossyFloods(t, ringbufReadInto, ring, floods/3)
+		}
+		t.Logf("ring of %s: samples of %d floods were refused when read eagerly, of %d when moderated, of %d each",
+			bytesName(ring), eager, moderated, floods)
+		if moderated > eager+noise {
+			t.Errorf("ring of %s: moderation loses samples", bytesName(ring))
+		}
+	}
+}
+
+// countLossyFloods returns of how many floods the kernel refused samples.
+func countLossyFloods(t *testing.T, reader string, ring, floods int) (lossy int) {
+	t.Helper()
+	const (
+		size    = 64
+		trickle = 50 * time.Microsecond
+		samples = 120 // of the trickle: enough for ticks to begin
+	)
+	w, err := load(ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	// Children die with the thread that starts them.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	consumer, err := start(t.Context(), roleConsume, consumerOrder{Reader: reader}, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer consumer.stop()
+	p := newProgram(w.program.Fd(), order{Size: size})
+	defer p.close()
+	run := func(count int) {
+		p.order.Count = uint32(count)
+		if err := p.run(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range floods {
+		next := time.Now()
+		for range samples {
+			for time.Now().Before(next) {
+			}
+			run(1)
+			next = next.Add(trickle)
+		}
+		run(4 * ring / recordSize(size))
+		if p.order.Refused > 0 {
+			lossy++
+		}
+		p.order.Count = 0
+		if err := awaitEmpty(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return lossy
 }
