@@ -65,8 +65,9 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest ## lint, selftests, unit tests and kernel tests with -race
-	go test -race -count=1 -timeout 5m $(TEST_EXEC) -v ./...
+test: lint selftest ## lint, selftests, unit tests and kernel tests with -race, benchmarks once
+	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
+	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 
 .PHONY: selftest
 selftest: bpf ## run the end-to-end programs on this kernel

@@ -13,6 +13,7 @@ func benchmarkDrain(b *testing.B, read func(r *Reader) error) {
 	const fill = 100_000
 	b.SetBytes(bpftest.NumberedSize)
 	b.ReportAllocs()
+	b.ResetTimer()
 	for n := 0; n < b.N; {
 		b.StopTimer()
 		got := ring.Count(0, 0, min(fill, b.N-n), 0)
