@@ -2,6 +2,7 @@ package ringbuf
 
 import (
 	"encoding/binary"
+	"slices"
 	"sync/atomic"
 )
 
@@ -108,6 +109,22 @@ func (u *unread) peek() (sample []byte, remaining int, at uint64, ok bool) {
 // what was read of the sample is worth nothing.
 func (u *unread) take(at uint64, sample []byte) bool {
 	return u.taken.CompareAndSwap(at, at+entryHeaderSize+uint64(len(sample)+7)&^7)
+}
+
+// copySample copies a sample that was peeked to buf, if it has room, and returns the
+// copy. The race detector must not see it: whoever took the sample meanwhile may write
+// to it, and then take fails. It sees appends and copies even here.
+//
+//go:norace
+func copySample(buf, sample []byte) []byte {
+	if !raceEnabled {
+		return append(buf[:0], sample...)
+	}
+	buf = slices.Grow(buf[:0], len(sample))[:len(sample)]
+	for i := range sample {
+		buf[i] = sample[i]
+	}
+	return buf
 }
 
 // keep is called between peek and take by who wants the sample without copying it.

@@ -95,3 +95,28 @@ func TestBatchLeavesMemoryToItsKeepers(t *testing.T) {
 		t.Errorf("%d bytes of room, kept %v, want 200 new ones", len(fourth), b.kept())
 	}
 }
+
+// TestOwnerMayWriteWhileOthersPeek is for the race detector.
+func TestOwnerMayWriteWhileOthersPeek(t *testing.T) {
+	for range 200 {
+		var u unread
+		u.add(newBatch("sample"))
+		var users, peeking group
+		peeking.Add(2)
+		for range 2 {
+			users.Go(func() {
+				sample, _, at, _ := u.peek()
+				peeking.Done()
+				peeking.Wait()
+				copied := copySample(nil, sample)
+				if u.take(at, sample) {
+					if string(copied) != "sample" {
+						t.Errorf("%q was taken", copied)
+					}
+					sample[0] = 0
+				}
+			})
+		}
+		users.Wait()
+	}
+}

@@ -10,6 +10,10 @@
 // in the first tenth of a second of a wait that follows a sample and in the last
 // moment before a deadline.
 //
+// While samples flow, a Reader drains the ring at ticks of a timer, and in such a way
+// that the kernel need not notify it of any: so the workload that is traced hardly
+// notices that somebody reads. See WithMaxDelay.
+//
 // # Building
 //
 // The package is built with cgo and, like libbpfgo, finds libbpf (1.3 or newer,

@@ -101,14 +101,14 @@ func newReader(src ring) *Reader {
 	r := &Reader{queue: newQueue(src), size: src.size()}
 	r.close = sync.OnceValue(r.queue.close)
 	// Of the queue, not of r: a method may be the last to use r, and still be running.
-	// Every one of them holds the queue's mutex to its end.
+	// Whoever uses src needs the queue again afterwards.
 	r.cleanup = runtime.AddCleanup(r.queue, func(src ring) { src.close() }, src)
 	return r
 }
 
 // Read returns the next record. Its RawSample belongs to the caller, who may keep
-// and change it. Small samples share larger allocations, so keeping one of them
-// may retain some KiB of memory.
+// and change it. Samples of up to 2 KiB share larger allocations: keeping one of them
+// retains some 32 KiB of memory.
 //
 // It waits for a record until
 //
@@ -151,7 +151,7 @@ func (r *Reader) Read() (Record, error) {
 }
 
 // ReadInto is like Read, but reuses the capacity of rec.RawSample, so that a loop
-// with one Record allocates nothing. On error rec is unchanged.
+// with one Record allocates nothing. On error rec may have been written to.
 func (r *Reader) ReadInto(rec *Record) error {
 	q := r.queue
 	for {
@@ -162,7 +162,7 @@ func (r *Reader) ReadInto(rec *Record) error {
 			}
 			continue
 		}
-		rec.RawSample = append(rec.RawSample[:0], sample...)
+		rec.RawSample = copySample(rec.RawSample, sample)
 		rec.Remaining = remaining
 		if q.unread.take(at, sample) {
 			return nil
@@ -195,8 +195,9 @@ func (r *Reader) BufferSize() int { return r.size }
 // mappings and memory. When it returns, no code of libbpf touches the ring any
 // more. Further calls do nothing and return the same as the first.
 //
-// Records are drained from the ring in batches of up to 64 KiB and one record. What was drained and not yet returned by Read is lost; what was
-// not drained stays in the ring. See Flush.
+// Records are drained from the ring in batches of up to 64 KiB and one record. What
+// was drained and not yet returned by Read is lost; what was not drained stays in the
+// ring. See Flush.
 func (r *Reader) Close() error {
 	r.cleanup.Stop()
 	return r.close()

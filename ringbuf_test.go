@@ -858,6 +858,7 @@ func testConcurrentReaders(t *testing.T, pace Option) {
 					t.Errorf("a goroutine read %d after %d", n.Seq, last[n.Producer])
 				}
 				last[n.Producer] = int64(n.Seq)
+				clear(rec.RawSample) // it belongs to this goroutine
 				mu.Lock()
 				seen[n.Producer] = append(seen[n.Producer], n.Seq)
 				if total++; total == producers*each {
