@@ -29,8 +29,8 @@ func main() {
 func run() error {
 	quick := flag.Bool("quick", false, "measure only what the table of bars needs, and print that table")
 	out := flag.String("out", ".", "directory for README.md, results.json and the charts; not used by -quick")
-	rounds := flag.Int("rounds", 5, "number of `rounds`")
-	duration := flag.Duration("run", 0, "duration of one run (default 400ms, with -quick 200ms)")
+	rounds := flag.Int("rounds", 7, "number of `rounds`")
+	duration := flag.Duration("run", 0, "duration of one run (default 400ms, with -quick 150ms)")
 	flag.Parse()
 	plan := fullPlan()
 	if *quick {
@@ -39,7 +39,7 @@ func run() error {
 	if *duration == 0 {
 		*duration = 400 * time.Millisecond
 		if *quick {
-			*duration = 200 * time.Millisecond
+			*duration = 150 * time.Millisecond
 		}
 	}
 
