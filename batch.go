@@ -10,6 +10,7 @@ import (
 type batch struct {
 	memory  *memory
 	used    int    // bytes of memory that callers may keep
+	keeping bool   // callers kept samples of the last poll, or would have liked to
 	entries []byte // what the last poll drained, in memory behind used
 
 	last     uint64 // end position of the last entry
@@ -26,28 +27,36 @@ const entryHeaderSize = 16
 
 const recordHeaderSize = 8 // in the ring, BPF_RINGBUF_HDR_SZ
 
-// maxKept is the size in bytes of the largest samples that Read does not copy. Larger
-// ones would use up memory for a batch quickly.
-const maxKept = 2 << 10
+const (
+	// maxKept is the size in bytes of the largest samples that Read does not copy.
+	// Larger ones would use up memory for a batch quickly.
+	maxKept = 2 << 10
+
+	// maxKeptMemory is how much a caller may retain by keeping a sample.
+	maxKeptMemory = 64 << 10
+)
 
 // memory is what entries are in. C writes to it, Go only reads.
 type memory struct {
 	bytes []byte
-	kept  atomic.Bool // Read gave samples in it away for ever
+	kept  atomic.Bool // Read gave samples in it away for ever, or did not because it is large
 }
+
+func (m *memory) large() bool { return len(m.bytes) > maxKeptMemory }
 
 // reset makes b ready for the next poll. What it has is no longer unread.
 func (b *batch) reset() {
-	if b.kept() {
-		b.used += len(b.entries)
-	} else {
+	b.keeping = b.memory != nil && b.memory.kept.Load()
+	switch {
+	case !b.keeping:
 		b.used = 0
+	case b.memory.large():
+		b.memory, b.used = nil, 0
+	default:
+		b.used += len(b.entries)
 	}
 	b.entries = nil
 }
-
-// kept reports whether callers keep samples of b.
-func (b *batch) kept() bool { return b.memory != nil && b.memory.kept.Load() }
 
 // room returns memory for entries, at least min bytes of it. If it must be made, it
 // gets as many as size says.
@@ -92,16 +101,18 @@ func (u *unread) peek() (sample []byte, remaining int, at uint64, ok bool) {
 		}
 		bytes := u.memory.Load().bytes
 		offset := at - u.base.Load()
+		// What is out of bounds was taken and overwritten meanwhile. What is not may be
+		// too: then take fails.
 		if offset > uint64(len(bytes)-entryHeaderSize) {
-			continue // only if it was taken meanwhile
+			continue
 		}
-		head := bytes[offset:]
+		head, body := bytes[offset:], bytes[offset+entryHeaderSize:]
 		end := binary.NativeEndian.Uint64(head)
 		size := uint64(binary.NativeEndian.Uint32(head[8:]))
-		remaining = int(u.producer.Load() - end)
-		if u.taken.Load() == at {
-			return head[entryHeaderSize:][:size:size], remaining, at, true
+		if size > uint64(len(body)) {
+			continue
 		}
+		return body[:size:size], int(u.producer.Load() - end), at, true
 	}
 }
 
@@ -121,18 +132,25 @@ func copySample(buf, sample []byte) []byte {
 		return append(buf[:0], sample...)
 	}
 	buf = slices.Grow(buf[:0], len(sample))[:len(sample)]
+	//lint:ignore S1001 see above
 	for i := range sample {
 		buf[i] = sample[i]
 	}
 	return buf
 }
 
-// keep is called between peek and take by who wants the sample without copying it.
-func (u *unread) keep() {
+// keep is called between peek and take by who wants the sample without copying it. It
+// reports whether that is possible.
+func (u *unread) keep(sample []byte) bool {
+	if len(sample) > maxKept {
+		return false
+	}
 	// If this is not the memory of the sample, it will not be taken.
-	if m := u.memory.Load(); !m.kept.Load() {
+	m := u.memory.Load()
+	if !m.kept.Load() {
 		m.kept.Store(true)
 	}
+	return !m.large()
 }
 
 // add puts the entries of a batch.

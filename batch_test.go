@@ -1,7 +1,12 @@
 package ringbuf
 
 import (
+	"encoding/binary"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -83,7 +88,9 @@ func TestBatchLeavesMemoryToItsKeepers(t *testing.T) {
 	if &first[0] != &second[0] {
 		t.Error("memory that nobody kept was not used again")
 	}
-	u.keep()
+	if !u.keep(nil) {
+		t.Error("a sample cannot be kept")
+	}
 	takeOne(&u)
 	third := poll(64, 100)
 	if &third[0] != &second[entryHeaderSize] || len(third) != 100-entryHeaderSize {
@@ -91,8 +98,8 @@ func TestBatchLeavesMemoryToItsKeepers(t *testing.T) {
 	}
 	takeOne(&u)
 	fourth := poll(90, 200)
-	if len(fourth) != 200 || b.kept() {
-		t.Errorf("%d bytes of room, kept %v, want 200 new ones", len(fourth), b.kept())
+	if len(fourth) != 200 || b.memory.kept.Load() {
+		t.Errorf("%d bytes of room, want 200 new ones", len(fourth))
 	}
 }
 
@@ -118,5 +125,92 @@ func TestOwnerMayWriteWhileOthersPeek(t *testing.T) {
 			})
 		}
 		users.Wait()
+	}
+}
+
+// TestUnreadUnderContention has keepers and copiers fight for small batches in little
+// memory, which is written to as soon as a batch is taken.
+func TestUnreadUnderContention(t *testing.T) {
+	const samples = 300_000
+	var (
+		u     unread
+		seen  [samples]atomic.Bool
+		wrong atomic.Int64
+
+		mu   sync.Mutex
+		b    batch
+		next int
+	)
+	put := func() (more bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !u.empty() {
+			return true
+		}
+		b.reset()
+		room := b.room(600, 4096)
+		var entries []byte
+		for range 3 {
+			if next == samples {
+				break
+			}
+			sample := slices.Repeat(binary.NativeEndian.AppendUint64(nil, uint64(next)), 1+next%16)
+			entries = appendEntry(entries, uint64(next), 8, string(sample))
+			next++
+		}
+		writeAsC(room, entries)
+		b.entries = room[:len(entries)]
+		u.add(&b)
+		return len(entries) > 0
+	}
+	var users group
+	for i := range 4 {
+		users.Go(func() {
+			var buf []byte
+			for {
+				sample, _, at, ok := u.peek()
+				if !ok {
+					if !put() {
+						return
+					}
+					continue
+				}
+				mine := sample
+				if i%2 == 0 {
+					u.keep(sample)
+				} else {
+					buf = copySample(buf, sample)
+					mine = buf
+				}
+				if !u.take(at, sample) {
+					continue
+				}
+				runtime.Gosched()
+				n := binary.NativeEndian.Uint64(mine)
+				want := slices.Repeat(binary.NativeEndian.AppendUint64(nil, n), 1+int(n%16))
+				if n >= samples || !slices.Equal(mine, want) || seen[n].Swap(true) {
+					wrong.Add(1)
+				}
+			}
+		})
+	}
+	users.Wait()
+	if wrong.Load() > 0 {
+		t.Errorf("%d samples were torn, overwritten or taken twice", wrong.Load())
+	}
+	for n := range seen {
+		if !seen[n].Load() {
+			t.Fatalf("sample %d is missing", n)
+		}
+	}
+}
+
+// writeAsC copies unseen by the race detector, as C does.
+//
+//go:norace
+func writeAsC(to, from []byte) {
+	//lint:ignore S1001 copy would be seen
+	for i := range from {
+		to[i] = from[i]
 	}
 }

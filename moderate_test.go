@@ -178,6 +178,9 @@ func TestTickLeavesTheNewestRecord(t *testing.T) {
 			if !slices.Equal(got, tt.want) {
 				t.Errorf("drained %q, want %q", got, tt.want)
 			}
+			if idle := bool(lib.c.idle); idle != (tt.name == "nothing") {
+				t.Errorf("idle: %v", idle)
+			}
 			if left := int(lib.producerPos() - lib.consumerPos()); left != tt.left {
 				t.Errorf("left %d bytes, want %d", left, tt.left)
 			}

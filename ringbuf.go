@@ -53,7 +53,9 @@ type options struct {
 // WithMaxDelay limits the delay by which wakeup moderation may hold a sample back: no
 // sample waits longer than twice d. 0 turns moderation off, so that the Reader reads
 // eagerly. The default is 1 ms, and less or nothing for rings that a flood could fill
-// in that time.
+// in that time: a flood of records that are as large as those that came lately. (Where
+// small ones may be followed by a flood of large ones, a ring of less than some MiB is
+// better read eagerly.)
 //
 // The kernel notifies of a record whenever the consumer had caught up, and the BPF
 // program that submits it, thus the traced workload, pays for that: several times what
@@ -101,14 +103,14 @@ func newReader(src ring) *Reader {
 	r := &Reader{queue: newQueue(src), size: src.size()}
 	r.close = sync.OnceValue(r.queue.close)
 	// Of the queue, not of r: a method may be the last to use r, and still be running.
-	// Whoever uses src needs the queue again afterwards.
+	// Whoever uses src does so in a method of the queue that needs the queue afterwards.
 	r.cleanup = runtime.AddCleanup(r.queue, func(src ring) { src.close() }, src)
 	return r
 }
 
 // Read returns the next record. Its RawSample belongs to the caller, who may keep
 // and change it. Samples of up to 2 KiB share larger allocations: keeping one of them
-// retains some 32 KiB of memory.
+// retains some 32 KiB of memory, at most 64 KiB.
 //
 // It waits for a record until
 //
@@ -139,10 +141,8 @@ func (r *Reader) Read() (Record, error) {
 			}
 			continue
 		}
-		if len(sample) > maxKept {
+		if !q.unread.keep(sample) {
 			sample = slices.Clone(sample)
-		} else {
-			q.unread.keep()
 		}
 		if q.unread.take(at, sample) {
 			return Record{RawSample: sample, Remaining: remaining}, nil
@@ -151,7 +151,8 @@ func (r *Reader) Read() (Record, error) {
 }
 
 // ReadInto is like Read, but reuses the capacity of rec.RawSample, so that a loop
-// with one Record allocates nothing. On error rec may have been written to.
+// with one Record allocates nothing. On error rec is unchanged, but for the bytes in
+// that capacity.
 func (r *Reader) ReadInto(rec *Record) error {
 	q := r.queue
 	for {
@@ -162,9 +163,9 @@ func (r *Reader) ReadInto(rec *Record) error {
 			}
 			continue
 		}
-		rec.RawSample = copySample(rec.RawSample, sample)
-		rec.Remaining = remaining
+		buf := copySample(rec.RawSample, sample)
 		if q.unread.take(at, sample) {
+			rec.RawSample, rec.Remaining = buf, remaining
 			return nil
 		}
 	}

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -149,7 +150,7 @@ static int take_sample(void *ctx, void *data, size_t len)
 	prefetch(r, data, len, end);
 	entry->end = end;
 	entry->len = len;
-	entry->gap = end - r->last;
+	entry->gap = end - r->last > UINT32_MAX ? UINT32_MAX : end - r->last;
 	copy8(entry + 1, data, align8(len));
 	r->last = end;
 	r->consumer = end;
@@ -218,7 +219,10 @@ static int drain(struct cgo_ringbuf *r)
 		if (consumer >= r->consumer && consumer <= r->producer)
 			r->consumer = consumer;
 		r->moved += r->consumer - start;
-	} while (drained_none(r) && r->consumer != start);
+	} while (drained_none(r) && r->consumer != start && r->moved <= r->size);
+	/* Nothing but discarded records, and no end of them: look at r->wake_fd now and then. */
+	if (drained_none(r) && r->consumer != start)
+		r->full = true;
 	if (drained_none(r))
 		r->last = r->consumer;
 	r->drained = true;
@@ -274,7 +278,7 @@ int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit,
 	 * ppoll is level-triggered, and to the kernel a busy record is data: it
 	 * would return at once until the commit.
 	 */
-	if (!err && drained_none(r) && !r->busy && timeout_ns > 0) {
+	if (!err && drained_none(r) && !r->busy && !r->full && timeout_ns > 0) {
 		err = wait_events(r, timeout_ns, true);
 		if (!err)
 			err = drain(r);

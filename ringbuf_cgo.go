@@ -39,7 +39,7 @@ const (
 	minBatchSize = 4 << 10
 	maxBatchSize = 64 << 10
 
-	// What a caller may retain by keeping one small sample that Read returned.
+	// Memory for batches of which callers keep samples.
 	keptSize = 32 << 10
 
 	// How long a wait that follows a sample blocks its OS thread, which answers
@@ -55,10 +55,8 @@ const (
 	// time: half of the processor time of a Reader that ticks.
 	yieldAfter = 5 * time.Millisecond
 
-	// A pause between two ticks blocks its OS thread, unless it is long. Where no
-	// more threads may be blocked it is not worth the netpoller's grain if short.
-	longPause  = 10 * time.Millisecond
-	shortPause = 500 * time.Microsecond
+	// A longer pause between two ticks parks the goroutine, all but the end of it.
+	longPause = 10 * time.Millisecond
 )
 
 // blocked counts the threads of this process that poll blocks. As many as can run
@@ -187,9 +185,7 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 	case block():
 		err = r.tick(b, max(pause-timerSlack, 1))
 		unblock()
-	case pause > shortPause:
-		err = r.pauseParked(now.Add(pause))
-	default:
+	default: // the netpoller's ticks would come late
 		err = r.fillOrWait(b, now, left, deadline)
 	}
 	r.found = len(b.entries) > 0
@@ -209,7 +205,7 @@ func (r *libbpfRing) fillOrWait(b *batch, now time.Time, left time.Duration, dea
 	if wait > 0 {
 		unblock()
 	}
-	if err == nil && len(b.entries) == 0 && left > 0 && !bool(r.c.woken) && (wait <= 0 || bool(r.c.busy)) {
+	if err == nil && len(b.entries) == 0 && left > 0 && !bool(r.c.woken) && !bool(r.c.full) && (wait <= 0 || bool(r.c.busy)) {
 		if left > netpollGrain && !deadline.IsZero() {
 			deadline = deadline.Add(-netpollGrain)
 		}
@@ -252,12 +248,12 @@ func (r *libbpfRing) room(b *batch) (buf []byte, limit int) {
 	if r.c.full {
 		r.limit = min(2*r.limit, maxBatchSize)
 	}
-	if b.kept() {
-		buf = b.room(minBatchSize+r.largest, keptSize+r.largest)
-	} else {
-		buf = b.room(r.limit+r.largest, r.limit+r.largest)
+	if b.keeping {
+		buf = b.room(minBatchSize, keptSize)
+		return buf, min(r.limit, len(buf)-maxKept)
 	}
-	return buf, min(r.limit, len(buf)-r.largest)
+	buf = b.room(r.limit+r.largest, r.limit+r.largest)
+	return buf, r.limit
 }
 
 // collect completes b with what C drained into its memory.

@@ -45,7 +45,7 @@ struct cgo_ringbuf {
 	size_t spilled; /* bytes of the one entry, the last, that did not fit and is in spill */
 	void *spill;
 	bool woken;	    /* the wait was ended by cgo_ringbuf_wake() */
-	bool full;	    /* stopped at the limit */
+	bool full;	    /* there is more: stopped at the limit, or has seen only discards */
 	bool busy;	    /* no sample, but a record that is not yet committed */
 	bool idle;	    /* a tick before which nothing was produced */
 	bool drained;	    /* not woken before that */
@@ -76,9 +76,10 @@ void cgo_ringbuf_free(struct cgo_ringbuf *r);
 
 /*
  * Drains samples into buf, which has room for cap bytes, until the ring is empty, a
- * record is not committed yet, or about limit bytes are filled. If there was no sample, waits for
- * at most timeout_ns for a notification from the kernel or cgo_ringbuf_wake(), and drains again. It
- * does not wait while r->busy. -EUCLEAN: somebody else wrote the consumer position.
+ * record is not committed yet, or about limit bytes are filled. If there was no
+ * sample, waits for at most timeout_ns for a notification from the kernel or
+ * cgo_ringbuf_wake(), and drains again. It does not wait while r->busy or r->full.
+ * -EUCLEAN: somebody else wrote the consumer position.
  */
 int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 timeout_ns);
 

@@ -323,6 +323,25 @@ func TestLargeSamplesDoNotMakeBatchesLarge(t *testing.T) {
 	}
 }
 
+func TestLargeSampleDoesNotMakeKeptMemoryLarge(t *testing.T) {
+	ring, r := newRingAndReader(t, 1<<20)
+	for range 10 {
+		ring.Emit(text("small"), bpftest.Sample{Data: make([]byte, 100<<10)}, text("small"))
+		for i, want := range []int{5, 100 << 10, 5} {
+			sample := mustRead(t, r).RawSample
+			if len(sample) != want || cap(sample) > 2*want {
+				t.Fatalf("sample %d has %d bytes and capacity %d, want %d", i, len(sample), cap(sample), want)
+			}
+			b := <-r.queue.turn
+			r.queue.turn <- b
+			copy(sample, "SMALL")
+			if got := len(b.memory.bytes); want == 5 && got > maxKeptMemory && bytes.Contains(b.memory.bytes, sample) {
+				t.Errorf("a small sample retains %d bytes, want at most %d", got, maxKeptMemory)
+			}
+		}
+	}
+}
+
 func TestReadGivesItsSampleAway(t *testing.T) {
 	ring, r := newRingAndReader(t, os.Getpagesize())
 	var kept [][]byte
