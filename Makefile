@@ -77,7 +77,7 @@ selftest: bpf ## run the end-to-end programs on this kernel
 		{ echo "selftest $$name: FAILED"; exit 1; }; done
 
 .PHONY: bench
-bench: bpf ## compare with other readers, in some 20 minutes; writes docs/bench
+bench: bpf ## compare with other readers, in some 15 minutes; writes docs/bench
 	@cd bench && go build -o $(OUTPUT)/bench .
 	@mkdir -p docs/bench
 	@$(SUDO) $(OUTPUT)/bench -out docs/bench
