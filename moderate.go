@@ -126,7 +126,7 @@ func (m *moderator) frequent(now time.Time, delay time.Duration) bool {
 		return false
 	}
 	m.notified = 0
-	return delay >= minDelay && now.Sub(m.first) <= startDelays*delay
+	return delay >= minDelay && now.Sub(m.first)/startDelays <= delay
 }
 
 // delay is the interval of ticks while the ring does not fill up.

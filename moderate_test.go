@@ -2,6 +2,7 @@ package ringbuf
 
 import (
 	"errors"
+	"math"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -44,6 +45,7 @@ func TestModeratorTicksWhileSamplesFlow(t *testing.T) {
 		{"20k/s, small ring", options{maxDelay: -1}, 64 << 10, 50 * time.Microsecond, 0},
 		{"20k/s, smallest ring", options{maxDelay: -1}, 4 << 10, 50 * time.Microsecond, 0},
 		{"20k/s, smallest ring, given delay", options{maxDelay: time.Millisecond}, 4 << 10, 50 * time.Microsecond, time.Millisecond},
+		{"5k/s, longest delay", options{maxDelay: math.MaxInt64}, 16 << 20, 200 * time.Microsecond, math.MaxInt64},
 		{"delay too short for ticks", options{maxDelay: 20 * time.Microsecond}, 16 << 20, 5 * time.Microsecond, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
