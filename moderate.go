@@ -12,11 +12,12 @@ const (
 
 	// Ticking starts after startCount drains, each of which caught up and thus made
 	// the kernel notify of the next record, within startDelays times the delay. It
-	// stops at a tick before which nothing was produced, or when two ticks together
-	// gathered no more than stopRecords.
+	// stops at a tick before which nothing was produced, and when stopTicks in
+	// succession gathered one record each or fewer, on average: so that a steady flow
+	// that starts it does not stop it.
 	startCount  = 8
 	startDelays = 6
-	stopRecords = 2
+	stopTicks   = 4
 
 	// A tick that finds more than one part in maxFill of the ring filled makes the
 	// next one come sooner.
@@ -51,7 +52,8 @@ type moderator struct {
 	caughtUp time.Time     // end of the last drain that was not stopped by a full batch
 	bytes    uint64        // drained since
 	record   uint64        // mean size of a record; it grows at once and shrinks slowly
-	gathered uint64        // records of the last tick
+	ticks    int           // since gathered was 0
+	gathered uint64        // records
 
 	notified int // since first: drains that caught up, while not ticking
 	first    time.Time
@@ -100,19 +102,30 @@ func (m *moderator) note(now time.Time, d drained) {
 		return
 	}
 	delay := m.delay()
-	gathered := m.bytes / max(m.record, recordHeaderSize)
-	switch {
-	case !m.ticking:
-		m.ticking = m.bytes > 0 && m.frequent(now, delay)
-	case d.idle || gathered+m.gathered <= stopRecords || delay < minDelay:
-		m.ticking = false
+	if m.ticking {
+		m.ticking = !d.idle && delay >= minDelay && m.worthwhile()
+	} else if m.bytes > 0 && m.frequent(now, delay) {
+		// The first tick gathers one less than was produced.
+		m.ticking, m.ticks, m.gathered = true, 0, 1
 	}
 	m.interval = delay
 	if m.bytes > m.size/maxFill {
 		elapsed := now.Sub(m.caughtUp)
 		m.interval = min(delay, max(minDelay, time.Duration(float64(elapsed)*float64(m.size/maxFill)/float64(m.bytes))))
 	}
-	m.gathered, m.bytes, m.caughtUp = gathered, 0, now
+	m.bytes, m.caughtUp = 0, now
+}
+
+// worthwhile counts a tick and reports whether ticks gather enough.
+func (m *moderator) worthwhile() bool {
+	m.ticks++
+	m.gathered += m.bytes / max(m.record, recordHeaderSize)
+	if m.ticks < stopTicks {
+		return true
+	}
+	enough := m.gathered > stopTicks
+	m.ticks, m.gathered = 0, 0
+	return enough
 }
 
 // frequent counts a notification and reports whether they come so often that ticks

@@ -68,25 +68,61 @@ func tickingModerator(t *testing.T) (*moderator, time.Time) {
 	t.Helper()
 	m := newModerator(options{maxDelay: -1}, 16<<20)
 	now := pacedDrains(&m, time.Now(), startCount+1, 100*time.Microsecond, 1)
-	now = pacedDrains(&m, now, 1, time.Millisecond, 10)
+	now = pacedDrains(&m, now, stopTicks, time.Millisecond, 10)
 	if !m.ticking {
 		t.Fatal("does not tick")
 	}
 	return &m, now
 }
 
+// TestModeratorMakesUpItsMind has a Reader of a steady flow either tick or not. To do
+// so by turns costs the notifications and the delay.
+func TestModeratorMakesUpItsMind(t *testing.T) {
+	const second = uint64(time.Second)
+	for _, tt := range []struct {
+		rate uint64 // samples per second
+		want bool   // ticks, a millisecond apart
+	}{{500, false}, {1000, false}, {1300, false}, {1500, true}, {2000, true}, {2500, true}, {3000, true}, {20000, true}} {
+		m := newModerator(options{maxDelay: -1}, 16<<20)
+		begin := time.Now()
+		var now, read uint64 // ns since begin, samples
+		changes := 0
+		for now < 2*second {
+			pause, tick := m.next(begin.Add(time.Duration(now)))
+			var n uint64
+			if tick {
+				now += uint64(pause)
+				produced := now * tt.rate / second
+				n = max(1, produced-read) - 1 // the newest is left
+				if n == 0 {
+					n = produced - read
+				}
+			} else {
+				now = (read + 1) * second / tt.rate
+				n = 1
+			}
+			read += n
+			m.note(begin.Add(time.Duration(now)), drained{moved: n * recordSize, samples: n, bytes: n * recordSize, idle: tick && n == 0})
+			if m.ticking != tick {
+				changes++
+			}
+		}
+		if m.ticking != tt.want || changes > 1 {
+			t.Errorf("%d/s: ticks %v after %d changes, want %v", tt.rate, m.ticking, changes, tt.want)
+		}
+	}
+}
+
 func TestModeratorStops(t *testing.T) {
+	one := drained{moved: recordSize, samples: 1, bytes: recordSize}
 	for _, tt := range []struct {
 		name  string
 		ticks []drained
 		want  bool // it still ticks
 	}{
 		{"at a tick without anything new", []drained{{moved: recordSize, samples: 1, bytes: recordSize, idle: true}}, false},
-		{"not when one tick gathers little", []drained{{moved: recordSize, samples: 1, bytes: recordSize}}, true},
-		{"when two ticks do", []drained{
-			{moved: recordSize, samples: 1, bytes: recordSize},
-			{moved: recordSize, samples: 1, bytes: recordSize},
-		}, false},
+		{"not when three ticks gather one record each", []drained{one, one, one}, true},
+		{"when four do", []drained{one, one, one, one}, false},
 		{"not when there were many discarded records", []drained{{moved: 5 * recordSize}, {moved: 5 * recordSize}}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
