@@ -50,16 +50,16 @@ type options struct {
 	maxDelay time.Duration // negative: the default
 }
 
-// WithMaxDelay limits the delay by which wakeup moderation may hold a sample back: no
-// sample waits longer than twice d, while somebody reads. 0 turns moderation off, so
-// that the Reader reads eagerly. The default is 1 ms, and less or nothing for rings that
+// WithMaxDelay limits the delay by which wakeup moderation may hold a sample back: while
+// somebody reads, no sample is held back for longer than twice d. 0 or less turns
+// moderation off, so that the Reader reads eagerly. The default is 1 ms, and less or nothing for rings that
 // a flood could fill in that time: a flood of records that are as large as those that
 // came lately. (Where small ones may be followed by a flood of large ones, a ring of
 // less than some MiB is better read eagerly.)
 //
 // The kernel notifies of a record whenever the consumer had caught up, and the BPF
 // program that submits it, thus the traced workload, pays for that: several times what
-// the program takes otherwise. So while notifications come faster than four in 3d the
+// the program takes otherwise. So while notifications come faster than four in 3d, the
 // Reader drains the ring at ticks of a timer, at most d apart, and leaves the newest
 // record until the next tick. Then the kernel never notifies. At lower rates, for the
 // first samples after a pause, and where a deadline, Flush or Close ends a wait,

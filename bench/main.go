@@ -57,7 +57,9 @@ func run() error {
 		return err
 	}
 	if *quick {
-		err = writeBars(os.Stdout, bars(results))
+		if err = writeLegend(os.Stdout, results.Environment); err == nil {
+			err = writeBars(os.Stdout, bars(results))
+		}
 	} else {
 		err = writeAll(*out, results)
 	}
