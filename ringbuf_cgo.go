@@ -131,7 +131,8 @@ func openRing(m Map, o options) (*libbpfRing, error) {
 	}
 	r.onReady = func(uintptr) bool {
 		r.readyErr = r.fill(r.readyInto, 0)
-		return r.readyErr != nil || len(r.readyInto.entries) > 0 || bool(C.cgo_ringbuf_woken(r.c))
+		// Not to wait behind a drain that stopped for whatever reason but the end.
+		return r.readyErr != nil || len(r.readyInto.entries) > 0 || bool(r.c.full) || bool(C.cgo_ringbuf_woken(r.c))
 	}
 	r.onWake = func(uintptr) bool { return bool(C.cgo_ringbuf_woken(r.c)) }
 	return r, nil

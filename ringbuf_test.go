@@ -477,6 +477,30 @@ func TestDiscardedRecordsAreSkipped(t *testing.T) {
 	})
 }
 
+// TestManyDiscardedRecordsHoldNothingBack discards as fast as it can, several times
+// around the ring for each drain.
+func TestManyDiscardedRecordsHoldNothingBack(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		for i := range 200 {
+			result := goRead(t, r)
+			var discarding group
+			for range 2 {
+				discarding.Go(func() {
+					for range 20 {
+						ring.Discard(1000)
+					}
+				})
+			}
+			discarding.Wait()
+			want := fmt.Sprint("sample ", i)
+			for ring.TryEmit(text(want)) > 0 {
+				runtime.Gosched()
+			}
+			wantResult(t, result, want, nil)
+		}
+	})
+}
+
 func TestBusyRecordHoldsBackThoseBehindIt(t *testing.T) {
 	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
 		submit := ring.Busy([8]byte([]byte("busybusy")))
