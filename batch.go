@@ -106,13 +106,13 @@ func (u *unread) peek() (sample []byte, remaining int, at uint64, ok bool) {
 		if offset > uint64(len(bytes)-entryHeaderSize) {
 			continue
 		}
-		head, body := bytes[offset:], bytes[offset+entryHeaderSize:]
+		head := bytes[offset:]
 		end := binary.NativeEndian.Uint64(head)
 		size := uint64(binary.NativeEndian.Uint32(head[8:]))
-		if size > uint64(len(body)) {
+		if size > uint64(len(head)-entryHeaderSize) {
 			continue
 		}
-		return body[:size:size], int(u.producer.Load() - end), at, true
+		return head[entryHeaderSize:][:size:size], int(u.producer.Load() - end), at, true
 	}
 }
 
