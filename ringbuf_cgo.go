@@ -166,8 +166,9 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 		r.active = now
 	}
 	if now.Sub(r.yielded) > yieldAfter {
-		r.yielded = now
 		runtime.Gosched()
+		now = time.Now() // others may have run for long
+		r.yielded = now
 	}
 	left := time.Duration(math.MaxInt64)
 	if !deadline.IsZero() {
