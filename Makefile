@@ -21,6 +21,8 @@ SUDO := sudo -E env 'PATH=$(PATH)'
 TEST_EXEC := -exec "$(SUDO)"
 endif
 
+STATIC_FLAGS := -trimpath -buildvcs=false -tags netgo,osusergo -ldflags '-s -w -linkmode external -extldflags -static'
+
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 
@@ -71,10 +73,16 @@ test: lint selftest ## lint, selftests, unit tests and kernel tests with -race, 
 
 .PHONY: selftest
 selftest: bpf ## run the end-to-end programs on this kernel
-	@for dir in selftest/*/; do name=$$(basename $$dir); \
-		go build -o $(OUTPUT)/selftest-$$name ./$$dir && \
-		$(SUDO) $(OUTPUT)/selftest-$$name && echo "selftest $$name: ok" || \
-		{ echo "selftest $$name: FAILED"; exit 1; }; done
+	@rm -rf $(OUTPUT)/selftests
+	@go build -o $(OUTPUT)/ ./selftest && go build -o $(OUTPUT)/selftests/ ./selftest/*/
+	@$(SUDO) $(OUTPUT)/selftest
+
+# Of the binaries nothing depends on the directory in which they were built.
+.PHONY: static
+static: bpf ## build static binaries of the demo and the selftests
+	@rm -rf $(OUTPUT)/static
+	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/ ./examples/execsnoop ./selftest
+	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/selftests/ ./selftest/*/
 
 .PHONY: bench
 bench: bpf ## compare with other readers, in some 15 minutes; writes docs/bench

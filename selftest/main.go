@@ -1,0 +1,93 @@
+// Selftest runs the end-to-end programs of the directory selftests beside it, or
+// those that are named as arguments, and reports on each as go test does. Like
+// the Linux kernel's own selftests, a program says by its exit status whether it
+// passed (0), was skipped (4) or failed (any other).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+const (
+	statusSkip = 4 // KSFT_SKIP in tools/testing/selftests/kselftest.h
+	timeout    = 3 * time.Minute
+)
+
+func main() {
+	failed, err := run(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "selftest:", err)
+		os.Exit(1)
+	}
+	if failed > 0 {
+		fmt.Println("FAIL")
+		os.Exit(1)
+	}
+	fmt.Println("PASS")
+}
+
+func run(names []string) (failed int, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	dir := filepath.Join(filepath.Dir(self), "selftests")
+	if len(names) == 0 {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return 0, err
+		}
+		for _, entry := range entries {
+			names = append(names, entry.Name())
+		}
+	}
+	if len(names) == 0 {
+		return 0, fmt.Errorf("no programs in %s", dir)
+	}
+	for _, name := range names {
+		fmt.Println("=== RUN  ", name)
+		start := time.Now()
+		verdict := runOne(filepath.Join(dir, name))
+		fmt.Printf("--- %s: %s (%.2fs)\n", verdict, name, time.Since(start).Seconds())
+		if verdict == "FAIL" {
+			failed++
+		}
+	}
+	return failed, nil
+}
+
+// runOne runs a program, with all of its children, and returns its verdict.
+func runOne(path string) (verdict string) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error {
+		fmt.Println("no end after", timeout)
+		// With SIGQUIT, a Go program says what it waits for.
+		syscall.Kill(cmd.Process.Pid, syscall.SIGQUIT)
+		return nil
+	}
+	cmd.WaitDelay = 5 * time.Second
+	err := cmd.Run()
+	if cmd.Process != nil {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	}
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return "PASS"
+	case errors.As(err, &exit) && exit.ExitCode() == statusSkip:
+		return "SKIP"
+	}
+	fmt.Println(err)
+	return "FAIL"
+}
