@@ -1,0 +1,57 @@
+//go:build ignore
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/* Submits a numbered event for each call of one system call by one process. */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#define MAX_CPUS 256
+
+/* Known to workload.go, as are the variables. */
+struct event {
+	__u32 cpu;
+	__u32 syscall;
+	__u64 seq; /* of its CPU, without a gap */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} events SEC(".maps");
+
+/* What counts. */
+const volatile __u32 traced_pid;
+const volatile __u32 traced_syscall;
+
+struct {
+	__u64 submitted;
+	__u64 refused; /* because the ring was full */
+} counters[MAX_CPUS];
+
+/*
+ * TP_PROTO(struct pt_regs *regs, long id). The process has one thread for each CPU:
+ * so nobody else counts there, even where this program can be preempted.
+ */
+SEC("raw_tp/sys_enter")
+int sys_enter(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct event *event;
+
+	if (ctx->args[1] != traced_syscall || bpf_get_current_pid_tgid() >> 32 != traced_pid)
+		return 0;
+	if (cpu >= MAX_CPUS)
+		return 0;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		counters[cpu].refused++;
+		return 0;
+	}
+	event->cpu = cpu;
+	event->syscall = traced_syscall;
+	event->seq = counters[cpu].submitted;
+	bpf_ringbuf_submit(event, 0);
+	counters[cpu].submitted++;
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,277 @@
+// Package workload is what selftests trace: a process with a thread on each CPU, whose
+// system calls a BPF program reports, numbered for each CPU.
+package workload
+
+import (
+	_ "embed"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"time"
+	"unsafe"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+)
+
+// MaxCPUs is one more than the highest number of a CPU.
+const MaxCPUs = 256
+
+// RecordSize is the number of bytes that an event takes in the ring.
+const RecordSize = 24
+
+// Each thread makes a burst of system calls, and sleeps. So it is sometimes ahead of
+// a Reader and sometimes behind.
+const (
+	burst = 200
+	pause = 200 * time.Microsecond
+)
+
+// The system call that is reported. Go's runtime does not use it.
+const reported = syscall.SYS_GETPPID
+
+//go:embed workload.bpf.o
+var object []byte
+
+// A Workload is a process that is traced.
+type Workload struct {
+	Module *bpf.Module
+	Events *bpf.BPFMap // the ring buffer
+
+	cmd   *exec.Cmd
+	stdin io.WriteCloser // it works from the first byte to the end
+}
+
+// argument makes a program a workload.
+const argument = "be a workload"
+
+// Main does the work in processes that Start started. Programs call it first.
+func Main() {
+	if len(os.Args) != 2 || os.Args[1] != argument {
+		return
+	}
+	if err := work(); err != nil {
+		fmt.Fprintln(os.Stderr, "workload:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// New starts a workload, which does nothing before Start. Before its BPF program is
+// loaded, prepare (or nil) sets it up.
+func New(prepare func(*bpf.Module) error) (w *Workload, err error) {
+	w = &Workload{cmd: exec.Command("/proc/self/exe", argument)}
+	w.cmd.Stderr = os.Stderr
+	if w.stdin, err = w.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	if err := w.cmd.Start(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			w.Close()
+		}
+	}()
+	if w.Module, w.Events, err = Load(w.cmd.Process.Pid, prepare); err != nil {
+		return nil, err
+	}
+	prog, err := w.Module.GetProgram("sys_enter")
+	if err != nil {
+		return nil, err
+	}
+	_, err = prog.AttachRawTracepoint("sys_enter")
+	return w, err
+}
+
+// Load loads the BPF program without attaching it.
+func Load(pid int, prepare func(*bpf.Module) error) (*bpf.Module, *bpf.BPFMap, error) {
+	module, err := bpfobj.Load(object, func(module *bpf.Module) error {
+		if prepare != nil {
+			if err := prepare(module); err != nil {
+				return err
+			}
+		}
+		return errors.Join(
+			module.InitGlobalVariable("traced_pid", uint32(pid)),
+			module.InitGlobalVariable("traced_syscall", uint32(reported)))
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	events, err := module.GetMap("events")
+	if err != nil {
+		module.Close()
+		return nil, nil, err
+	}
+	return module, events, nil
+}
+
+// Start lets the workload work.
+func (w *Workload) Start() error {
+	_, err := w.stdin.Write([]byte{1})
+	return err
+}
+
+// Stop ends the work. When it returns, all events are in the ring.
+func (w *Workload) Stop() error {
+	w.stdin.Close()
+	return w.cmd.Wait()
+}
+
+// Close releases everything.
+func (w *Workload) Close() {
+	w.cmd.Process.Kill()
+	w.cmd.Wait()
+	if w.Module != nil {
+		w.Module.Close()
+	}
+}
+
+// A Counter says what became of the events of a CPU.
+type Counter struct{ Submitted, Refused uint64 }
+
+// Counters returns the counters of all CPUs.
+func (w *Workload) Counters() (counters [MaxCPUs]Counter, err error) {
+	variables, err := w.Module.GetMap(".bss")
+	if err != nil {
+		return counters, err
+	}
+	key := uint32(0)
+	value, err := variables.GetValue(unsafe.Pointer(&key))
+	if err != nil {
+		return counters, err
+	}
+	_, err = binary.Decode(value, binary.NativeEndian, &counters)
+	return counters, err
+}
+
+// An Event is one system call of the workload.
+type Event struct {
+	CPU     uint32
+	Syscall uint32
+	Seq     uint64 // of its CPU
+}
+
+// Decode decodes a sample.
+func Decode(sample []byte) (e Event, err error) {
+	n, err := binary.Decode(sample, binary.NativeEndian, &e)
+	if err != nil || n != len(sample) || e.CPU >= MaxCPUs || e.Syscall != reported {
+		return e, fmt.Errorf("%x is no event of the workload: %v", sample, err)
+	}
+	return e, nil
+}
+
+// Sequences has for each CPU the number of its next event.
+type Sequences [MaxCPUs]uint64
+
+// Check decodes a sample, which must be the next event of its CPU.
+func (s *Sequences) Check(sample []byte) error {
+	e, err := Decode(sample)
+	if err != nil {
+		return err
+	}
+	if e.Seq != s[e.CPU] {
+		return fmt.Errorf("event %d of CPU %d where %d was next", e.Seq, e.CPU, s[e.CPU])
+	}
+	s[e.CPU]++
+	return nil
+}
+
+// CheckComplete checks that all that was submitted was also checked.
+func (s *Sequences) CheckComplete(counters [MaxCPUs]Counter) error {
+	total := uint64(0)
+	for cpu, c := range counters {
+		if s[cpu] != c.Submitted {
+			return fmt.Errorf("%d of %d events of CPU %d were read", s[cpu], c.Submitted, cpu)
+		}
+		total += c.Submitted
+	}
+	if total == 0 {
+		return errors.New("nothing was submitted")
+	}
+	return nil
+}
+
+// Total returns the number of events of all CPUs.
+func (s *Sequences) Total() (n uint64) {
+	for _, next := range s {
+		n += next
+	}
+	return n
+}
+
+// work makes system calls on all CPUs until there is no more input.
+func work() error {
+	if n, err := os.Stdin.Read(make([]byte, 1)); n == 0 {
+		return err
+	}
+	stop := make(chan struct{})
+	errs := make(chan error)
+	cpus, err := ownCPUs()
+	if err != nil {
+		return err
+	}
+	for _, cpu := range cpus {
+		go func() { errs <- workOn(cpu, stop) }()
+	}
+	io.Copy(io.Discard, os.Stdin)
+	close(stop)
+	for range cpus {
+		err = errors.Join(err, <-errs)
+	}
+	return err
+}
+
+// workOn makes system calls on one CPU.
+func workOn(cpu int, stop <-chan struct{}) error {
+	runtime.LockOSThread() // for good: the thread ends with its goroutine
+	var mask cpuSet
+	mask[cpu/64] = 1 << (cpu % 64)
+	if err := mask.call(syscall.SYS_SCHED_SETAFFINITY); err != nil {
+		return fmt.Errorf("move to CPU %d: %w", cpu, err)
+	}
+	for {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		for range burst {
+			syscall.RawSyscall(reported, 0, 0, 0)
+		}
+		time.Sleep(pause)
+	}
+}
+
+// cpuSet is the kernel's cpumask.
+type cpuSet [MaxCPUs / 64]uint64
+
+// call calls sched_getaffinity(2) or sched_setaffinity(2) for this thread.
+func (s *cpuSet) call(trap uintptr) error {
+	_, _, errno := syscall.RawSyscall(trap, 0, unsafe.Sizeof(*s), uintptr(unsafe.Pointer(s)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// ownCPUs returns the CPUs on which this process may run.
+func ownCPUs() (cpus []int, err error) {
+	var mask cpuSet
+	if err := mask.call(syscall.SYS_SCHED_GETAFFINITY); err != nil {
+		return nil, err
+	}
+	for cpu := range MaxCPUs {
+		if mask[cpu/64]>>(cpu%64)&1 != 0 {
+			cpus = append(cpus, cpu)
+		}
+	}
+	return cpus, nil
+}

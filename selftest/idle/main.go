@@ -1,0 +1,148 @@
+// Idle waits for samples of many rings, and checks that this costs neither threads nor
+// processor time, and that each Reader still gets what comes for it.
+package main
+
+import (
+	_ "embed"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+
+	"github.com/libbpfgo/ringbuf"
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+)
+
+//go:embed main.bpf.o
+var object []byte
+
+const (
+	rings    = 100 // known to main.bpf.c
+	ringSize = 1 << 16
+
+	// Go's runtime keeps threads that it once needed, for itself or to start the
+	// goroutines.
+	maxThreads = 5
+
+	window  = 2 * time.Second
+	maxTime = window / 100
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "idle:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	module, err := bpfobj.Load(object, nil)
+	if err != nil {
+		return err
+	}
+	defer module.Close()
+	submit, err := module.GetProgram("submit")
+	if err != nil {
+		return err
+	}
+	all, err := module.GetMap("rings")
+	if err != nil {
+		return err
+	}
+	threadsBefore, err := threads()
+	if err != nil {
+		return err
+	}
+	type result struct {
+		ring   int
+		sample uint64
+		err    error
+	}
+	results := make(chan result)
+	var readers []*ringbuf.Reader
+	for i := range rings {
+		ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, fmt.Sprintf("ring%d", i), 0, 0, ringSize, nil)
+		if err != nil {
+			return err
+		}
+		key, value := uint32(i), uint32(ring.FileDescriptor())
+		if err := all.Update(unsafe.Pointer(&key), unsafe.Pointer(&value)); err != nil {
+			return err
+		}
+		reader, err := ringbuf.NewReader(ring)
+		if err != nil {
+			return err
+		}
+		defer reader.Close()
+		readers = append(readers, reader)
+		go func() {
+			for {
+				record, err := reader.Read()
+				if err != nil {
+					results <- result{i, 0, err}
+					return
+				}
+				results <- result{i, binary.NativeEndian.Uint64(record.RawSample), nil}
+			}
+		}()
+	}
+
+	// The second time, each of them has read something.
+	for _, when := range []string{"before", "after"} {
+		time.Sleep(500 * time.Millisecond)
+		before, err := processorTime()
+		if err != nil {
+			return err
+		}
+		time.Sleep(window)
+		after, err := processorTime()
+		if err != nil {
+			return err
+		}
+		threadsAfter, err := threads()
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%d Readers waiting %s their first sample: %d threads more, %v of processor time in %v\n",
+			rings, when, threadsAfter-threadsBefore, after-before, window)
+		if threadsAfter-threadsBefore > maxThreads || after-before > maxTime {
+			return fmt.Errorf("want at most %d threads more and %v", maxThreads, maxTime)
+		}
+		for i := range rings {
+			ctx := binary.NativeEndian.AppendUint64(nil, uint64(i))
+			opts := bpf.RunOpts{CtxIn: ctx, CtxSizeIn: uint32(len(ctx))}
+			if err := submit.Run(&opts); err != nil || opts.RetVal != 0 {
+				return fmt.Errorf("submit to ring %d: %v, %d", i, err, int32(opts.RetVal))
+			}
+			if r := <-results; r != (result{i, uint64(i), nil}) {
+				return fmt.Errorf("ring %d gave %d, %v; the sample was for ring %d", r.ring, r.sample, r.err, i)
+			}
+		}
+	}
+
+	for i, reader := range readers {
+		err := reader.Close()
+		if r := <-results; err != nil || r.ring != i || !errors.Is(r.err, ringbuf.ErrClosed) {
+			return fmt.Errorf("Close %d: %v; ring %d gave %d, %v", i, err, r.ring, r.sample, r.err)
+		}
+	}
+	return nil
+}
+
+// threads returns the number of this process's threads.
+func threads() (int, error) {
+	tasks, err := os.ReadDir("/proc/self/task")
+	return len(tasks), err
+}
+
+// processorTime returns what this process has used up to now.
+func processorTime() (time.Duration, error) {
+	var usage syscall.Rusage
+	err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano()), err
+}

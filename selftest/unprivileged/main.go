@@ -1,0 +1,222 @@
+// Unprivileged hands the descriptor of a ring over a Unix socket to a process that has
+// no capabilities and can get none, and checks that it reads every event.
+package main
+
+import (
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/libbpfgo/ringbuf"
+	"github.com/libbpfgo/ringbuf/internal/workload"
+)
+
+const (
+	statusSkip = 4 // to selftest/main.go
+	argument   = "read without capabilities"
+	duration   = time.Second
+)
+
+// errOldKernel is what Linux before 6.0 makes impossible.
+var errOldKernel = errors.New("before Linux 6.0, kernel.unprivileged_bpf_disabled must be 0")
+
+func main() {
+	workload.Main()
+	run := run
+	if len(os.Args) == 2 && os.Args[1] == argument {
+		run = readWithoutCapabilities
+	}
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "unprivileged:", err)
+		if errors.Is(err, errOldKernel) {
+			os.Exit(statusSkip)
+		}
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	w, err := workload.New(nil)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	child, conn, err := startChild()
+	if err != nil {
+		return err
+	}
+	defer child.Wait()
+	defer conn.Close()
+	rights := syscall.UnixRights(w.Events.FileDescriptor())
+	if _, _, err := conn.WriteMsgUnix([]byte{0}, rights, nil); err != nil {
+		return err
+	}
+	fromChild := gob.NewDecoder(conn)
+	var r report
+	if err := fromChild.Decode(&r); err != nil {
+		return err
+	}
+	if r.Denied && bpfIsDenied() {
+		return errOldKernel
+	}
+	if r.Err != "" {
+		return errors.New(r.Err)
+	}
+	if err := w.Start(); err != nil {
+		return err
+	}
+	time.Sleep(duration)
+	if err := w.Stop(); err != nil {
+		return err
+	}
+	if _, err := conn.Write([]byte{0}); err != nil {
+		return err
+	}
+	if err := fromChild.Decode(&r); err != nil {
+		return err
+	}
+	if r.Err != "" {
+		return errors.New(r.Err)
+	}
+	counters, err := w.Counters()
+	if err != nil {
+		return err
+	}
+	if err := r.Seen.CheckComplete(counters); err != nil {
+		return err
+	}
+	fmt.Printf("%d events read\n", r.Seen.Total())
+	return nil
+}
+
+// bpfIsDenied reports whether the kernel refuses bpf(2) without CAP_BPF altogether.
+func bpfIsDenied() bool {
+	var uts syscall.Utsname
+	if err := syscall.Uname(&uts); err != nil || uts.Release[0] >= '6' {
+		return false
+	}
+	disabled, err := os.ReadFile("/proc/sys/kernel/unprivileged_bpf_disabled")
+	return err == nil && disabled[0] != '0'
+}
+
+// startChild starts a process without capabilities, and returns a socket to it.
+func startChild() (*exec.Cmd, *net.UnixConn, error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "socket")
+	defer theirs.Close()
+	conn, err := unixConn(fds[0])
+	if err != nil {
+		return nil, nil, err
+	}
+	cmd := exec.Command("/proc/self/exe", argument)
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{theirs}
+	if os.Geteuid() == 0 {
+		// Another user than root loses all capabilities at execve.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	}
+	// Inherited by the child: neither capabilities of the file nor setuid count.
+	runtime.LockOSThread() // and the thread ends with this goroutine, or the process
+	const prSetNoNewPrivs = 38
+	if _, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetNoNewPrivs, 1, 0, 0, 0, 0); errno != 0 {
+		return nil, nil, fmt.Errorf("prctl(PR_SET_NO_NEW_PRIVS): %w", errno)
+	}
+	return cmd, conn, cmd.Start()
+}
+
+func unixConn(fd int) (*net.UnixConn, error) {
+	file := os.NewFile(uintptr(fd), "socket")
+	defer file.Close()
+	conn, err := net.FileConn(file)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
+}
+
+// A report is what the child says when it has a Reader, and at the end.
+type report struct {
+	Seen   workload.Sequences
+	Err    string
+	Denied bool // it may not use the map
+}
+
+func readWithoutCapabilities() error {
+	conn, err := unixConn(3)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	toParent := gob.NewEncoder(conn)
+	reader, err := openReader(conn)
+	if err != nil {
+		return toParent.Encode(report{Err: err.Error(), Denied: errors.Is(err, syscall.EPERM)})
+	}
+	defer reader.Close()
+	if err := toParent.Encode(report{}); err != nil {
+		return err
+	}
+	go func() {
+		conn.Read(make([]byte, 1))
+		reader.Flush()
+	}()
+	var r report
+	if err := readUntilFlushed(reader, &r.Seen); err != nil {
+		r.Err = err.Error()
+	}
+	return toParent.Encode(r)
+}
+
+// openReader receives a descriptor and opens a Reader of it.
+func openReader(conn *net.UnixConn) (*ringbuf.Reader, error) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return nil, err
+	}
+	for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapAmb"} {
+		if none := set + ":\t0000000000000000\n"; !strings.Contains(string(status), none) {
+			return nil, fmt.Errorf("this process has capabilities:\n%s", status)
+		}
+	}
+	rights := make([]byte, syscall.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(make([]byte, 1), rights)
+	if err != nil {
+		return nil, err
+	}
+	messages, err := syscall.ParseSocketControlMessage(rights[:n])
+	if err != nil || len(messages) != 1 {
+		return nil, fmt.Errorf("%d control messages, %v", len(messages), err)
+	}
+	fds, err := syscall.ParseUnixRights(&messages[0])
+	if err != nil {
+		return nil, err
+	}
+	defer syscall.Close(fds[0])
+	return ringbuf.NewReader(ringbuf.FD(fds[0]))
+}
+
+func readUntilFlushed(reader *ringbuf.Reader, seen *workload.Sequences) error {
+	var record ringbuf.Record
+	for {
+		err := reader.ReadInto(&record)
+		if errors.Is(err, ringbuf.ErrFlushed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := seen.Check(record.RawSample); err != nil {
+			return err
+		}
+	}
+}
