@@ -65,9 +65,6 @@ func TestProgramInAnotherModule(t *testing.T) {
 		t.Fatal(err)
 	}
 	sums, err := os.ReadFile("go.sum")
-	if os.IsNotExist(err) {
-		t.Skip("the test runs without the package's source")
-	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -605,9 +605,11 @@ func TestDeadlineIsFinerThanAMillisecond(t *testing.T) {
 				wantReadError(t, r, os.ErrDeadlineExceeded)
 				late = append(late, time.Since(deadline))
 			}
+			// If either were rounded to milliseconds, it would be missed by 700 µs or
+			// more each time.
 			slices.Sort(late)
-			if late[0] < 0 || late[len(late)/2] > 500*time.Microsecond {
-				t.Errorf("a deadline %v away is met between %v and %v late, %v as a rule", wait, late[0], late[len(late)-1], late[len(late)/2])
+			if late[0] < 0 || late[0] > 500*time.Microsecond {
+				t.Errorf("a deadline %v away is met between %v and %v late", wait, late[0], late[len(late)-1])
 			}
 		}
 	})
