@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	bpf "github.com/aquasecurity/libbpfgo"
@@ -59,15 +60,16 @@ var object []byte
 
 // A Ring is a BPF ring buffer with programs that write into it.
 type Ring struct {
-	tb     testing.TB
-	module *bpf.Module
-	events *bpf.BPFMap
-	plan   *bpf.BPFMap
-	cont   *bpf.BPFMap
-	state  *bpf.BPFMap
-	emit   *bpf.BPFProg
-	count  *bpf.BPFProg
-	giveUp *bpf.BPFProg
+	tb         testing.TB
+	module     *bpf.Module
+	events     *bpf.BPFMap
+	plan       *bpf.BPFMap
+	cont       *bpf.BPFMap
+	state      *bpf.BPFMap
+	emit       *bpf.BPFProg
+	count      *bpf.BPFProg
+	giveUp     *bpf.BPFProg
+	countAfter *bpf.BPFProg
 
 	content []byte // of cont
 }
@@ -94,7 +96,7 @@ func New(tb testing.TB, size int) *Ring {
 			tb.Fatal(err)
 		}
 	}
-	for name, p := range map[string]**bpf.BPFProg{"emit": &r.emit, "count": &r.count, "discard_some": &r.giveUp} {
+	for name, p := range map[string]**bpf.BPFProg{"emit": &r.emit, "count": &r.count, "discard_some": &r.giveUp, "count_after_discards": &r.countAfter} {
 		if *p, err = module.GetProgram(name); err != nil {
 			tb.Fatal(err)
 		}
@@ -267,6 +269,14 @@ func (r *Ring) Count(producer int, seq uint64, n int, flags uint32) (added int) 
 // Discard reserves up to n records of 8 bytes, and discards each. It may be called
 // concurrently, as Count may.
 func (r *Ring) Discard(n int) { r.run(r.giveUp, uint64(n)) }
+
+// CountAfterDiscards discards up to 64 records of 8 bytes, with a pause of some µs at
+// most after each, and then writes one numbered seq.
+func (r *Ring) CountAfterDiscards(seq uint64, discards int, pause time.Duration) {
+	if r.run(r.countAfter, seq, uint64(discards), uint64(pause)) != 1 {
+		r.tb.Error("the ring was too full")
+	}
+}
 
 func (r *Ring) setPlan(index int, p planned) {
 	r.update(r.plan, uint32(index), unsafe.Pointer(&p))
