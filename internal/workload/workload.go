@@ -17,6 +17,7 @@ import (
 
 	bpf "github.com/aquasecurity/libbpfgo"
 
+	"github.com/libbpfgo/ringbuf"
 	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 )
 
@@ -205,6 +206,23 @@ func (s *Sequences) Total() (n uint64) {
 		n += next
 	}
 	return n
+}
+
+// ReadUntil calls use with each sample until Read returns the error end.
+func ReadUntil(reader *ringbuf.Reader, end error, use func(sample []byte) error) error {
+	var record ringbuf.Record
+	for {
+		err := reader.ReadInto(&record)
+		if errors.Is(err, end) {
+			return nil
+		}
+		if err == nil {
+			err = use(record.RawSample)
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // work makes system calls on all CPUs until there is no more input.

@@ -80,7 +80,7 @@ func run() error {
 		return err
 	}
 	last := make([]batch, 1)
-	if err := readUntil(reader, ringbuf.ErrFlushed, last[0].add); err != nil {
+	if err := workload.ReadUntil(reader, ringbuf.ErrFlushed, last[0].add); err != nil {
 		return err
 	}
 	n, err := account(&seen, last)
@@ -106,7 +106,7 @@ func interrupt(w *workload.Workload, seen *workload.Sequences) error {
 	incomplete := 0
 	for i := range rounds {
 		errs := make(chan error)
-		go func() { errs <- readUntil(reader, os.ErrDeadlineExceeded, seen.Check) }()
+		go func() { errs <- workload.ReadUntil(reader, os.ErrDeadlineExceeded, seen.Check) }()
 		reader.SetDeadline(time.Now().Add(time.Duration(i) * 10 * time.Microsecond))
 		if err := <-errs; err != nil {
 			return fmt.Errorf("deadline %d: %w", i, err)
@@ -117,7 +117,7 @@ func interrupt(w *workload.Workload, seen *workload.Sequences) error {
 		if err != nil {
 			return err
 		}
-		go func() { errs <- readUntil(reader, ringbuf.ErrFlushed, seen.Check) }()
+		go func() { errs <- workload.ReadUntil(reader, ringbuf.ErrFlushed, seen.Check) }()
 		if err := errors.Join(reader.Flush(), <-errs); err != nil {
 			return fmt.Errorf("flush %d: %w", i, err)
 		}
@@ -137,7 +137,7 @@ func interrupt(w *workload.Workload, seen *workload.Sequences) error {
 	if err := reader.Flush(); err != nil {
 		return err
 	}
-	return readUntil(reader, ringbuf.ErrFlushed, seen.Check)
+	return workload.ReadUntil(reader, ringbuf.ErrFlushed, seen.Check)
 }
 
 // closeUnderLoad closes a Reader that several goroutines read, and returns how many
@@ -159,7 +159,7 @@ func closeUnderLoad(w *workload.Workload, seen *workload.Sequences) (lost uint64
 				}
 				return batches[i].add(sample)
 			}
-			errs <- readUntil(reader, ringbuf.ErrClosed, add)
+			errs <- workload.ReadUntil(reader, ringbuf.ErrClosed, add)
 		}()
 	}
 	for range goroutines {
@@ -176,23 +176,6 @@ func closeUnderLoad(w *workload.Workload, seen *workload.Sequences) (lost uint64
 		return 0, err
 	}
 	return account(seen, batches)
-}
-
-// readUntil calls use with all samples until Read returns the error want.
-func readUntil(reader *ringbuf.Reader, want error, use func(sample []byte) error) error {
-	var record ringbuf.Record
-	for {
-		err := reader.ReadInto(&record)
-		if errors.Is(err, want) {
-			return nil
-		}
-		if err == nil {
-			err = use(record.RawSample)
-		}
-		if err != nil {
-			return err
-		}
-	}
 }
 
 // A batch has the events that one goroutine read.

@@ -4,7 +4,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -40,8 +39,8 @@ func run() error {
 	defer reader.Close()
 
 	results := make(chan result)
-	for i := range goroutines {
-		go func() { results <- read(reader, i%2 == 0) }()
+	for range goroutines {
+		go func() { results <- read(reader) }()
 	}
 	if err := w.Start(); err != nil {
 		return err
@@ -97,31 +96,18 @@ type result struct {
 }
 
 // read reads until the reader is flushed.
-func read(reader *ringbuf.Reader, into bool) (r result) {
-	var record ringbuf.Record
-	for {
-		if into {
-			r.err = reader.ReadInto(&record)
-		} else {
-			record, r.err = reader.Read()
-		}
-		if errors.Is(r.err, ringbuf.ErrFlushed) {
-			r.err = nil
-			return r
-		}
-		if r.err != nil {
-			return r
-		}
-		e, err := workload.Decode(record.RawSample)
+func read(reader *ringbuf.Reader) (r result) {
+	r.err = workload.ReadUntil(reader, ringbuf.ErrFlushed, func(sample []byte) error {
+		e, err := workload.Decode(sample)
 		if err != nil {
-			r.err = err
-			return r
+			return err
 		}
 		seqs := &r.events[e.CPU]
 		if n := len(*seqs); n > 0 && (*seqs)[n-1] >= e.Seq {
-			r.err = fmt.Errorf("event %d of CPU %d came after %d", e.Seq, e.CPU, (*seqs)[n-1])
-			return r
+			return fmt.Errorf("event %d of CPU %d came after %d", e.Seq, e.CPU, (*seqs)[n-1])
 		}
 		*seqs = append(*seqs, e.Seq)
-	}
+		return nil
+	})
+	return r
 }

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	turns  = 100
+	turns  = 400
 	events = 500 // to read in a turn, before Flush
 )
 
@@ -191,16 +191,8 @@ func readTurn(events *bpf.BPFMap, n int, next *workload.Sequences) error {
 	if err := reader.Flush(); err != nil {
 		return err
 	}
-	for {
-		err := reader.ReadInto(&record)
-		if errors.Is(err, ringbuf.ErrFlushed) {
-			return reader.Close()
-		}
-		if err != nil {
-			return err
-		}
-		if err := next.Check(record.RawSample); err != nil {
-			return err
-		}
+	if err := workload.ReadUntil(reader, ringbuf.ErrFlushed, next.Check); err != nil {
+		return err
 	}
+	return reader.Close()
 }

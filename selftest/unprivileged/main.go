@@ -171,7 +171,7 @@ func readWithoutCapabilities() error {
 		reader.Flush()
 	}()
 	var r report
-	if err := readUntilFlushed(reader, &r.Seen); err != nil {
+	if err := workload.ReadUntil(reader, ringbuf.ErrFlushed, r.Seen.Check); err != nil {
 		r.Err = err.Error()
 	}
 	return toParent.Encode(r)
@@ -203,20 +203,4 @@ func openReader(conn *net.UnixConn) (*ringbuf.Reader, error) {
 	}
 	defer syscall.Close(fds[0])
 	return ringbuf.NewReader(ringbuf.FD(fds[0]))
-}
-
-func readUntilFlushed(reader *ringbuf.Reader, seen *workload.Sequences) error {
-	var record ringbuf.Record
-	for {
-		err := reader.ReadInto(&record)
-		if errors.Is(err, ringbuf.ErrFlushed) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := seen.Check(record.RawSample); err != nil {
-			return err
-		}
-	}
 }
