@@ -84,6 +84,17 @@ static: bpf ## build static binaries of the demo and the selftests
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/ ./examples/execsnoop ./selftest
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/selftests/ ./selftest/*/
 
+# KERNEL: versions of Debian's kernels, or paths.
+KERNEL := 5.10 6.1 6.12 newest
+.PHONY: vmtest
+vmtest: static ## run selftests and tests in virtual machines (KERNEL='6.1 ./bzImage')
+	@scripts/deps.sh qemu-system-x86_64=qemu-system-x86 cpio=cpio
+	@go test -c $(STATIC_FLAGS) -o $(OUTPUT)/static/ringbuf.test .
+	@CGO_ENABLED=0 go build -o $(OUTPUT)/static/init ./internal/vmtest
+	@cd $(OUTPUT)/static && find . | cpio --quiet -o -H newc -R 0:0 >../initramfs
+	@kernels=$$(scripts/kernel.sh amd64 $(OUTPUT)/kernels $(KERNEL)) && \
+		$(OUTPUT)/static/init $(OUTPUT)/initramfs $$kernels
+
 .PHONY: bench
 bench: bpf ## compare with other readers, in some 15 minutes; writes docs/bench
 	@cd bench && go build -o $(OUTPUT)/bench .

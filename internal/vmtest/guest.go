@@ -1,0 +1,75 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+)
+
+const selftestPrefix = "selftest "
+
+// The commands that the guest runs. They print in the format of go test -v.
+var commands = []struct {
+	name   string
+	prefix string // of the names of its tests
+	args   []string
+}{
+	{"selftest", selftestPrefix, []string{"/selftest"}},
+	// What compiles programs needs what is not there.
+	{"package", "", []string{"/ringbuf.test", "-test.v", "-test.timeout=15m", "-test.skip=^TestProgramInAnotherModule$"}},
+}
+
+// What the guest and the host tell each other.
+const (
+	probeParameter = "vmtest.probe" // of the kernel: end at once
+	beginMark      = "vmtest: begin "
+	endMark        = "vmtest: end "
+	doneMark       = "vmtest: done\n"
+)
+
+// guest is what runs as process 1. It does not return.
+func guest() {
+	if err := runCommands(); err != nil {
+		fmt.Println("vmtest:", err)
+	} else {
+		fmt.Print(doneMark)
+	}
+	// qemu takes a restart for the end.
+	syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
+	panic("no restart")
+}
+
+func runCommands() error {
+	for dir, fs := range map[string]string{"/proc": "proc", "/sys": "sysfs", "/dev": "devtmpfs", "/tmp": "tmpfs"} {
+		if err := errors.Join(os.MkdirAll(dir, 0o755), syscall.Mount(fs, dir, fs, 0, "")); err != nil {
+			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+	}
+	parameters, err := os.ReadFile("/proc/cmdline")
+	if err != nil || strings.Contains(string(parameters), probeParameter) {
+		return err
+	}
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err == nil && release[0] < '6' {
+		// There, a process without capabilities may use no map otherwise.
+		err = os.WriteFile("/proc/sys/kernel/unprivileged_bpf_disabled", []byte("0"), 0)
+	}
+	if err != nil {
+		return err
+	}
+	for _, c := range commands {
+		fmt.Println(beginMark + c.name)
+		cmd := exec.Command(c.args[0], c.args[1:]...)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
+		cmd.Env = []string{"RINGBUF_KERNEL_TESTS=require"}
+		status := "ok"
+		if err := cmd.Run(); err != nil {
+			status = err.Error()
+		}
+		fmt.Printf("%s%s: %s\n", endMark, c.name, status)
+	}
+	return nil
+}

@@ -1,0 +1,270 @@
+// Vmtest boots Linux kernels in virtual machines, runs the selftests and the
+// package's tests there, and prints what became of each test on each kernel.
+//
+//	vmtest [-arch ARCH] INITRAMFS KERNEL...
+//
+// The initramfs has this program as its /init, and the tests. See guest.go.
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// A machine is the computer that qemu emulates.
+type machine struct {
+	qemu    string
+	args    []string
+	cpu     string // without KVM
+	console string
+}
+
+var machines = map[string]machine{
+	"amd64": {qemu: "qemu-system-x86_64", cpu: "max", console: "ttyS0"},
+	"arm64": {qemu: "qemu-system-aarch64", args: []string{"-machine", "virt"}, cpu: "neoverse-n1", console: "ttyAMA0"},
+}
+
+const (
+	bootTimeout = 20 * time.Second // with KVM, to find out whether it works
+	testTimeout = 20 * time.Minute
+)
+
+func main() {
+	if os.Getpid() == 1 {
+		guest()
+	}
+	arch := flag.String("arch", runtime.GOARCH, "`architecture` of the kernels")
+	flag.Parse()
+	if flag.NArg() < 2 {
+		fmt.Fprintln(os.Stderr, "usage: vmtest [-arch ARCH] INITRAMFS KERNEL...")
+		os.Exit(2)
+	}
+	if err := run(*arch, flag.Arg(0), flag.Args()[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "vmtest:", err)
+		os.Exit(1)
+	}
+}
+
+func run(arch, initramfs string, kernels []string) error {
+	m, ok := machines[arch]
+	if !ok {
+		return fmt.Errorf("unknown architecture %q", arch)
+	}
+	accel := []string{"-accel", "tcg,thread=multi", "-cpu", m.cpu}
+	if kvm := []string{"-accel", "kvm", "-cpu", "host"}; arch == runtime.GOARCH && m.boots(kvm, initramfs, kernels[0]) {
+		accel = kvm
+	}
+	var t table
+	for _, kernel := range kernels {
+		fmt.Printf("Linux %s (%s): ", nameOf(kernel), accel[1])
+		start := time.Now()
+		console, err := m.boot(testTimeout, accel, initramfs, kernel)
+		r := resultsOf(console, err)
+		fmt.Printf("%s, in %.0f s\n", r, time.Since(start).Seconds())
+		if r.failed() {
+			fmt.Printf("--- console of Linux %s\n%s\n--- end of console: %v\n", nameOf(kernel), console, r.err)
+		}
+		t = append(t, column{nameOf(kernel), r})
+	}
+	return t.print(os.Stdout)
+}
+
+// nameOf makes 5.10.0-32 of vmlinuz-5.10.0-32-cloud-amd64.
+func nameOf(kernel string) string {
+	name := strings.TrimPrefix(filepath.Base(kernel), "vmlinuz-")
+	name, _, _ = strings.Cut(name, "+deb")
+	name, _, _ = strings.Cut(name, "-cloud")
+	return name
+}
+
+// boots finds out whether the machine boots with this acceleration. That /dev/kvm
+// can be opened does not say so.
+func (m machine) boots(accel []string, initramfs, kernel string) bool {
+	if _, err := os.Stat("/dev/kvm"); err != nil {
+		return false
+	}
+	_, err := m.boot(bootTimeout, accel, initramfs, kernel, probeParameter)
+	return err == nil
+}
+
+// boot boots a kernel and returns what it printed, when it has ended by itself after
+// guest was done.
+func (m machine) boot(timeout time.Duration, accel []string, initramfs, kernel string, parameters ...string) (console string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	parameters = append(parameters, "console="+m.console, "loglevel=1", "oops=panic", "panic=-1")
+	args := slices.Concat(m.args, accel, []string{
+		"-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+		"-kernel", kernel, "-initrd", initramfs, "-append", strings.Join(parameters, " "),
+	})
+	cmd := exec.CommandContext(ctx, m.qemu, args...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.WaitDelay = 5 * time.Second
+	err = cmd.Run()
+	console = strings.ReplaceAll(out.String(), "\r", "")
+	switch {
+	case ctx.Err() != nil:
+		err = fmt.Errorf("no end after %v", timeout)
+	case err == nil && !strings.Contains(console, doneMark):
+		err = errors.New("the kernel ended before the tests did")
+	}
+	return console, err
+}
+
+// results are what the tests on one kernel said.
+type results struct {
+	verdicts map[string]verdict // by the test's name
+	err      error
+}
+
+// A verdict has the Action of test2json and for one but "pass" the output.
+type verdict struct{ action, output string }
+
+func resultsOf(console string, err error) results {
+	r := results{verdicts: make(map[string]verdict), err: err}
+	for _, c := range commands {
+		_, output, ok := strings.Cut(console, beginMark+c.name+"\n")
+		if !ok {
+			r.err = errors.Join(r.err, fmt.Errorf("%s did not start", c.name))
+			continue
+		}
+		output, status, _ := strings.Cut(output, endMark+c.name+": ")
+		if !strings.HasPrefix(status, "ok\n") {
+			line, _, _ := strings.Cut(status, "\n")
+			r.err = errors.Join(r.err, fmt.Errorf("%s failed: %s", c.name, line))
+		}
+		if err := r.add(c.prefix, output); err != nil {
+			r.err = errors.Join(r.err, err)
+		}
+	}
+	return r
+}
+
+// add adds what a command printed in the format of go test -v.
+func (r results) add(prefix, output string) error {
+	cmd := exec.Command("go", "tool", "test2json")
+	cmd.Stdin = strings.NewReader(output)
+	cmd.Stderr = os.Stderr
+	events, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("go tool test2json: %w", err)
+	}
+	outputs := make(map[string]string)
+	for d := json.NewDecoder(bytes.NewReader(events)); ; {
+		var e struct{ Action, Test, Output string }
+		if err := d.Decode(&e); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("go tool test2json: %w", err)
+		}
+		switch line := strings.TrimSpace(e.Output); {
+		case e.Test == "":
+		case e.Action == "pass" || e.Action == "fail" || e.Action == "skip":
+			r.verdicts[prefix+e.Test] = verdict{e.Action, strings.TrimPrefix(outputs[e.Test], "; ")}
+		case line != "" && !strings.HasPrefix(line, "=== ") && !strings.HasPrefix(line, "--- "):
+			outputs[e.Test] += "; " + line
+		}
+	}
+}
+
+func (r results) count(action string) (n int) {
+	for name, v := range r.verdicts {
+		if v.action == action && !strings.Contains(name, "/") {
+			n++
+		}
+	}
+	return n
+}
+
+func (r results) failed() bool { return r.err != nil || r.count("fail") > 0 }
+
+func (r results) String() string {
+	s := fmt.Sprintf("%d passed", r.count("pass"))
+	if n := r.count("skip"); n > 0 {
+		s += fmt.Sprintf(", %d skipped", n)
+	}
+	if n := r.count("fail"); n > 0 {
+		s += fmt.Sprintf(", %d FAILED", n)
+	}
+	if r.err != nil {
+		s += ", FAILED"
+	}
+	return s
+}
+
+type column struct {
+	kernel string
+	results
+}
+
+type table []column
+
+// print prints the table, without the tests of the package that passed everywhere,
+// and why the others did not. It returns an error if a test failed, or was skipped on
+// every kernel.
+func (t table) print(out io.Writer) error {
+	names := make(map[string]bool)
+	for _, c := range t {
+		for name := range c.verdicts {
+			names[name] = true
+		}
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(name string, cell func(column) string) {
+		fmt.Fprint(w, name)
+		for _, c := range t {
+			fmt.Fprint(w, "\t", cell(c))
+		}
+		fmt.Fprintln(w)
+	}
+	var reasons strings.Builder
+	var failures []error
+	row("\ntest", func(c column) string { return c.kernel })
+	others := 0
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		var actions []string
+		for _, c := range t {
+			v := c.verdicts[name]
+			actions = append(actions, v.action)
+			if v.action != "pass" {
+				fmt.Fprintf(&reasons, "%s on %s: %s %s\n", name, c.kernel, cmp.Or(v.action, "not run"), v.output)
+			}
+		}
+		same := len(slices.Compact(slices.Clone(actions))) == 1
+		if same && actions[0] == "skip" {
+			failures = append(failures, fmt.Errorf("%s was skipped on every kernel", name))
+		}
+		if same && actions[0] == "pass" && !strings.HasPrefix(name, selftestPrefix) {
+			others++
+			continue
+		}
+		row(name, func(c column) string { return cmp.Or(c.verdicts[name].action, "-") })
+	}
+	row(fmt.Sprintf("%d other tests", others), func(column) string { return "pass" })
+	row("", func(c column) string {
+		if c.failed() {
+			failures = append(failures, fmt.Errorf("Linux %s failed", c.kernel))
+			return "FAILED"
+		}
+		return "ok"
+	})
+	w.Flush()
+	fmt.Fprint(out, "\n", reasons.String())
+	return errors.Join(failures...)
+}
