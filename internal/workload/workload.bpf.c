@@ -18,8 +18,10 @@ struct {
 	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
-/* What counts. */
+/* What counts. The process has that number in the PID namespace of this file. */
 const volatile __u32 traced_pid;
+const volatile __u64 namespace_dev;
+const volatile __u64 namespace_ino;
 const volatile __u32 traced_syscall;
 
 struct {
@@ -35,11 +37,14 @@ SEC("raw_tp/sys_enter")
 int sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
+	struct bpf_pidns_info process;
 	struct event *event;
 
-	if (ctx->args[1] != traced_syscall || bpf_get_current_pid_tgid() >> 32 != traced_pid)
+	if (ctx->args[1] != traced_syscall || cpu >= MAX_CPUS)
 		return 0;
-	if (cpu >= MAX_CPUS)
+	if (bpf_get_ns_current_pid_tgid(namespace_dev, namespace_ino, &process, sizeof(process)))
+		return 0;
+	if (process.tgid != traced_pid)
 		return 0;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {

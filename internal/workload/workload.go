@@ -93,6 +93,10 @@ func New(prepare func(*bpf.Module) error) (w *Workload, err error) {
 
 // Load loads the BPF program without attaching it.
 func Load(pid int, prepare func(*bpf.Module) error) (*bpf.Module, *bpf.BPFMap, error) {
+	var namespace syscall.Stat_t
+	if err := syscall.Stat("/proc/self/ns/pid", &namespace); err != nil {
+		return nil, nil, err
+	}
 	module, err := bpfobj.Load(object, func(module *bpf.Module) error {
 		if prepare != nil {
 			if err := prepare(module); err != nil {
@@ -101,6 +105,8 @@ func Load(pid int, prepare func(*bpf.Module) error) (*bpf.Module, *bpf.BPFMap, e
 		}
 		return errors.Join(
 			module.InitGlobalVariable("traced_pid", uint32(pid)),
+			module.InitGlobalVariable("namespace_dev", namespace.Dev),
+			module.InitGlobalVariable("namespace_ino", namespace.Ino),
 			module.InitGlobalVariable("traced_syscall", uint32(reported)))
 	})
 	if err != nil {
