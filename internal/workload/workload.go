@@ -66,29 +66,33 @@ func Main() {
 
 // New starts a workload, which does nothing before Start. Before its BPF program is
 // loaded, prepare (or nil) sets it up.
-func New(prepare func(*bpf.Module) error) (w *Workload, err error) {
-	w = &Workload{cmd: exec.Command("/proc/self/exe", argument)}
+func New(prepare func(*bpf.Module) error) (*Workload, error) {
+	w := &Workload{cmd: exec.Command("/proc/self/exe", argument)}
 	w.cmd.Stderr = os.Stderr
+	var err error
 	if w.stdin, err = w.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
 	if err := w.cmd.Start(); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			w.Close()
-		}
-	}()
-	if w.Module, w.Events, err = Load(w.cmd.Process.Pid, prepare); err != nil {
+	if err := w.trace(prepare); err != nil {
+		w.Close()
 		return nil, err
+	}
+	return w, nil
+}
+
+func (w *Workload) trace(prepare func(*bpf.Module) error) (err error) {
+	if w.Module, w.Events, err = Load(w.cmd.Process.Pid, prepare); err != nil {
+		return err
 	}
 	prog, err := w.Module.GetProgram("sys_enter")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	_, err = prog.AttachRawTracepoint("sys_enter")
-	return w, err
+	return err
 }
 
 // Load loads the BPF program without attaching it.
@@ -233,8 +237,8 @@ func ReadUntil(reader *ringbuf.Reader, end error, use func(sample []byte) error)
 
 // work makes system calls on all CPUs until there is no more input.
 func work() error {
-	if n, err := os.Stdin.Read(make([]byte, 1)); n == 0 {
-		return err
+	if n, _ := os.Stdin.Read(make([]byte, 1)); n == 0 {
+		return nil // closed before it began
 	}
 	stop := make(chan struct{})
 	errs := make(chan error)
