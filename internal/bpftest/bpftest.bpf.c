@@ -8,6 +8,7 @@
 #include <bpf/bpf_helpers.h>
 
 #define MAX_SAMPLES 256
+#define MAX_COUNT 256
 #define CONTENT_SIZE (1 << 20)
 
 enum kind { SUBMIT, DISCARD, BUSY };
@@ -99,16 +100,36 @@ static __always_inline int discard(struct planned *p)
 }
 
 /*
- * Reserves a record of 8 bytes and submits it when the test says so, or some
- * seconds later. Copies of a MiB, some 50 microseconds each, pass the time where
- * bpf_loop(), of kernel 5.17, is missing.
+ * Waits until the test releases the busy record, for 50 ms at most. Copies of a
+ * MiB, some 50 microseconds each, pass the time where bpf_loop(), of kernel 5.17, is
+ * missing. A function of its own is verified once, not once for each of its calls.
+ */
+__noinline int wait_for_release(void)
+{
+	__u32 zero = 0;
+	struct content *c = bpf_map_lookup_elem(&content, &zero);
+	int i, j;
+
+	if (!c)
+		return -1;
+	for (i = 0; i < 64 && busy_state != RELEASED; i++) {
+#pragma unroll
+		for (j = 0; j < 16; j++)
+			bpf_probe_read_kernel(c->bytes + CONTENT_SIZE, CONTENT_SIZE, c->bytes);
+	}
+	return 0;
+}
+
+/*
+ * Reserves a record of 8 bytes and submits it when the test says so, or some seconds
+ * later.
  */
 static __always_inline int busy(struct planned *p)
 {
 	__u32 zero = 0;
 	struct content *c = bpf_map_lookup_elem(&content, &zero);
 	__u64 *record;
-	int i, j;
+	int i;
 
 	if (!c)
 		return -1;
@@ -117,17 +138,13 @@ static __always_inline int busy(struct planned *p)
 		return -1;
 	*record = *(__u64 *)(c->bytes + (p->offset & (CONTENT_SIZE - 1)));
 	busy_state = RESERVED;
-	for (i = 0; i < 4000 && busy_state != RELEASED; i++) {
-#pragma unroll
-		for (j = 0; j < 16; j++)
-			bpf_probe_read_kernel(c->bytes + CONTENT_SIZE, CONTENT_SIZE, c->bytes);
-	}
+	for (i = 0; i < 64 && busy_state != RELEASED; i++)
+		wait_for_release();
 	busy_state = IDLE;
 	bpf_ringbuf_submit(record, p->flags);
 	return 0;
 }
 
-/* A function of its own is verified once, not once for each of its calls. */
 __noinline int emit_one(__u32 index)
 {
 	struct planned *p = bpf_map_lookup_elem(&plan, &index);
@@ -173,7 +190,7 @@ int count(struct bpf_raw_tracepoint_args *ctx)
 	struct numbered *n;
 	__u32 i;
 
-	for (i = 0; i < 1024 && i < ctx->args[2]; i++) {
+	for (i = 0; i < MAX_COUNT && i < ctx->args[2]; i++) {
 		n = bpf_ringbuf_reserve(&events, sizeof(*n), 0);
 		if (!n)
 			break;

@@ -42,7 +42,7 @@ func (s Sample) RecordSize() int { return (len(s.Data) + HeaderSize + 7) &^ 7 }
 const (
 	maxSamples  = 256
 	contentSize = 1 << 20
-	maxCount    = 1024
+	maxCount    = 256
 
 	kindSubmit  = 0
 	kindDiscard = 1
