@@ -1,0 +1,23 @@
+#!/bin/sh
+# Usage: sysroot.sh ARCH DIR
+#
+# Unpacks into DIR what clang needs of another architecture, as Debian names it, to
+# build static programs with libelf and zlib: headers and libraries of Debian 12.
+set -eu
+
+arch=$1
+dir=$2
+packages='libc6-dev linux-libc-dev libgcc-12-dev libelf-dev zlib1g-dev'
+. "$(dirname "$0")/debian.sh"
+
+[ -e "$dir/complete" ] && exit 0
+rm -rf "$dir"
+mkdir -p "$dir"
+dir=$(cd "$dir" && pwd)
+echo "downloading $packages for $arch" >&2
+debian_lists "$dir/apt" "$arch" deb bookworm
+for package in $packages; do
+	debian_unpack "$package" "$dir"
+done
+rm -rf "$dir/apt"
+touch "$dir/complete"
