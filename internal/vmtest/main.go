@@ -112,13 +112,20 @@ func (m machine) boot(timeout time.Duration, accel []string, initramfs, kernel s
 		"-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
 		"-kernel", kernel, "-initrd", initramfs, "-append", strings.Join(parameters, " "),
 	})
+	// A file, for those who want to watch.
+	log, err := os.Create(filepath.Join(filepath.Dir(initramfs), "console-"+nameOf(kernel)))
+	if err != nil {
+		return "", err
+	}
+	defer log.Close()
 	cmd := exec.CommandContext(ctx, m.qemu, args...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.WaitDelay = 5 * time.Second
+	cmd.Stdout, cmd.Stderr = log, log
 	err = cmd.Run()
-	console = strings.ReplaceAll(out.String(), "\r", "")
+	out, readErr := os.ReadFile(log.Name())
+	console = strings.ReplaceAll(string(out), "\r", "")
 	switch {
+	case readErr != nil:
+		err = readErr
 	case ctx.Err() != nil:
 		err = fmt.Errorf("no end after %v", timeout)
 	case err == nil && !strings.Contains(console, doneMark):
