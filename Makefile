@@ -36,7 +36,7 @@ deps: ## install all that is needed (apt-get, on Debian and Ubuntu)
 	@scripts/deps.sh clang=clang clang-format=clang-format
 
 .PHONY: libbpf
-libbpf: ## build static libbpf (LIBBPF_SRC=dir chooses the source)
+libbpf: ## build static libbpf (LIBBPF_SRC=dir chooses the source, =system the distribution's)
 	@scripts/deps.sh
 	@LIBBPF_SRC='$(LIBBPF_SRC)' scripts/libbpf.sh $(PREFIX)
 

@@ -3,7 +3,8 @@
 #
 # Builds a static libbpf and installs it with its headers (its copy of the
 # kernel's uapi headers too) below PREFIX. The source is, in this order,
-#   1. $LIBBPF_SRC, when set: a checkout of github.com/libbpf/libbpf;
+#   1. $LIBBPF_SRC, when set: a checkout of github.com/libbpf/libbpf, or "system"
+#      for the static libbpf that pkg-config finds, which is copied;
 #   2. the submodule libbpf/, checked out now if it is not and that works;
 #   3. Debian's source package.
 # Nothing is built when the source is the one of the last build.
@@ -45,6 +46,30 @@ debian_source() {
 	rm -rf "$apt"
 }
 
+# The distribution's kernel headers go with its libbpf.
+system_libbpf() {
+	pkg-config --atleast-version=1.5 libbpf ||
+		die "LIBBPF_SRC=system: pkg-config finds no libbpf >= 1.5 (Debian 13 has it in libbpf-dev)"
+	library=$(pkg-config --variable=libdir libbpf)/libbpf.a
+	headers=$(pkg-config --variable=includedir libbpf)/bpf
+	[ -e "$library" ] || die "LIBBPF_SRC=system: there is no $library"
+	hash=$(sha256sum "$library" "$headers"/* | sha256sum)
+	built && return
+	clean
+	mkdir -p "$prefix/include" "$prefix/lib"
+	cp -r "$headers" "$prefix/include"
+	cp "$library" "$prefix/lib"
+	echo "$hash" >"$prefix/built"
+}
+
+built() {
+	[ "$(cat "$prefix/built" 2>/dev/null)" = "$hash" ]
+}
+
+clean() {
+	rm -rf "$prefix/built" "$prefix/obj" "$prefix/include" "$prefix/lib"
+}
+
 find_source() {
 	if [ -n "${LIBBPF_SRC:-}" ]; then
 		# Both the checkout and its src directory are common notations.
@@ -65,13 +90,17 @@ find_source() {
 }
 
 mkdir -p "$prefix"
+if [ "${LIBBPF_SRC:-}" = system ]; then
+	system_libbpf
+	exit 0
+fi
 find_source
 src=$(cd "$src" && pwd)
 hash=$(cd "$src" && find src include -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum)
-[ "$(cat "$prefix/built" 2>/dev/null)" = "$hash" ] && exit 0
+built && exit 0
 
 echo "libbpf: building $src" >&2
-rm -rf "$prefix/built" "$prefix/obj" "$prefix/include" "$prefix/lib"
+clean
 env -u MAKEFLAGS -u MFLAGS make -j"$(nproc)" -C "$src/src" BUILD_STATIC_ONLY=1 CFLAGS='-g -O2 -fPIC' \
 	OBJDIR="$prefix/obj" DESTDIR="$prefix" PREFIX= LIBDIR=/lib INCLUDEDIR=/include UAPIDIR=/include \
 	install install_uapi_headers >"$prefix/log" 2>&1 || {
