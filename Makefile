@@ -13,7 +13,7 @@ export CGO_LDFLAGS := -L$(PREFIX)/lib -lbpf -lelf -lz
 
 BPF_SOURCES := $(wildcard bench/*.bpf.c examples/*/*.bpf.c internal/*/*.bpf.c selftest/*/*.bpf.c)
 BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
-C_SOURCES := $(wildcard *.c *.h) $(BPF_SOURCES)
+C_SOURCES := $(wildcard *.c *.h scripts/*.c) $(BPF_SOURCES)
 
 # What loads BPF programs needs root; nothing else gets it.
 ifneq ($(shell id -u),0)
@@ -21,7 +21,9 @@ SUDO := sudo -E env 'PATH=$(PATH)'
 TEST_EXEC := -exec "$(SUDO)"
 endif
 
-STATIC_FLAGS := -trimpath -buildvcs=false -tags netgo,osusergo -ldflags '-s -w -linkmode external -extldflags -static'
+# A static libelf wants what it was built with, such as libzstd, and see scripts/libeu.c.
+STATIC_FLAGS = -trimpath -buildvcs=false -tags netgo,osusergo -ldflags '-s -w -linkmode external \
+	-extldflags "-static $(shell pkg-config --static --libs libelf) -leu"'
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
@@ -81,6 +83,7 @@ selftest: bpf ## run the end-to-end programs on this kernel
 .PHONY: static
 static: bpf ## build static binaries of the demo and the selftests
 	@rm -rf $(OUTPUT)/static
+	@cc -c scripts/libeu.c -o $(PREFIX)/lib/libeu.o && ar rc $(PREFIX)/lib/libeu.a $(PREFIX)/lib/libeu.o
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/ ./examples/execsnoop ./selftest
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/selftests/ ./selftest/*/
 
