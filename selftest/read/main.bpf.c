@@ -5,8 +5,18 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
+struct upid {
+	int nr;
+} __attribute__((preserve_access_index));
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1];
+} __attribute__((preserve_access_index));
+
 struct task_struct {
-	int tgid;
+	struct pid *thread_pid;
+	struct task_struct *group_leader;
 	struct task_struct *real_parent;
 } __attribute__((preserve_access_index));
 
@@ -29,13 +39,24 @@ struct {
 /* The process whose children count. */
 const volatile __u32 parent;
 
+/* What getpid() returns in a process: its number in its own PID namespace. */
+static __u32 getpid_of(struct task_struct *task)
+{
+	struct pid *pid = BPF_CORE_READ(task, group_leader, thread_pid);
+	__u64 number = BPF_CORE_READ(pid, level) * bpf_core_type_size(struct upid);
+	int nr = 0;
+
+	bpf_probe_read_kernel(&nr, sizeof(nr), (void *)&pid->numbers[0].nr + number);
+	return nr;
+}
+
 /* TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm) */
 SEC("raw_tp/sched_process_exec")
 int sched_process_exec(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx->args[0];
 	struct linux_binprm *bprm = (struct linux_binprm *)ctx->args[2];
-	__u32 ppid = BPF_CORE_READ(task, real_parent, tgid);
+	__u32 ppid = getpid_of(BPF_CORE_READ(task, real_parent));
 	struct event *event;
 
 	if (ppid != parent)
@@ -43,7 +64,7 @@ int sched_process_exec(struct bpf_raw_tracepoint_args *ctx)
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event)
 		return 0;
-	event->pid = BPF_CORE_READ(task, tgid);
+	event->pid = getpid_of(task);
 	event->ppid = ppid;
 	if (bpf_probe_read_kernel_str(event->filename, sizeof(event->filename),
 				      BPF_CORE_READ(bprm, filename)) < 0)
