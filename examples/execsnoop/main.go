@@ -134,10 +134,11 @@ func lostEvents(module *bpf.Module) (uint64, error) {
 	return binary.NativeEndian.Uint64(value), nil
 }
 
-// startPrograms executes programs that do nothing of note, for the demo.
+// startPrograms executes programs that do nothing of note, for the demo: those of
+// them that there are. In an empty container that is the last, which is this one.
 func startPrograms() {
 	for {
-		for _, args := range [][]string{{"true"}, {"uname", "-a"}, {"ls", "/"}, {"sh", "-c", "date; id"}} {
+		for _, args := range [][]string{{"true"}, {"uname", "-a"}, {"ls", "/"}, {"sh", "-c", "date; id"}, {"/proc/self/exe", "-help"}} {
 			exec.Command(args[0], args[1:]...).Run()
 			time.Sleep(250 * time.Millisecond)
 		}
