@@ -98,6 +98,15 @@ vmtest: static ## run selftests and tests in virtual machines (KERNEL='6.1 ./bzI
 	@kernels=$$(scripts/kernel.sh amd64 $(OUTPUT)/kernels $(KERNEL)) && \
 		$(OUTPUT)/static/init $(OUTPUT)/initramfs $$kernels
 
+.PHONY: docker
+docker: ## build an image of these, ringbuf, and run it (BASE=image chooses the base)
+	@mkdir -p $(OUTPUT)
+	@BASE='$(BASE)' $(SUDO) scripts/docker.sh build $(DOCKER_FLAGS)
+
+.PHONY: docker-base
+docker-base: ## make a base for it with mmdebstrap, where there is no registry
+	@$(SUDO) scripts/docker.sh base
+
 .PHONY: bench
 bench: bpf ## compare with other readers, in some 15 minutes; writes docs/bench
 	@cd bench && go build -o $(OUTPUT)/bench .

@@ -1,0 +1,31 @@
+# The demo and the selftests as static programs, and nothing else: see `make docker`.
+ARG BASE=debian:trixie-slim
+
+FROM $BASE AS build
+RUN apt-get update && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+		ca-certificates clang gcc golang-go libbpf-dev libc6-dev libcap2-bin libelf-dev \
+		linux-libc-dev make pkg-config zlib1g-dev && \
+	rm -rf /var/lib/apt/lists/*
+ARG GOPROXY
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+RUN [ -e libbpf/src/libbpf.c ] || export LIBBPF_SRC=system; make static
+
+# The capabilities are permitted but not effective (=p). With =ep no program could start
+# where the container lacks one; so it starts and says what it lacks. Package
+# internal/bpfobj makes them effective. CAP_SYS_ADMIN is for engines that do not know
+# CAP_BPF, and for selftests that mount.
+RUN install -d /image/bin && install -d -m 1777 /image/tmp && \
+	cp -r output/static/. /image/bin && \
+	for program in /image/bin/execsnoop /image/bin/selftests/*; do \
+		setcap cap_bpf,cap_perfmon,cap_sys_admin=p "$program" || exit; \
+	done
+
+FROM scratch
+COPY --from=build /image /
+ENV PATH=/bin
+USER 65534:65534
+CMD ["execsnoop", "-demo"]
