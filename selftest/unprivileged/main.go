@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/libbpfgo/ringbuf"
 	"github.com/libbpfgo/ringbuf/internal/workload"
@@ -121,17 +122,39 @@ func startChild() (*exec.Cmd, *net.UnixConn, error) {
 	cmd := exec.Command("/proc/self/exe", argument)
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread, which loses privileges, ends with this goroutine
+		started <- startUnprivileged(cmd)
+	}()
+	return cmd, conn, <-started
+}
+
+// startUnprivileged starts a process without capabilities from a thread that may not
+// be able to do much afterwards.
+func startUnprivileged(cmd *exec.Cmd) error {
 	if os.Geteuid() == 0 {
 		// Another user than root loses all capabilities at execve.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	} else {
+		// With no_new_privs, capabilities of the file that the process has already count.
+		header := struct {
+			version uint32
+			pid     int32
+		}{version: 0x20080522} // _LINUX_CAPABILITY_VERSION_3
+		var none [2]struct{ effective, permitted, inheritable uint32 }
+		// SAFETY: the kernel reads both during the call only.
+		_, _, errno := syscall.RawSyscall(syscall.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&none)), 0)
+		if errno != 0 {
+			return fmt.Errorf("capset: %w", errno)
+		}
 	}
 	// Inherited by the child: neither capabilities of the file nor setuid count.
-	runtime.LockOSThread() // and the thread ends with this goroutine, or the process
 	const prSetNoNewPrivs = 38
 	if _, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetNoNewPrivs, 1, 0, 0, 0, 0); errno != 0 {
-		return nil, nil, fmt.Errorf("prctl(PR_SET_NO_NEW_PRIVS): %w", errno)
+		return fmt.Errorf("prctl(PR_SET_NO_NEW_PRIVS): %w", errno)
 	}
-	return cmd, conn, cmd.Start()
+	return cmd.Start()
 }
 
 func unixConn(fd int) (*net.UnixConn, error) {
