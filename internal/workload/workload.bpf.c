@@ -1,6 +1,6 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-/* Submits a numbered event for each call of one system call by one process. */
+/* Submits a numbered event whenever a thread of one process changes its name. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
@@ -9,7 +9,7 @@
 /* Known to workload.go, as are the variables. */
 struct event {
 	__u32 cpu;
-	__u32 syscall;
+	__u32 tid; /* of the thread */
 	__u64 seq; /* of its CPU, without a gap */
 };
 
@@ -18,11 +18,10 @@ struct {
 	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
-/* What counts. The process has that number in the PID namespace of this file. */
+/* The process that counts, and the file of the PID namespace in which it has that number. */
 const volatile __u32 traced_pid;
 const volatile __u64 namespace_dev;
 const volatile __u64 namespace_ino;
-const volatile __u32 traced_syscall;
 
 struct {
 	__u64 submitted;
@@ -30,19 +29,21 @@ struct {
 } counters[MAX_CPUS];
 
 /*
- * TP_PROTO(struct pt_regs *regs, long id). The process has one thread for each CPU:
- * so nobody else counts there, even where this program can be preempted.
+ * TP_PROTO(struct task_struct *task, const char *comm). The process has one thread for
+ * each CPU: so nobody else counts there, even where this program can be preempted.
+ *
+ * Nothing else calls this tracepoint while the program is attached, that is while the
+ * kernel patches its code. Where everything does, as with sys_enter, an emulated
+ * processor (QEMU 7.2) may hang: it goes on executing what was there before.
  */
-SEC("raw_tp/sys_enter")
-int sys_enter(struct bpf_raw_tracepoint_args *ctx)
+SEC("raw_tp/task_rename")
+int task_rename(struct bpf_raw_tracepoint_args *ctx)
 {
 	/* So the verifier of 5.10 knows that it is in bounds. */
 	__u32 cpu = bpf_get_smp_processor_id() & (MAX_CPUS - 1);
 	struct bpf_pidns_info process;
 	struct event *event;
 
-	if (ctx->args[1] != traced_syscall)
-		return 0;
 	if (bpf_get_ns_current_pid_tgid(namespace_dev, namespace_ino, &process, sizeof(process)))
 		return 0;
 	if (process.tgid != traced_pid)
@@ -53,7 +54,7 @@ int sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	event->cpu = cpu;
-	event->syscall = traced_syscall;
+	event->tid = process.pid;
 	event->seq = counters[cpu].submitted;
 	bpf_ringbuf_submit(event, 0);
 	counters[cpu].submitted++;
