@@ -1,19 +1,33 @@
 # ringbuf: `make help` lists the targets.
 
-OUTPUT := $(CURDIR)/output
-PREFIX := $(OUTPUT)/libbpf
-
 ifneq ($(words $(CURDIR)),1)
 $(error make cannot work in a directory with a space in its name: $(CURDIR))
 endif
 
+# ARCH=arm64 is for vmtest and static: clang builds for it with libraries of Debian's.
+HOST_ARCH := $(shell go env GOHOSTARCH 2>/dev/null)
+ARCH := $(HOST_ARCH)
+ifeq ($(ARCH),$(HOST_ARCH))
+OUTPUT := $(CURDIR)/output
+else
+OUTPUT := $(CURDIR)/output/$(ARCH)
+SYSROOT := $(OUTPUT)/sysroot
+TRIPLET := $(subst amd64,x86_64,$(subst arm64,aarch64,$(ARCH)))-linux-gnu
+LLD := -fuse-ld=lld
+export CC := clang --target=$(TRIPLET) --sysroot=$(SYSROOT)
+export PKG_CONFIG_LIBDIR := $(SYSROOT)/usr/lib/$(TRIPLET)/pkgconfig
+export GOARCH := $(ARCH)
+export CGO_ENABLED := 1
+endif
+PREFIX := $(OUTPUT)/libbpf
+
 # The flags by which libbpfgo and this package find libbpf, see `make env`.
 export CGO_CFLAGS := -I$(PREFIX)/include
-export CGO_LDFLAGS := -L$(PREFIX)/lib -lbpf -lelf -lz
+export CGO_LDFLAGS := $(LLD) -L$(PREFIX)/lib -lbpf -lelf -lz
 
 BPF_SOURCES := $(wildcard bench/*.bpf.c examples/*/*.bpf.c internal/*/*.bpf.c selftest/*/*.bpf.c)
 BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
-C_SOURCES := $(wildcard *.c *.h scripts/*.c) $(BPF_SOURCES)
+C_SOURCES := $(wildcard *.c *.h scripts/*.c internal/tso/*.c) $(BPF_SOURCES)
 
 # What loads BPF programs needs root; nothing else gets it.
 ifneq ($(shell id -u),0)
@@ -40,6 +54,10 @@ deps: ## install all that is needed (apt-get, on Debian and Ubuntu)
 .PHONY: libbpf
 libbpf: ## build static libbpf (LIBBPF_SRC=dir chooses the source, =system the distribution's)
 	@scripts/deps.sh
+ifdef SYSROOT
+	@scripts/deps.sh clang=clang ld.lld=lld
+	@scripts/sysroot.sh $(ARCH) $(SYSROOT)
+endif
 	@LIBBPF_SRC='$(LIBBPF_SRC)' scripts/libbpf.sh $(PREFIX)
 
 .PHONY: bpf
@@ -83,20 +101,23 @@ selftest: bpf ## run the end-to-end programs on this kernel
 .PHONY: static
 static: bpf ## build static binaries of the demo and the selftests
 	@rm -rf $(OUTPUT)/static
-	@cc -c scripts/libeu.c -o $(PREFIX)/lib/libeu.o && ar rc $(PREFIX)/lib/libeu.a $(PREFIX)/lib/libeu.o
+	@$(CC) -c scripts/libeu.c -o $(PREFIX)/lib/libeu.o && ar rc $(PREFIX)/lib/libeu.a $(PREFIX)/lib/libeu.o
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/ ./examples/execsnoop ./selftest
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/selftests/ ./selftest/*/
 
-# KERNEL: versions of Debian's kernels, or paths.
+# Kernels of Debian's, or paths.
 KERNEL := 5.10 6.1 6.12 newest
+QEMU_amd64 := qemu-system-x86_64=qemu-system-x86
+QEMU_arm64 := qemu-system-aarch64=qemu-system-arm
 .PHONY: vmtest
-vmtest: static ## run selftests and tests in virtual machines (KERNEL='6.1 ./bzImage')
-	@scripts/deps.sh qemu-system-x86_64=qemu-system-x86 cpio=cpio
+vmtest: static ## run them and the tests in virtual machines (KERNEL='6.1 ./bzImage' ARCH=arm64)
+	@scripts/deps.sh $(QEMU_$(ARCH)) cpio=cpio
 	@go test -c $(STATIC_FLAGS) -o $(OUTPUT)/static/ringbuf.test .
 	@CGO_ENABLED=0 go build -o $(OUTPUT)/static/init ./internal/vmtest
 	@cd $(OUTPUT)/static && find . | cpio --quiet -o -H newc -R 0:0 >../initramfs
-	@kernels=$$(scripts/kernel.sh amd64 $(OUTPUT)/kernels $(KERNEL)) && \
-		$(OUTPUT)/static/init $(OUTPUT)/initramfs $$kernels
+	@GOARCH= go build -o $(OUTPUT)/vmtest ./internal/vmtest
+	@kernels=$$(scripts/kernel.sh $(ARCH) $(OUTPUT)/kernels $(KERNEL)) && \
+		GOARCH= $(OUTPUT)/vmtest -arch $(ARCH) $(OUTPUT)/initramfs $$kernels
 
 .PHONY: docker
 docker: ## build an image of these, ringbuf, and run it (BASE=image chooses the base)

@@ -18,31 +18,20 @@ die() {
 	exit 1
 }
 
-# The source package of Debian 13 has libbpf 1.5. apt checks its signature, with
-# lists, sources and a cache of its own so that the machine's are left alone.
+# The source package of Debian 13 has libbpf 1.5.
 debian_source() {
-	keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	. "$top/scripts/debian.sh"
 	apt=$prefix/apt
 	command -v apt-get >/dev/null ||
 		die "no source: check out the submodule (git submodule update --init)" \
 			"or set LIBBPF_SRC to a checkout of libbpf >= 1.5"
 	"$top/scripts/deps.sh" dpkg-source=dpkg-dev patch=patch xz=xz-utils
-	uri=$(apt-get indextargets 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' \
-		--format '$(REPO_URI)' | head -n 1)
-	[ -n "$uri" ] && [ -e $keyring ] ||
-		die "no source: the submodule cannot be checked out and this system has no Debian archive;" \
-			"set LIBBPF_SRC to a checkout of libbpf >= 1.5"
 	rm -rf "$apt"
-	mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/source"
-	echo "deb-src [signed-by=$keyring] $uri trixie main" >"$apt/sources.list"
-	set -- -q -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
-		-o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root
-	(apt-get "$@" update && cd "$apt/source" && apt-get "$@" source libbpf) >"$apt/log" 2>&1 || {
-		cat "$apt/log" >&2
-		die "no source: Debian's source package could not be had"
-	}
+	debian_lists "$apt" "$(dpkg --print-architecture)" deb-src trixie && debian_get source libbpf ||
+		die "no source: the submodule cannot be checked out and Debian's source package cannot be had;" \
+			"set LIBBPF_SRC to a checkout of libbpf >= 1.5"
 	rm -rf "$prefix/debian-source"
-	mv "$apt"/source/libbpf-*/ "$prefix/debian-source"
+	mv "$apt"/cache/libbpf-*/ "$prefix/debian-source"
 	rm -rf "$apt"
 }
 
