@@ -266,7 +266,7 @@ func (t table) print(out io.Writer) error {
 	row(fmt.Sprintf("%d other tests", others), func(column) string { return "pass" })
 	row("", func(c column) string {
 		if c.failed() {
-			failures = append(failures, fmt.Errorf("Linux %s failed", c.kernel))
+			failures = append(failures, fmt.Errorf("tests failed on Linux %s", c.kernel))
 			return "FAILED"
 		}
 		return "ok"

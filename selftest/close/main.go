@@ -51,7 +51,7 @@ func run() error {
 	for i := range rounds {
 		n, err := closeUnderLoad(w, &seen)
 		if err != nil {
-			return fmt.Errorf("Close %d: %w", i, err)
+			return fmt.Errorf("closing Reader %d: %w", i, err)
 		}
 		lost += n
 	}

@@ -128,7 +128,7 @@ func run() error {
 	for i, reader := range readers {
 		err := reader.Close()
 		if r := <-results; err != nil || r.ring != i || !errors.Is(r.err, ringbuf.ErrClosed) {
-			return fmt.Errorf("Close %d: %v; ring %d gave %d, %v", i, err, r.ring, r.sample, r.err)
+			return fmt.Errorf("closing Reader %d: %v; ring %d gave %d, %v", i, err, r.ring, r.sample, r.err)
 		}
 	}
 	return nil
