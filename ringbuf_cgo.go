@@ -71,6 +71,8 @@ type libbpfRing struct {
 
 	pace moderator
 
+	blockFor time.Duration
+
 	active  time.Time // when poll was called after it had found samples
 	found   bool      // the last poll found samples
 	yielded time.Time
@@ -114,7 +116,7 @@ func openRing(m Map, o options) (*libbpfRing, error) {
 		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
 	}
 
-	r := &libbpfRing{name: info.name, limit: minBatchSize, pace: newModerator(o, int(info.size))}
+	r := &libbpfRing{name: info.name, blockFor: blockFor, limit: minBatchSize, pace: newModerator(o, int(info.size))}
 	var stepC *C.char
 	if err := errnoOf(C.cgo_ringbuf_open(fdC, C.__u64(info.size), &r.c, &stepC)); err != nil {
 		return nil, fmt.Errorf("map %q of type ringbuf: %s: %w", info.name, C.GoString(stepC), err)
@@ -196,7 +198,7 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 
 // fillOrWait drains all that is there, or when the kernel notifies.
 func (r *libbpfRing) fillOrWait(b *batch, now time.Time, left time.Duration, deadline time.Time) error {
-	wait := min(left, blockFor-now.Sub(r.active))
+	wait := min(left, r.blockFor-now.Sub(r.active))
 	if left <= netpollGrain {
 		wait = left
 	}

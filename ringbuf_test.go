@@ -135,11 +135,12 @@ func wantWaiting(t testing.TB, result <-chan readResult) {
 	}
 }
 
-// eachWait runs a test once with a Reader that blocks its thread while it waits
+// eachWait runs a test once with a Reader that blocks its thread for as long as it waits
 // for samples, and once with one that parks the goroutine. The ring is empty.
 func eachWait(t *testing.T, test func(t *testing.T, ring *bpftest.Ring, r *Reader)) {
 	t.Run("blocked", func(t *testing.T) {
 		ring, r := newRingAndReader(t, os.Getpagesize())
+		r.queue.ring.(*libbpfRing).blockFor = time.Hour
 		ring.Emit(text("recent"))
 		wantSample(t, r, "recent")
 		test(t, ring, r)

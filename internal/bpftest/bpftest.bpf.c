@@ -145,21 +145,22 @@ static __always_inline int busy(struct planned *p)
 	return 0;
 }
 
+/* Returns 1 if the record could not be written. */
 __noinline int emit_one(__u32 index)
 {
 	struct planned *p = bpf_map_lookup_elem(&plan, &index);
 
 	if (!p)
-		return -1;
+		return 1;
 	switch (p->kind) {
 	case SUBMIT:
-		return submit(p);
+		return submit(p) != 0;
 	case DISCARD:
-		return discard(p);
+		return discard(p) != 0;
 	case BUSY:
-		return busy(p);
+		return busy(p) != 0;
 	}
-	return -2;
+	return 1;
 }
 
 /* Context: the number of planned samples. Returns how many were refused. */
@@ -169,8 +170,9 @@ int emit(struct bpf_raw_tracepoint_args *ctx)
 	__u64 n = ctx->args[0];
 	__u32 i, failed = 0;
 
+	/* Not "emit_one(i) != 0": the verifier would follow each value that failed can have. */
 	for (i = 0; i < MAX_SAMPLES && i < n; i++)
-		failed += emit_one(i) != 0;
+		failed += emit_one(i);
 	return failed;
 }
 

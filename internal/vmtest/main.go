@@ -9,7 +9,6 @@ package main
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -102,33 +101,40 @@ func (m machine) boots(accel []string, initramfs, kernel string) bool {
 	return err == nil
 }
 
-// boot boots a kernel and returns what it printed, when it has ended by itself after
-// guest was done.
+// boot boots a kernel and returns what it printed. It fails unless the kernel ends by
+// itself after guest was done.
 func (m machine) boot(timeout time.Duration, accel []string, initramfs, kernel string, parameters ...string) (console string, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	parameters = append(parameters, "console="+m.console, "loglevel=1", "oops=panic", "panic=-1")
-	args := slices.Concat(m.args, accel, []string{
-		"-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
-		"-kernel", kernel, "-initrd", initramfs, "-append", strings.Join(parameters, " "),
-	})
 	// A file, for those who want to watch.
 	log, err := os.Create(filepath.Join(filepath.Dir(initramfs), "console-"+nameOf(kernel)))
 	if err != nil {
 		return "", err
 	}
 	defer log.Close()
-	cmd := exec.CommandContext(ctx, m.qemu, args...)
+	parameters = append(parameters, "console="+m.console, "loglevel=1", "oops=panic", "panic=-1")
+	args := slices.Concat(m.args, accel, []string{
+		"-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+		"-kernel", kernel, "-initrd", initramfs, "-append", strings.Join(parameters, " "),
+	})
+	cmd := exec.Command(m.qemu, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	err = cmd.Run()
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	end := make(chan error, 1)
+	go func() { end <- cmd.Wait() }()
+	select {
+	case err = <-end:
+	case <-time.After(timeout):
+		// It may not even end then, if it is KVM that hangs.
+		cmd.Process.Kill()
+		err = fmt.Errorf("no end after %v", timeout)
+	}
 	out, readErr := os.ReadFile(log.Name())
 	console = strings.ReplaceAll(string(out), "\r", "")
-	switch {
-	case readErr != nil:
+	if err == nil {
 		err = readErr
-	case ctx.Err() != nil:
-		err = fmt.Errorf("no end after %v", timeout)
-	case err == nil && !strings.Contains(console, doneMark):
+	}
+	if err == nil && !strings.Contains(console, doneMark) {
 		err = errors.New("the kernel ended before the tests did")
 	}
 	return console, err
@@ -156,8 +162,12 @@ func resultsOf(console string, err error) results {
 			line, _, _ := strings.Cut(status, "\n")
 			r.err = errors.Join(r.err, fmt.Errorf("%s failed: %s", c.name, line))
 		}
+		n := len(r.verdicts)
 		if err := r.add(c.prefix, output); err != nil {
 			r.err = errors.Join(r.err, err)
+		}
+		if len(r.verdicts) == n {
+			r.err = errors.Join(r.err, fmt.Errorf("%s ran no test", c.name))
 		}
 	}
 	return r
