@@ -10,6 +10,9 @@
  * as x86 processors do (total store order). The reader is the real ringbuf_cgo.c, with
  * libbpf's part replaced by one that accesses memory in the same order.
  *
+ * The kernel looks at the consumer position once, so it does not matter that all stores
+ * are delayed alike. Ticks and batches that fill up are not modelled: nobody waits then.
+ *
  * Prints the number of schedules, and in how many the reader waits for a notification
  * that never comes. With the argument "unfenced" fences do nothing.
  */
@@ -21,12 +24,12 @@
 static int model_consume(struct ring_buffer *rb);
 static unsigned long model_consumer_pos(const struct ring *ring);
 static unsigned long model_producer_pos(const struct ring *ring);
-static void model_fence(void);
+static void model_fence(int order);
 
 #define ring_buffer__consume model_consume
 #define ring__consumer_pos model_consumer_pos
 #define ring__producer_pos model_producer_pos
-#define __atomic_thread_fence(order) model_fence()
+#define __atomic_thread_fence model_fence
 #include "../../ringbuf_cgo.c"
 
 #define MAX_OLDER 3
@@ -87,10 +90,11 @@ static void step(void)
 	m.now++;
 }
 
-static void model_fence(void)
+/* On x86 the others are no instruction. */
+static void model_fence(int order)
 {
 	step();
-	if (m.fenced)
+	if (m.fenced && order == __ATOMIC_SEQ_CST)
 		become_visible(INT32_MAX);
 }
 

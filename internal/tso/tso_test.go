@@ -2,6 +2,7 @@
 package tso
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -35,7 +36,7 @@ func run(t *testing.T, args ...string) (schedules, lost int) {
 	program := filepath.Join(t.TempDir(), "tso")
 	flags := append(strings.Fields(os.Getenv("CGO_CFLAGS")), "-O2", "-Wall", "-o", program, "tso.c")
 	flags = append(flags, strings.Fields(os.Getenv("CGO_LDFLAGS"))...)
-	if out, err := exec.Command("cc", flags...).CombinedOutput(); err != nil {
+	if out, err := exec.Command(cmp.Or(os.Getenv("CC"), "cc"), flags...).CombinedOutput(); err != nil {
 		t.Fatalf("compile tso.c: %v\n%s", err, out)
 	}
 	out, err := exec.Command(program, args...).CombinedOutput()

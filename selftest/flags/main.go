@@ -26,9 +26,10 @@ const (
 )
 
 const (
-	settle  = 200 * time.Millisecond // until a goroutine waits in Read
-	soon    = time.Second            // the deadline of a Read that nothing wakes
-	forever = 30 * time.Second       // the deadline of one that is woken
+	settle = 300 * time.Millisecond // until a goroutine waits in Read
+	soon   = time.Second            // the deadline of a Read that nothing wakes
+	late   = time.Minute            // the deadline of one that is woken, for it looks for itself then
+	early  = late / 2               // so by then it has been woken
 
 	recordSize = 16 // of a sample of 8 bytes
 )
@@ -92,57 +93,57 @@ func (t *tester) noWakeup() error {
 	return errors.Join(
 		t.submit(1, noWakeup),
 		// At its deadline Read looks for itself, and some milliseconds before.
-		(<-read).check(1, 0, soon-10*time.Millisecond, forever))
+		(<-read).check(1, 0, soon-10*time.Millisecond, early))
 }
 
 func (t *tester) noWakeupBefore() error {
 	return errors.Join(
 		t.submit(2, noWakeup),
-		(<-t.startRead(forever)).check(2, 0, 0, forever))
+		(<-t.startRead(late)).check(2, 0, 0, early))
 }
 
 func (t *tester) forceWakeup() error {
-	read := t.startRead(forever)
+	read := t.startRead(late)
 	time.Sleep(settle)
 	return errors.Join(
 		t.submit(3, noWakeup),
 		t.submit(4, forceWakeup),
-		(<-read).check(3, recordSize, settle, forever),
-		(<-t.startRead(forever)).check(4, 0, 0, forever))
+		(<-read).check(3, recordSize, settle, early),
+		(<-t.startRead(late)).check(4, 0, 0, early))
 }
 
 func (t *tester) forceWakeupOfDiscarded() error {
-	read := t.startRead(forever)
+	read := t.startRead(late)
 	time.Sleep(settle)
 	return errors.Join(
 		t.submit(5, noWakeup),
-		t.discard1(forceWakeup),
-		(<-read).check(5, recordSize, settle, forever),
+		t.discardOne(forceWakeup),
+		(<-read).check(5, recordSize, settle, early),
 		t.wantNothing())
 }
 
 func (t *tester) discard() error {
-	read := t.startRead(forever)
+	read := t.startRead(late)
 	time.Sleep(settle)
 	for range 1000 {
-		if err := t.discard1(0); err != nil {
+		if err := t.discardOne(0); err != nil {
 			return err
 		}
 	}
 	return errors.Join(
 		t.submit(6, 0),
-		(<-read).check(6, 0, settle, forever),
+		(<-read).check(6, 0, settle, early),
 		t.wantNothing())
 }
 
 func (t *tester) bytes() error {
-	err := errors.Join(t.submit(7, 0), t.discard1(0), t.submit(8, 0))
+	err := errors.Join(t.submit(7, 0), t.discardOne(0), t.submit(8, 0))
 	if n := t.reader.AvailableBytes(); n != 3*recordSize {
 		err = errors.Join(err, fmt.Errorf("%d bytes are available, want %d", n, 3*recordSize))
 	}
 	err = errors.Join(err,
-		(<-t.startRead(forever)).check(7, 2*recordSize, 0, forever),
-		(<-t.startRead(forever)).check(8, 0, 0, forever))
+		(<-t.startRead(late)).check(7, 2*recordSize, 0, early),
+		(<-t.startRead(late)).check(8, 0, 0, early))
 	if n := t.reader.AvailableBytes(); n != 0 {
 		err = errors.Join(err, fmt.Errorf("%d bytes are available, want none", n))
 	}
@@ -150,7 +151,7 @@ func (t *tester) bytes() error {
 }
 
 func (t *tester) submit(sample, flags uint64) error { return runProg(t.submitProg, sample, flags) }
-func (t *tester) discard1(flags uint64) error       { return runProg(t.discardProg, 0, flags) }
+func (t *tester) discardOne(flags uint64) error     { return runProg(t.discardProg, 0, flags) }
 
 func runProg(prog *bpf.BPFProg, args ...uint64) error {
 	var ctx []byte
