@@ -9,13 +9,16 @@ HOST_ARCH := $(shell go env GOHOSTARCH 2>/dev/null)
 ARCH := $(HOST_ARCH)
 ifeq ($(ARCH),$(HOST_ARCH))
 OUTPUT := $(CURDIR)/output
+PKG_CONFIG := pkg-config
+else ifneq ($(filter-out static vmtest libbpf bpf bpf-objects clean,$(MAKECMDGOALS)),)
+$(error ARCH=$(ARCH) is for make vmtest and make static only)
 else
 OUTPUT := $(CURDIR)/output/$(ARCH)
 SYSROOT := $(OUTPUT)/sysroot
 TRIPLET := $(subst amd64,x86_64,$(subst arm64,aarch64,$(ARCH)))-linux-gnu
 LLD := -fuse-ld=lld
 export CC := clang --target=$(TRIPLET) --sysroot=$(SYSROOT)
-export PKG_CONFIG_LIBDIR := $(SYSROOT)/usr/lib/$(TRIPLET)/pkgconfig
+export PKG_CONFIG := env PKG_CONFIG_LIBDIR=$(SYSROOT)/usr/lib/$(TRIPLET)/pkgconfig pkg-config
 export GOARCH := $(ARCH)
 export CGO_ENABLED := 1
 endif
@@ -37,7 +40,7 @@ endif
 
 # A static libelf wants what it was built with, such as libzstd, and see scripts/libeu.c.
 STATIC_FLAGS = -trimpath -buildvcs=false -tags netgo,osusergo -ldflags '-s -w -linkmode external \
-	-extldflags "-static $(shell pkg-config --static --libs libelf) -leu"'
+	-extldflags "-static $(shell $(PKG_CONFIG) --static --libs libelf) -leu"'
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
@@ -120,7 +123,7 @@ vmtest: static ## run them and the tests in virtual machines (KERNEL='6.1 ./bzIm
 		GOARCH= $(OUTPUT)/vmtest -arch $(ARCH) $(OUTPUT)/initramfs $$kernels
 
 .PHONY: docker
-docker: ## build an image of these, ringbuf, and run it (BASE=image chooses the base)
+docker: $(filter docker-base,$(MAKECMDGOALS)) ## build an image of these, ringbuf, and run it (BASE=image chooses the base)
 	@mkdir -p $(OUTPUT)
 	@BASE='$(BASE)' $(SUDO) scripts/docker.sh build $(DOCKER_FLAGS)
 

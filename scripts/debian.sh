@@ -29,8 +29,11 @@ debian_lists() {
 	for suite; do
 		echo "$type [signed-by=$keyring] $uri $suite main"
 	done >"$debian_dir/sources.list"
-	debian_get update || return
-	touch "$debian_dir/updated"
+	if debian_get update; then
+		touch "$debian_dir/updated"
+	else
+		[ -e "$debian_dir/updated" ] && echo "going on with older lists of packages" >&2
+	fi
 }
 
 # debian COMMAND... runs one of apt's commands.
@@ -54,6 +57,6 @@ debian_get() {
 # debian_unpack PACKAGE TO downloads a package and unpacks it.
 debian_unpack() {
 	debian_get download "$1" || return
-	dpkg -x "$debian_dir/cache/$1"_*.deb "$2"
+	dpkg -x "$debian_dir/cache/$1"_*.deb "$2" || return
 	rm -f "$debian_dir/cache/$1"_*.deb
 }

@@ -4,7 +4,7 @@
 # base makes the image localhost/ringbuf-base: Debian 13, from the archive that this
 # machine uses, for where no registry can be reached. build builds the image ringbuf
 # (on $BASE or, if that is empty, on localhost/ringbuf-base where it exists), with
-# the engine's FLAGs, unpacks it into output/docker, and runs its selftests.
+# the engine's FLAGs, unpacks it into output/docker/image, and runs its selftests.
 #
 # The engine is docker, podman or buildah, the first that works. Root is needed: the
 # containers of a rootless engine cannot load BPF.
@@ -26,14 +26,14 @@ find_engine() {
 	buildah info >/dev/null 2>&1 || export STORAGE_DRIVER=vfs
 }
 
-# The base gets the apt settings and certificates of this machine, for its mirrors.
+# The base gets the apt settings and certificates of this machine, for its mirrors. It
+# is not meant to be published: the settings may have passwords of proxies.
 build_base() {
-	keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	. scripts/debian.sh
 	certificates=/etc/ssl/certs/ca-certificates.crt
 	scripts/deps.sh mmdebstrap=mmdebstrap
-	uri=$(apt-get indextargets 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' \
-		--format '$(REPO_URI)' | head -n 1)
-	[ -n "$uri" ] && [ -e $keyring ] || die "this system has no Debian archive"
+	uri=$(debian_uri)
+	[ -n "$uri" ] || die "this system has no Debian archive"
 	dir=$(mktemp -d)
 	trap 'rm -rf "$dir"' EXIT
 	apt-config dump Acquire >"$dir/apt.conf"
@@ -57,14 +57,15 @@ build() {
 # Unpacks the image, with the capabilities of its files.
 unpack() {
 	rm -rf output/docker
-	mkdir -p output/docker
+	mkdir -p output/docker/image
+	chmod 0700 output/docker # for nobody else, since the programs have capabilities
 	if [ "$engine" = buildah ]; then
 		container=$(buildah from --pull-never ringbuf)
-		cp -a "$(buildah mount "$container")"/* output/docker
+		cp -a "$(buildah mount "$container")"/* output/docker/image
 	else
 		container=$("$engine" create ringbuf)
 		"$engine" export "$container" |
-			tar -x --xattrs --xattrs-include=security.capability -C output/docker
+			tar -x --xattrs --xattrs-include=security.capability -C output/docker/image
 	fi
 	"$engine" rm "$container" >/dev/null
 	# Who asked for root by sudo can remove them without.
@@ -98,7 +99,7 @@ build)
 	shift
 	build "$@"
 	unpack
-	cd output/docker
+	cd output/docker/image
 	check
 	;;
 *)

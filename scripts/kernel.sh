@@ -25,7 +25,7 @@ find_kernel() {
 	esac
 	release=$(debian apt-cache pkgnames linux-image- |
 		sed -n "s/^linux-image-\($pattern.*-cloud-$arch\)\$/\1/p" | sort -V | tail -n 1)
-	[ -n "$release" ] || die "Debian has none for $arch in $suites"
+	[ -n "$release" ] || die "Debian has none for $arch in $suites (a file needs a slash: ./$version)"
 	kernel=$dir/vmlinuz-$release
 	[ -e "$kernel" ] || download
 }

@@ -10,7 +10,7 @@ dir=$2
 packages='libc6-dev linux-libc-dev libgcc-12-dev libelf-dev zlib1g-dev'
 . "$(dirname "$0")/debian.sh"
 
-[ -e "$dir/complete" ] && exit 0
+[ "$(cat "$dir/complete" 2>/dev/null)" = "$packages" ] && exit 0
 rm -rf "$dir"
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
@@ -20,4 +20,4 @@ for package in $packages; do
 	debian_unpack "$package" "$dir"
 done
 rm -rf "$dir/apt"
-touch "$dir/complete"
+echo "$packages" >"$dir/complete"

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -34,6 +35,8 @@ func main() {
 }
 
 func run(names []string) (failed int, err error) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
 	self, err := os.Executable()
 	if err != nil {
 		return 0, err
@@ -54,27 +57,29 @@ func run(names []string) (failed int, err error) {
 	for _, name := range names {
 		fmt.Println("=== RUN  ", name)
 		start := time.Now()
-		verdict := runOne(filepath.Join(dir, name))
+		verdict := runOne(ctx, filepath.Join(dir, name))
 		fmt.Printf("--- %s: %s (%.2fs)\n", verdict, name, time.Since(start).Seconds())
 		if verdict == "FAIL" {
 			failed++
+		}
+		if ctx.Err() != nil {
+			return failed, errors.New("interrupted")
 		}
 	}
 	return failed, nil
 }
 
 // runOne runs a program, with all of its children, and returns its verdict.
-func runOne(path string) (verdict string) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+func runOne(ctx context.Context, path string) (verdict string) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error {
-		fmt.Println("no end after", timeout)
+		fmt.Println(ctx.Err())
 		// With SIGQUIT, a Go program says what it waits for.
-		syscall.Kill(cmd.Process.Pid, syscall.SIGQUIT)
-		return nil
+		return syscall.Kill(-cmd.Process.Pid, syscall.SIGQUIT)
 	}
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()

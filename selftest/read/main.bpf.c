@@ -36,10 +36,12 @@ struct {
 	__uint(max_entries, 1 << 16);
 } events SEC(".maps");
 
-/* The process whose children count. */
+/* The process whose children count, and the file of the PID namespace of all of them. */
 const volatile __u32 parent;
+const volatile __u64 namespace_dev;
+const volatile __u64 namespace_ino;
 
-/* What getpid() returns in a process: its number in its own PID namespace. */
+/* The number of a process in its own PID namespace. */
 static __u32 getpid_of(struct task_struct *task)
 {
 	struct pid *pid = BPF_CORE_READ(task, group_leader, thread_pid);
@@ -56,15 +58,19 @@ int sched_process_exec(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx->args[0];
 	struct linux_binprm *bprm = (struct linux_binprm *)ctx->args[2];
-	__u32 ppid = getpid_of(BPF_CORE_READ(task, real_parent));
+	struct bpf_pidns_info process;
 	struct event *event;
+	__u32 ppid;
 
+	if (bpf_get_ns_current_pid_tgid(namespace_dev, namespace_ino, &process, sizeof(process)))
+		return 0;
+	ppid = getpid_of(BPF_CORE_READ(task, real_parent));
 	if (ppid != parent)
 		return 0;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event)
 		return 0;
-	event->pid = getpid_of(task);
+	event->pid = process.tgid;
 	event->ppid = ppid;
 	if (bpf_probe_read_kernel_str(event->filename, sizeof(event->filename),
 				      BPF_CORE_READ(bprm, filename)) < 0)

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
 
 	bpf "github.com/aquasecurity/libbpfgo"
@@ -42,8 +43,15 @@ func main() {
 }
 
 func run() error {
+	var namespace syscall.Stat_t
+	if err := syscall.Stat("/proc/self/ns/pid", &namespace); err != nil {
+		return err
+	}
 	module, err := bpfobj.Load(object, func(module *bpf.Module) error {
-		return module.InitGlobalVariable("parent", uint32(os.Getpid()))
+		return errors.Join(
+			module.InitGlobalVariable("parent", uint32(os.Getpid())),
+			module.InitGlobalVariable("namespace_dev", namespace.Dev),
+			module.InitGlobalVariable("namespace_ino", namespace.Ino))
 	})
 	if err != nil {
 		return err

@@ -99,8 +99,12 @@ func run() error {
 
 // bpfIsDenied reports whether the kernel refuses bpf(2) without CAP_BPF altogether.
 func bpfIsDenied() bool {
-	var uts syscall.Utsname
-	if err := syscall.Uname(&uts); err != nil || uts.Release[0] >= '6' {
+	major := 0
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return false
+	}
+	if _, err := fmt.Sscanf(string(release), "%d.", &major); err != nil || major >= 6 {
 		return false
 	}
 	disabled, err := os.ReadFile("/proc/sys/kernel/unprivileged_bpf_disabled")
@@ -206,9 +210,15 @@ func openReader(conn *net.UnixConn) (*ringbuf.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapAmb"} {
-		if none := set + ":\t0000000000000000\n"; !strings.Contains(string(status), none) {
-			return nil, fmt.Errorf("this process has capabilities:\n%s", status)
+	for _, line := range []string{
+		"CapInh:\t0000000000000000\n",
+		"CapPrm:\t0000000000000000\n",
+		"CapEff:\t0000000000000000\n",
+		"CapAmb:\t0000000000000000\n",
+		"NoNewPrivs:\t1\n",
+	} {
+		if !strings.Contains(string(status), line) {
+			return nil, fmt.Errorf("this process should have %q:\n%s", line, status)
 		}
 	}
 	rights := make([]byte, syscall.CmsgSpace(4))
