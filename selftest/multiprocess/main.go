@@ -51,7 +51,7 @@ func main() {
 func runInNamespace() error {
 	cmd := exec.Command("/proc/self/exe", argument)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	err := cmd.Run()
 	if errors.Is(err, syscall.EPERM) {
 		return errMount
@@ -60,6 +60,11 @@ func runInNamespace() error {
 }
 
 func run() error {
+	// In a chroot, / is no mount, and invalid.
+	err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, "")
+	if err != nil && err != syscall.EINVAL {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
 	dir, err := os.MkdirTemp("", "bpffs")
 	if err != nil {
 		return err
