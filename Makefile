@@ -10,8 +10,10 @@ ARCH := $(HOST_ARCH)
 ifeq ($(ARCH),$(HOST_ARCH))
 OUTPUT := $(CURDIR)/output
 PKG_CONFIG := pkg-config
-else ifneq ($(filter-out static vmtest libbpf bpf bpf-objects clean,$(MAKECMDGOALS)),)
-$(error ARCH=$(ARCH) is for make vmtest and make static only)
+else ifeq ($(filter $(ARCH),amd64 arm64),)
+$(error ARCH=$(ARCH) is not known: amd64 and arm64 are, as Go and Debian name them)
+else ifneq ($(filter-out static vmtest libbpf bpf bpf-objects help clean,$(MAKECMDGOALS)),)
+$(error ARCH=$(ARCH) is not the processor of this machine, and is for make vmtest and make static)
 else
 OUTPUT := $(CURDIR)/output/$(ARCH)
 SYSROOT := $(OUTPUT)/sysroot
@@ -102,7 +104,7 @@ selftest: bpf ## run the end-to-end programs on this kernel
 
 # Of the binaries nothing depends on the directory in which they were built.
 .PHONY: static
-static: bpf ## build static binaries of the demo and the selftests
+static: bpf ## build static binaries of the demo and the selftests, in output/static
 	@rm -rf $(OUTPUT)/static
 	@$(CC) -c scripts/libeu.c -o $(PREFIX)/lib/libeu.o && ar rc $(PREFIX)/lib/libeu.a $(PREFIX)/lib/libeu.o
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/ ./examples/execsnoop ./selftest
@@ -113,17 +115,19 @@ KERNEL := 5.10 6.1 6.12 newest
 QEMU_amd64 := qemu-system-x86_64=qemu-system-x86
 QEMU_arm64 := qemu-system-aarch64=qemu-system-arm
 .PHONY: vmtest
-vmtest: static ## run them and the tests in virtual machines (KERNEL='6.1 ./bzImage' ARCH=arm64)
+vmtest: ## run selftests and tests in virtual machines (KERNEL='6.1 ./bzImage' ARCH=arm64)
 	@scripts/deps.sh $(QEMU_$(ARCH)) cpio=cpio
+	@mkdir -p $(OUTPUT)/kernels
+	@scripts/kernel.sh $(ARCH) $(OUTPUT)/kernels $(KERNEL) >$(OUTPUT)/kernels/chosen
+	@$(MAKE) --no-print-directory static
 	@go test -c $(STATIC_FLAGS) -o $(OUTPUT)/static/ringbuf.test .
 	@CGO_ENABLED=0 go build -o $(OUTPUT)/static/init ./internal/vmtest
 	@cd $(OUTPUT)/static && find . | cpio --quiet -o -H newc -R 0:0 >../initramfs
 	@GOARCH= go build -o $(OUTPUT)/vmtest ./internal/vmtest
-	@kernels=$$(scripts/kernel.sh $(ARCH) $(OUTPUT)/kernels $(KERNEL)) && \
-		GOARCH= $(OUTPUT)/vmtest -arch $(ARCH) $(OUTPUT)/initramfs $$kernels
+	@GOARCH= $(OUTPUT)/vmtest -arch $(ARCH) $(OUTPUT)/initramfs $$(cat $(OUTPUT)/kernels/chosen)
 
 .PHONY: docker
-docker: $(filter docker-base,$(MAKECMDGOALS)) ## build an image of these, ringbuf, and run it (BASE=image chooses the base)
+docker: $(filter docker-base,$(MAKECMDGOALS)) ## build the image ringbuf with these binaries, and run them (BASE=image)
 	@mkdir -p $(OUTPUT)
 	@BASE='$(BASE)' $(SUDO) scripts/docker.sh build $(DOCKER_FLAGS)
 

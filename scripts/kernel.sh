@@ -45,12 +45,16 @@ download() {
 	rm -rf "$dir/unpacked"
 }
 
+for version; do
+	case $version in
+	*/*) [ -f "$version" ] || die "there is no such file" ;;
+	esac
+done
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 for version; do
 	case $version in
 	*/*)
-		[ -r "$version" ] || die "there is no such file"
 		kernel=$version
 		;;
 	*)

@@ -55,6 +55,9 @@ func run(names []string) (failed int, err error) {
 		return 0, fmt.Errorf("no programs in %s", dir)
 	}
 	for _, name := range names {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return failed, fmt.Errorf("usage: selftest [name]...: %w", err)
+		}
 		fmt.Println("=== RUN  ", name)
 		start := time.Now()
 		verdict := runOne(ctx, filepath.Join(dir, name))

@@ -65,13 +65,13 @@ func run(arch, initramfs string, kernels []string) error {
 	if !ok {
 		return fmt.Errorf("unknown architecture %q", arch)
 	}
-	accel := []string{"-accel", "tcg,thread=multi", "-cpu", m.cpu}
+	how, accel := "emulated", []string{"-accel", "tcg,thread=multi", "-cpu", m.cpu}
 	if kvm := []string{"-accel", "kvm", "-cpu", "host"}; arch == runtime.GOARCH && m.boots(kvm, initramfs, kernels[0]) {
-		accel = kvm
+		how, accel = "KVM", kvm
 	}
 	var t table
 	for _, kernel := range kernels {
-		fmt.Printf("Linux %s (%s): ", nameOf(kernel), accel[1])
+		fmt.Printf("Linux %s (%s), see %s: ", nameOf(kernel), how, consoleFile(initramfs, nameOf(kernel)))
 		start := time.Now()
 		console, err := m.boot(testTimeout, accel, nameOf(kernel), initramfs, kernel)
 		r := resultsOf(console, err)
@@ -84,9 +84,12 @@ func run(arch, initramfs string, kernels []string) error {
 	return t.print(os.Stdout)
 }
 
-// nameOf makes 5.10.0-32 of vmlinuz-5.10.0-32-cloud-amd64.
+// nameOf makes 5.10.0-32 of vmlinuz-5.10.0-32-cloud-amd64, and a-bzImage of ./a/bzImage.
 func nameOf(kernel string) string {
-	name := strings.TrimPrefix(filepath.Base(kernel), "vmlinuz-")
+	name, ok := strings.CutPrefix(filepath.Base(kernel), "vmlinuz-")
+	if !ok {
+		name = strings.Trim(strings.ReplaceAll(filepath.Clean(kernel), "/", "-"), ".-")
+	}
 	name, _, _ = strings.Cut(name, "+deb")
 	name, _, _ = strings.Cut(name, "-cloud")
 	return name
@@ -104,7 +107,7 @@ func (m machine) boots(accel []string, initramfs, kernel string) bool {
 	}
 	_, err := m.boot(bootTimeout, accel, "kvm", initramfs, kernel, probeParameter)
 	if err != nil {
-		fmt.Printf("/dev/kvm does not work: %v, see %s\n", err, consoleFile(initramfs, "kvm"))
+		fmt.Printf("/dev/kvm does not work (%v, see %s): the processor is emulated, which takes minutes\n", err, consoleFile(initramfs, "kvm"))
 	}
 	return err == nil
 }
@@ -146,7 +149,7 @@ func (m machine) boot(timeout time.Duration, accel []string, name, initramfs, ke
 		err = readErr
 	}
 	if err == nil && !strings.Contains(console, doneMark) {
-		err = errors.New("the kernel ended before the tests did")
+		err = errors.New("the kernel ended before the tests did, if it is one for this machine")
 	}
 	return console, err
 }
@@ -281,13 +284,17 @@ func (t table) print(out io.Writer) error {
 			failures = append(failures, fmt.Errorf("%s ran on no kernel", name))
 		}
 		if same && actions[0] == "pass" && !strings.HasPrefix(name, selftestPrefix) {
-			others++
+			if !strings.Contains(name, "/") {
+				others++
+			}
 			continue
 		}
 		row(name, func(c column) string { return cmp.Or(c.verdicts[name].action, "-") })
 	}
-	row(fmt.Sprintf("%d other tests", others), func(column) string { return "pass" })
-	row("", func(c column) string {
+	if others > 0 {
+		row(fmt.Sprintf("%d other tests", others), func(column) string { return "pass" })
+	}
+	row("all", func(c column) string {
 		if c.failed() {
 			failures = append(failures, fmt.Errorf("tests failed on Linux %s", c.kernel))
 			return "FAILED"
