@@ -49,13 +49,13 @@ static struct {
 	/* Memory. */
 	__u64 consumer;
 	__u64 producer;
-	__u32 headers[(MAX_OLDER + 1)];
+	__u32 headers[MAX_OLDER + 1];
 
 	/* Stores of the consumer position that are still in the processor. */
 	struct {
 		__u64 value;
 		int due;
-	} stores[(MAX_OLDER + 1)];
+	} stores[MAX_OLDER + 1];
 	int oldest, newest;
 
 	struct schedule schedule;
