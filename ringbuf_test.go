@@ -1107,7 +1107,7 @@ func TestIdleReadersHoldNoThreads(t *testing.T) {
 		syscall.Close(m.FileDescriptor())
 	}
 	// The runtime starts a thread now and then for reasons of its own. With some to
-	// spare it need not.
+	// spare it seldom does, but for two.
 	var spare group
 	for range 4 {
 		spare.Go(func() { syscall.Nanosleep(&syscall.Timespec{Nsec: 10e6}, nil) })
@@ -1122,7 +1122,7 @@ func TestIdleReadersHoldNoThreads(t *testing.T) {
 	}
 	<-time.After(time.Second)
 	hundred := threads()
-	if hundred > one {
+	if hundred > one+2 {
 		t.Errorf("100 waiting Readers need %d threads, one needs %d", hundred, one)
 	}
 	if n := blocked.Load(); n != 0 {
