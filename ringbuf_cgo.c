@@ -97,6 +97,49 @@ static void prefetch(const struct cgo_ringbuf *r, const void *data, size_t len, 
 		__builtin_prefetch(data + AHEAD + i);
 }
 
+/*
+ * Reports whether there were only discarded records from one position up to another,
+ * which libbpf has consumed since the first was the consumer position. Where the kernel
+ * may have put others in their place, that cannot be known.
+ */
+static bool discarded(const struct cgo_ringbuf *r, __u64 from, __u64 to)
+{
+	__u64 pos = from;
+
+	while (pos < to && pos - from < r->size) {
+		__u32 header = header_at(r, pos);
+
+		if (!(header & BPF_RINGBUF_DISCARD_BIT))
+			break;
+		pos = record_end(pos, header);
+	}
+	/* Not >: the kernel writes a header before it moves the producer position. */
+	return pos == to || (from < to && ring__producer_pos(r->ring) >= from + r->size);
+}
+
+/*
+ * Reports whether libbpf's callback is for the record that is next, as it should be
+ * for one at the consumer position. Whoever holds the map can write that position, and
+ * libbpf, which has loaded it once, then takes any bytes for a header.
+ */
+static bool is_next(struct cgo_ringbuf *r, __u64 start, const void *data, size_t len)
+{
+	const void *ring = data - BPF_RINGBUF_HDR_SZ - (start & (r->size - 1));
+	__u64 end = start + align8(BPF_RINGBUF_HDR_SZ + len);
+
+	/* libbpf does not tell where it mapped the ring: the first sample does. */
+	if (!r->libbpf_data && header_at(r, start) == len)
+		r->libbpf_data = ring;
+	if (ring != r->libbpf_data)
+		return false;
+	if (start != r->consumer && !discarded(r, r->consumer, start))
+		return false;
+	/* The kernel may have added records since the drain began. */
+	if (end > r->producer)
+		r->producer = ring__producer_pos(r->ring);
+	return end <= r->producer && r->producer - start <= r->size;
+}
+
 /* Copies n bytes, a multiple of 8: faster than a call of memcpy() for small samples. */
 static void copy8(void *to, const void *from, __u64 n)
 {
@@ -125,17 +168,7 @@ static int take_sample(void *ctx, void *data, size_t len)
 	__u64 end = start + align8(BPF_RINGBUF_HDR_SZ + len);
 	struct cgo_ringbuf_entry *entry;
 
-	/* The kernel may have added records since the drain began. */
-	if (end > r->producer)
-		r->producer = ring__producer_pos(r->ring);
-	/*
-	 * Whoever holds the map can write the consumer position, and libbpf
-	 * then takes any bytes for a header. Its two mappings of the data make
-	 * a length up to the ring's size safe to read; and a record cannot lie
-	 * outside of what was produced. Positions were checked before the drain,
-	 * but may change during it.
-	 */
-	if (len > r->size - BPF_RINGBUF_HDR_SZ || start < r->consumer || end > r->producer) {
+	if (!is_next(r, start, data, len)) {
 		r->bad_consumer = start;
 		return -EUCLEAN;
 	}
@@ -216,7 +249,7 @@ static int drain(struct cgo_ringbuf *r)
 		/* Discarded records move it further than the last sample did. */
 		consumer = ring__consumer_pos(r->ring);
 		r->producer = ring__producer_pos(r->ring);
-		if (consumer >= r->consumer && consumer <= r->producer)
+		if (consumer <= r->producer && discarded(r, r->consumer, consumer))
 			r->consumer = consumer;
 		r->moved += r->consumer - start;
 	} while (drained_none(r) && r->consumer != start && r->moved <= r->size);

@@ -33,7 +33,13 @@ static void model_fence(int order);
 #include "../../ringbuf_cgo.c"
 
 #define MAX_OLDER 3
-#define RECORD 16 /* bytes, of which 8 are a sample */
+#define RECORD sizeof(struct record)
+
+struct record {
+	__u32 header;
+	__u32 unused;
+	__u64 sample;
+};
 
 /* When things happen: before the reader's nth access to memory. */
 struct schedule {
@@ -49,7 +55,7 @@ static struct {
 	/* Memory. */
 	__u64 consumer;
 	__u64 producer;
-	__u32 headers[MAX_OLDER + 1];
+	struct record records[MAX_OLDER + 1];
 
 	/* Stores of the consumer position that are still in the processor. */
 	struct {
@@ -79,12 +85,12 @@ static void step(void)
 	become_visible(m.now);
 	/* __bpf_ringbuf_reserve() */
 	if (m.now == m.schedule.reserve) {
-		m.headers[m.last / RECORD] = 8 | BPF_RINGBUF_BUSY_BIT;
+		m.records[m.last / RECORD].header = 8 | BPF_RINGBUF_BUSY_BIT;
 		m.producer = m.last + RECORD;
 	}
 	/* bpf_ringbuf_commit() */
 	if (m.now == m.schedule.commit)
-		m.headers[m.last / RECORD] = 8;
+		m.records[m.last / RECORD].header = 8;
 	if (m.now == m.schedule.notify && m.consumer == m.last)
 		m.notified = true;
 	m.now++;
@@ -121,7 +127,7 @@ static __u64 load_producer(void)
 static __u32 load_header(__u64 pos)
 {
 	step();
-	return m.headers[pos / RECORD];
+	return m.records[pos / RECORD].header;
 }
 
 static unsigned long model_consumer_pos(const struct ring *ring)
@@ -137,19 +143,20 @@ static unsigned long model_producer_pos(const struct ring *ring)
 /* The accesses of ringbuf_process_ring() in libbpf's src/ringbuf.c. */
 static int model_consume(struct ring_buffer *rb)
 {
-	__u64 pos = load_consumer(), producer, sample = 0;
+	__u64 pos = load_consumer(), producer;
 	bool more;
 
 	do {
 		more = false;
 		for (producer = load_producer(); pos < producer; more = true) {
 			__u32 header = load_header(pos);
+			__u64 *sample = &m.records[pos / RECORD].sample;
 			int err = 0;
 
 			if (header & BPF_RINGBUF_BUSY_BIT)
 				return 0;
 			if (!(header & BPF_RINGBUF_DISCARD_BIT))
-				err = take_sample(&m.ring, &sample, sizeof(sample));
+				err = take_sample(&m.ring, sample, sizeof(*sample));
 			pos += RECORD;
 			store_consumer(pos);
 			if (err < 0)
@@ -171,11 +178,12 @@ static enum outcome run(int older, unsigned int discarded, struct schedule sched
 
 	memset(&m, 0, sizeof(m));
 	for (i = 0; i < older; i++)
-		m.headers[i] = 8 | (discarded >> i & 1 ? BPF_RINGBUF_DISCARD_BIT : 0);
+		m.records[i].header = 8 | (discarded >> i & 1 ? BPF_RINGBUF_DISCARD_BIT : 0);
 	m.last = m.producer = older * RECORD;
 	m.schedule = schedule;
 	m.fenced = fenced;
 	m.ring.size = 4096;
+	m.ring.data = m.records;
 
 	for (i = 0; i < 100; i++) {
 		if (cgo_ringbuf_poll(&m.ring, buf, sizeof(buf), sizeof(buf), 0))

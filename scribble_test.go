@@ -1,0 +1,110 @@
+package ringbuf
+
+import (
+	"errors"
+	"flag"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+var scribbleFor = flag.Duration("scribble", time.Second, "how long another process scribbles on the consumer position of each ring")
+
+// TestNoScribblingMakesGarbage has another process write the consumer position, all the
+// time and mostly for some nanoseconds only, so that libbpf finds a wrong one at any
+// point of a drain. Each sample comes once, in order, or an error instead, and when the
+// position is what the error says that it should be, the Reader goes on.
+//
+// A notification that the kernel does not send because of a wrong position is lost, so
+// that Read needs deadlines here.
+func TestNoScribblingMakesGarbage(t *testing.T) {
+	const scenario = "RINGBUF_TEST_SCRIBBLE"
+	if os.Getenv(scenario) != "" {
+		scribble(consumerPosition(t, FD(3)), rand.New(rand.NewPCG(1, 1)))
+		return
+	}
+	eachPace(t, func(t *testing.T, pace Option) {
+		ring, r := newRingAndReader(t, 64<<10, pace)
+		position := consumerPosition(t, ring)
+		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()[:strings.Index(t.Name(), "/")]+"$")
+		cmd.Env = append(os.Environ(), scenario+"=1")
+		cmd.ExtraFiles = []*os.File{os.NewFile(dup(t, ring.FileDescriptor()), "ring")}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer cmd.Wait()
+		defer cmd.Process.Kill()
+		defer cmd.ExtraFiles[0].Close()
+
+		rng := rand.New(rand.NewPCG(2, 2))
+		var rec Record
+		var next, sent uint64
+		wrong := 0
+		for end := time.Now().Add(*scribbleFor); time.Now().Before(end); {
+			if next == sent {
+				ring.Discard(rng.IntN(64))
+				sent += uint64(ring.Count(0, sent, rng.IntN(100), 0))
+			}
+			r.SetDeadline(time.Now().Add(time.Duration(rng.IntN(100000))))
+			switch err := r.ReadInto(&rec); {
+			case err == nil:
+				if got := bpftest.DecodeNumbered(rec.RawSample); got.Producer != 0 || got.Seq != next {
+					t.Fatalf("sample %d of producer %d came, want %d of 0", got.Seq, got.Producer, next)
+				}
+				next++
+			case errors.Is(err, syscall.EUCLEAN):
+				wrong++
+				atomic.StoreUint64(position, uint64(r.queue.ring.(*libbpfRing).c.consumer))
+			case !errors.Is(err, os.ErrDeadlineExceeded):
+				t.Fatal(err)
+			}
+		}
+		t.Logf("%d samples read, %d errors", next, wrong)
+		if next < 1000 || wrong < 100 {
+			t.Error("that is too few")
+		}
+	})
+}
+
+// scribble writes wrong positions of all kinds, and mostly the old one again.
+func scribble(position *uint64, rng *rand.Rand) {
+	for {
+		pause := rng.IntN(2000)
+		for range pause {
+			atomic.LoadUint64(position)
+		}
+		sound := atomic.LoadUint64(position)
+		near := uint64(rng.IntN(64)) * 8
+		wrong := [...]uint64{
+			sound + near, sound - near, // ahead and behind, of records or in their midst
+			sound + near + 4096, sound - near - 4096,
+			sound + 1, sound - 3,
+			sound + 1<<40, sound - 1<<40,
+			0, 1<<64 - 1, 1<<64 - 8,
+		}
+		atomic.StoreUint64(position, wrong[rng.IntN(len(wrong))])
+		if rng.IntN(100) > 0 {
+			for range rng.IntN(20) {
+				atomic.LoadUint64(position)
+			}
+			atomic.StoreUint64(position, sound)
+		}
+	}
+}
+
+func dup(t *testing.T, fd int) uintptr {
+	t.Helper()
+	copied, err := syscall.Dup(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.CloseOnExec(copied)
+	return uintptr(copied)
+}
