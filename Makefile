@@ -96,6 +96,16 @@ test: lint selftest ## lint, selftests, unit tests and kernel tests with -race, 
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 
+# Of each test as many as it takes to find what happens once in a million.
+DURATION := 5m
+.PHONY: stress
+stress: bpf ## try to lose samples and wakeups: DURATION=5m with and without -race, and more
+	@go test -c -o $(OUTPUT)/ringbuf.test . && go test -c -race -o $(OUTPUT)/ringbuf-race.test .
+	@$(SUDO) $(OUTPUT)/ringbuf-race.test -test.v -test.timeout 0 -test.run '^TestStress$$' -stress $(DURATION)
+	@$(SUDO) $(OUTPUT)/ringbuf.test -test.v -test.timeout 0 -test.run '^TestStress$$' -stress $(DURATION)
+	@$(SUDO) $(OUTPUT)/ringbuf.test -test.v -test.timeout 0 -test.run '^Test(NoWakeupIsLost.*|NoScribbling.*|OpenAndClose.*)$$' \
+		-rallies 5000000 -scribble 30s -cycles 100000
+
 .PHONY: selftest
 selftest: bpf ## run the end-to-end programs on this kernel
 	@rm -rf $(OUTPUT)/selftests

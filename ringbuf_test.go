@@ -989,42 +989,6 @@ func testOrderOfOneReader(t *testing.T, pace Option) {
 	}
 }
 
-// TestNoWakeupIsLost plays ping-pong: each sample is sent after the previous one
-// was read, so that one lost wakeup stops it. Discards move the consumer position
-// while Read is about to wait, the moment at which one may be lost. (On x86 one in
-// millions is, without the fence in drain: internal/tso has the test for that.)
-func TestNoWakeupIsLost(t *testing.T) {
-	play := func(t *testing.T, rounds uint64) {
-		ring, r := newRingAndReader(t, os.Getpagesize())
-		r.SetDeadline(time.Now().Add(time.Minute))
-		var playing group
-		defer playing.Wait()
-		serve := make(chan uint64)
-		defer close(serve)
-		playing.Go(func() {
-			for seq := range serve {
-				ring.CountAfterDiscards(seq, int(seq%64), time.Duration(seq*7%3000))
-			}
-		})
-		var rec Record
-		for want := range rounds {
-			serve <- want
-			if err := r.ReadInto(&rec); err != nil {
-				t.Fatalf("sample %d: %v", want, err)
-			}
-			if got := bpftest.DecodeNumbered(rec.RawSample).Seq; got != want {
-				t.Fatalf("sample %d came, want %d", got, want)
-			}
-		}
-	}
-	t.Run("blocked", func(t *testing.T) { play(t, 20000) })
-	t.Run("parked", func(t *testing.T) {
-		blocked.Add(1000) // no thread may be blocked any more
-		defer blocked.Add(-1000)
-		play(t, 20000)
-	})
-}
-
 func TestCloseUnderLoad(t *testing.T) { eachPace(t, testCloseUnderLoad) }
 
 func testCloseUnderLoad(t *testing.T, pace Option) {

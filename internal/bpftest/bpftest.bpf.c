@@ -220,42 +220,4 @@ int discard_some(struct bpf_raw_tracepoint_args *ctx)
 	return i;
 }
 
-__noinline int pause(__u32 ns)
-{
-	__u64 end = bpf_ktime_get_ns() + ns;
-	__u32 i;
-
-	for (i = 0; i < 200 && bpf_ktime_get_ns() < end; i++)
-		;
-	return 0;
-}
-
-/*
- * Context: the number of the record to add, how many to discard before it, and for
- * how many nanoseconds to pause after each. Returns 1 if there was room for all.
- */
-SEC("raw_tp/count_after_discards")
-int count_after_discards(struct bpf_raw_tracepoint_args *ctx)
-{
-	struct numbered *n;
-	__u64 *record;
-	__u32 i;
-
-	for (i = 0; i < 64 && i < ctx->args[1]; i++) {
-		record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
-		if (!record)
-			return 0;
-		bpf_ringbuf_discard(record, 0);
-		pause(ctx->args[2]);
-	}
-	n = bpf_ringbuf_reserve(&events, sizeof(*n), 0);
-	if (!n)
-		return 0;
-	n->cpu = bpf_get_smp_processor_id();
-	n->producer = 0;
-	n->seq = ctx->args[0];
-	bpf_ringbuf_submit(n, 0);
-	return 1;
-}
-
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

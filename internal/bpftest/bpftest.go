@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
-	"time"
 	"unsafe"
 
 	bpf "github.com/aquasecurity/libbpfgo"
@@ -60,16 +59,15 @@ var object []byte
 
 // A Ring is a BPF ring buffer with programs that write into it.
 type Ring struct {
-	tb         testing.TB
-	module     *bpf.Module
-	events     *bpf.BPFMap
-	plan       *bpf.BPFMap
-	cont       *bpf.BPFMap
-	state      *bpf.BPFMap
-	emit       *bpf.BPFProg
-	count      *bpf.BPFProg
-	giveUp     *bpf.BPFProg
-	countAfter *bpf.BPFProg
+	tb     testing.TB
+	module *bpf.Module
+	events *bpf.BPFMap
+	plan   *bpf.BPFMap
+	cont   *bpf.BPFMap
+	state  *bpf.BPFMap
+	emit   *bpf.BPFProg
+	count  *bpf.BPFProg
+	giveUp *bpf.BPFProg
 
 	content []byte // of cont
 }
@@ -84,10 +82,7 @@ func New(tb testing.TB, size int) *Ring {
 	tb.Helper()
 	module, err := load(size)
 	if err != nil {
-		if os.Getenv("RINGBUF_KERNEL_TESTS") != "require" && errors.Is(err, syscall.EPERM) {
-			tb.Skipf("this process cannot load BPF programs: %v", err)
-		}
-		tb.Fatalf("load BPF programs: %v", err)
+		skipOrFail(tb, err)
 	}
 	r := &Ring{tb: tb, module: module, content: make([]byte, 2*contentSize)}
 	tb.Cleanup(r.Close)
@@ -96,12 +91,21 @@ func New(tb testing.TB, size int) *Ring {
 			tb.Fatal(err)
 		}
 	}
-	for name, p := range map[string]**bpf.BPFProg{"emit": &r.emit, "count": &r.count, "discard_some": &r.giveUp, "count_after_discards": &r.countAfter} {
+	for name, p := range map[string]**bpf.BPFProg{"emit": &r.emit, "count": &r.count, "discard_some": &r.giveUp} {
 		if *p, err = module.GetProgram(name); err != nil {
 			tb.Fatal(err)
 		}
 	}
 	return r
+}
+
+// skipOrFail ends a test that cannot load BPF programs.
+func skipOrFail(tb testing.TB, err error) {
+	tb.Helper()
+	if os.Getenv("RINGBUF_KERNEL_TESTS") != "require" && errors.Is(err, syscall.EPERM) {
+		tb.Skipf("this process cannot load BPF programs: %v", err)
+	}
+	tb.Fatalf("load BPF programs: %v", err)
 }
 
 func load(size int) (*bpf.Module, error) {
@@ -189,7 +193,7 @@ func (r *Ring) emitSome(samples []Sample) (refused int) {
 		offset += copy(r.content[offset:], s.Data)
 	}
 	r.setContent()
-	return int(r.run(r.emit, uint64(len(samples))))
+	return int(run(r.tb, r.emit, uint64(len(samples))))
 }
 
 // Busy reserves a record of 8 bytes. Calling submit commits it, and returns when
@@ -201,7 +205,7 @@ func (r *Ring) Busy(data [8]byte) (submit func()) {
 	r.setContent()
 	r.setPlan(0, planned{kind: kindBusy, size: 8})
 	done := make(chan uint32, 1)
-	go func() { done <- r.run(r.emit, 1) }()
+	go func() { done <- run(r.tb, r.emit, 1) }()
 	for r.busyState() != busyReserved {
 		if len(done) > 0 {
 			r.tb.Fatal("the busy record was refused, or committed too early")
@@ -257,7 +261,7 @@ func DecodeNumbered(sample []byte) Numbered {
 func (r *Ring) Count(producer int, seq uint64, n int, flags uint32) (added int) {
 	for added < n {
 		want := min(n-added, maxCount)
-		got := int(r.run(r.count, uint64(producer), seq+uint64(added), uint64(want), uint64(flags)))
+		got := int(run(r.tb, r.count, uint64(producer), seq+uint64(added), uint64(want), uint64(flags)))
 		added += got
 		if got < want {
 			break
@@ -268,15 +272,7 @@ func (r *Ring) Count(producer int, seq uint64, n int, flags uint32) (added int) 
 
 // Discard reserves up to n records of 8 bytes, and discards each. It may be called
 // concurrently, as Count may.
-func (r *Ring) Discard(n int) { r.run(r.giveUp, uint64(n)) }
-
-// CountAfterDiscards discards up to 64 records of 8 bytes, with a pause of some µs at
-// most after each, and then writes one numbered seq.
-func (r *Ring) CountAfterDiscards(seq uint64, discards int, pause time.Duration) {
-	if r.run(r.countAfter, seq, uint64(discards), uint64(pause)) != 1 {
-		r.tb.Error("the ring was too full")
-	}
-}
+func (r *Ring) Discard(n int) { run(r.tb, r.giveUp, uint64(n)) }
 
 func (r *Ring) setPlan(index int, p planned) {
 	r.update(r.plan, uint32(index), unsafe.Pointer(&p))
@@ -291,14 +287,14 @@ func (r *Ring) update(m *bpf.BPFMap, key uint32, value unsafe.Pointer) {
 }
 
 // run runs prog once and returns what it returned.
-func (r *Ring) run(prog *bpf.BPFProg, args ...uint64) uint32 {
+func run(tb testing.TB, prog *bpf.BPFProg, args ...uint64) uint32 {
 	var ctx []byte
 	for _, arg := range args {
 		ctx = binary.NativeEndian.AppendUint64(ctx, arg)
 	}
 	opts := bpf.RunOpts{CtxIn: ctx, CtxSizeIn: uint32(len(ctx))}
 	if err := prog.Run(&opts); err != nil {
-		r.tb.Errorf("run BPF program %s: %v", prog.Name(), err)
+		tb.Errorf("run BPF program %s: %v", prog.Name(), err)
 	}
 	return opts.RetVal
 }
