@@ -137,6 +137,14 @@ func Status() string {
 	return fmt.Sprintf("kernel tests run on Linux %s", release)
 }
 
+// For returns the same ring for use in tb, such as a subtest, while the test that made
+// it goes on. The two must not be used at once.
+func (r *Ring) For(tb testing.TB) *Ring {
+	other := *r
+	other.tb = tb
+	return &other
+}
+
 // FileDescriptor returns the ring buffer's descriptor.
 func (r *Ring) FileDescriptor() int { return r.events.FileDescriptor() }
 
