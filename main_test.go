@@ -3,6 +3,7 @@ package ringbuf
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"runtime"
 	"runtime/pprof"
 	"strings"
@@ -17,6 +18,10 @@ import (
 func TestMain(m *testing.M) {
 	status := bpftest.Status()
 	fmt.Println(status)
+	// Fuzzing starts the goroutine of os/signal, which never ends.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt)
+	signal.Stop(signals)
 	before := resources()
 	code := m.Run()
 	fmt.Println(status) // and at the end of a long output
