@@ -1,0 +1,804 @@
+package ringbuf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+// A script is an input of a fuzz test: operations of one byte each, with the bytes of
+// their operands. Any bytes are a script; what is missing at the end is zero.
+type script struct{ code []byte }
+
+func (s *script) next() byte {
+	if len(s.code) == 0 {
+		return 0
+	}
+	b := s.code[0]
+	s.code = s.code[1:]
+	return b
+}
+
+// noise is what samples are made of.
+var noise = func() []byte {
+	b := make([]byte, 1<<20)
+	rand.NewChaCha8([32]byte{}).Read(b)
+	return b
+}()
+
+// noisySample returns content that no other sample of a test has, if it is not tiny.
+func noisySample(number, size int) []byte {
+	start := number * 61 % (len(noise) / 2)
+	return noise[start:][:size:size]
+}
+
+// A keptSample was given away for ever, and its owner has changed it.
+type keptSample struct{ sample, want []byte }
+
+// changeSample does to a sample what its owner may do.
+func changeSample(sample []byte) keptSample {
+	_ = append(sample, "behind the sample"...)
+	for i := range sample {
+		sample[i] = ^sample[i]
+	}
+	return keptSample{sample, slices.Clone(sample)}
+}
+
+func wantKept(t *testing.T, kept []keptSample) {
+	t.Helper()
+	for i, k := range kept {
+		if !bytes.Equal(k.sample, k.want) {
+			t.Fatalf("kept sample %d, of %d bytes, was changed", i, len(k.want))
+		}
+	}
+}
+
+// withinLimit runs an input that may hang. Go's fuzzing would give up on it without a
+// word. The function interrupt is called then, and may end it.
+func withinLimit(t *testing.T, interrupt, run func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if p := recover(); p != nil {
+				t.Errorf("panic: %v\n%s", p, debug.Stack())
+			}
+		}()
+		run()
+	}()
+	limit := time.NewTimer(5 * time.Second)
+	defer limit.Stop()
+	select {
+	case <-done:
+	case <-limit.C:
+		t.Error("the input hangs")
+		interrupt()
+		select {
+		case <-done:
+		case <-time.After(time.Second):
+			t.Error("and cannot be interrupted")
+		}
+	}
+}
+
+// Operations of FuzzBatch.
+const (
+	batchPut       = iota // room, more room, number of samples, and of each class and size
+	batchTakeCopy         //
+	batchTakeKeep         //
+	batchKeepOnly         // what somebody does who comes too late
+	batchTakeStale        //
+	batchClear            //
+	batchReset            //
+	batchOperations
+)
+
+// FuzzBatch puts samples into batches as C does, in memory of any size, and takes them
+// as Read and ReadInto do.
+func FuzzBatch(f *testing.F) {
+	f.Add([]byte{
+		batchPut, 8, 0, 3, 0, 5, 0, 0, 0, 9,
+		batchTakeCopy, batchTakeKeep, batchTakeCopy, batchTakeStale,
+		batchPut, 8, 0, 2, 0, 7, 0, 8,
+		batchTakeKeep, batchTakeKeep, batchTakeKeep,
+	})
+	// The second batch goes behind what was kept of the first, the third does not fit.
+	f.Add([]byte{
+		batchPut, 1, 1, 1, 0, 16, batchTakeKeep,
+		batchPut, 1, 1, 1, 0, 16, batchTakeKeep,
+		batchPut, 8, 0, 4, 0, 16, 0, 16, 0, 16, 0, 16, batchTakeKeep, batchTakeCopy, batchClear,
+		batchPut, 8, 0, 1, 0, 16, batchTakeCopy,
+	})
+	// Samples that no room was made for, one too large to be kept, and more memory than
+	// may be kept.
+	f.Add([]byte{
+		batchPut, 0, 0, 2, 0, 8, 1, 200, batchTakeKeep, batchTakeKeep,
+		batchPut, 0, 0, 2, 2, 128, 2, 129, batchTakeKeep, batchTakeKeep,
+		batchPut, 0, 0, 3, 0, 8, 3, 255, 0, 8, batchTakeKeep, batchTakeKeep,
+		batchPut, 0, 0, 2, 0, 8, 0, 8, batchTakeKeep, batchTakeKeep,
+	})
+	f.Add([]byte{
+		batchPut, 1, 200, 2, 0, 8, 0, 8, batchTakeKeep, batchKeepOnly, batchTakeCopy, batchReset,
+		batchPut, 1, 0, 1, 0, 3, batchKeepOnly, batchClear, batchTakeStale,
+		batchPut, 1, 0, 1, 0, 4, batchTakeStale, batchTakeKeep,
+	})
+	f.Fuzz(func(t *testing.T, code []byte) {
+		m := batchModel{t: t, script: script{code[:min(len(code), 200)]}}
+		withinLimit(t, func() {}, m.run)
+	})
+}
+
+// A batchModel is what a batch should do: an ordinary queue.
+type batchModel struct {
+	t *testing.T
+	script
+	b batch
+	u unread
+
+	samples  [][]byte // in the queue
+	ends     []uint64 // of their records
+	end      uint64   // of the record before these
+	produced uint64
+	producer uint64 // at the last put
+	number   int
+	kept     []keptSample
+	buf      []byte
+	stale    []uint64 // what peek told of entries that are no more
+}
+
+func (m *batchModel) run() {
+	for len(m.code) > 0 {
+		switch m.next() % batchOperations {
+		case batchPut:
+			m.put()
+		case batchTakeCopy:
+			m.take(false)
+		case batchTakeKeep:
+			m.take(true)
+		case batchKeepOnly:
+			if sample, _, at, ok := m.u.peek(); ok {
+				m.u.keep(sample)
+				m.stale = append(m.stale, at)
+			}
+		case batchTakeStale:
+			for _, at := range m.stale {
+				if at == m.u.taken.Load() {
+					continue // not stale yet
+				}
+				if m.u.take(at, nil) {
+					m.t.Fatal("an entry was taken that was no more")
+				}
+			}
+		case batchClear:
+			m.u.clear()
+			m.drop(len(m.samples))
+		case batchReset:
+			if len(m.samples) == 0 {
+				m.b.reset()
+			}
+		}
+		m.check()
+	}
+	wantKept(m.t, m.kept)
+}
+
+func (m *batchModel) drop(n int) {
+	if n > 0 {
+		m.end = m.ends[n-1]
+		m.samples, m.ends = m.samples[n:], m.ends[n:]
+	}
+}
+
+func (m *batchModel) put() {
+	roomFor, more, n := int(m.next()), int(m.next()), 1+int(m.next()-1)%8
+	var entries, spilled []byte
+	minimum := entryHeaderSize + 8*roomFor
+	if len(m.samples) > 0 {
+		return // nobody puts before all was taken
+	}
+	m.b.reset()
+	room := m.b.room(minimum, minimum+512*more)
+	if len(room) < minimum {
+		m.t.Fatalf("there is room for %d bytes, want %d", len(room), minimum)
+	}
+	for i := range room {
+		room[i] = 0xaa // it is C's
+	}
+	m.end = m.produced
+	for range n {
+		size := m.sampleSize()
+		m.number++
+		gap := uint32(recordHeaderSize+(size+7)&^7) + 8*uint32(m.number%3) // discarded ones
+		m.produced += uint64(gap)
+		sample := noisySample(m.number, size)
+		m.samples, m.ends = append(m.samples, sample), append(m.ends, m.produced)
+		entry := appendEntry(nil, m.produced, gap, string(sample))
+		if len(entries)+len(entry) > len(room) {
+			spilled = entry
+			break
+		}
+		entries = append(entries, entry...)
+	}
+	m.produced += 8 * uint64(m.number%2) // not yet drained
+	writeAsC(room, entries)
+	m.b.last, m.b.producer = m.ends[len(m.ends)-1], m.produced
+	m.b.entries = m.b.memory.bytes[m.b.used:][:len(entries)]
+	if spilled != nil {
+		m.b.set(slices.Concat(m.b.entries, spilled), len(entries)+len(spilled))
+	}
+	m.u.add(&m.b)
+	m.producer = m.produced
+}
+
+func (m *batchModel) sampleSize() int {
+	class, v := m.next(), int(m.next())
+	switch class % 4 {
+	case 1:
+		return 8 * v
+	case 2:
+		return maxKept - 128 + v
+	case 3:
+		return 300 * v // more than maxKeptMemory
+	}
+	return v
+}
+
+func (m *batchModel) take(keep bool) {
+	sample, remaining, at, ok := m.u.peek()
+	if ok != (len(m.samples) > 0) {
+		m.t.Fatalf("peek reports %v, want %d samples", ok, len(m.samples))
+	}
+	if !ok {
+		return
+	}
+	if want := int(m.producer - m.ends[0]); remaining != want {
+		m.t.Fatalf("%d bytes remain, want %d", remaining, want)
+	}
+	if cap(sample) != len(sample) {
+		m.t.Fatalf("an append to a sample of %d bytes reaches %d more", len(sample), cap(sample)-len(sample))
+	}
+	mine := sample
+	switch {
+	case !keep:
+		m.buf = copySample(m.buf, sample)
+		mine = m.buf
+	case !m.u.keep(sample):
+		mine = slices.Clone(sample)
+	case len(sample) > maxKept || m.u.memory.Load().large():
+		m.t.Fatalf("a sample of %d bytes keeps %d", len(sample), len(m.u.memory.Load().bytes))
+	}
+	if !m.u.take(at, sample) || m.u.take(at, sample) {
+		m.t.Fatal("an entry was not taken once")
+	}
+	if !bytes.Equal(mine, m.samples[0]) {
+		m.t.Fatalf("a sample of %d bytes came as one of %d bytes with other content", len(m.samples[0]), len(mine))
+	}
+	if keep {
+		m.kept = append(m.kept, changeSample(mine))
+	}
+	m.stale = append(m.stale, at)
+	m.drop(1)
+}
+
+// check compares what can be seen without a change.
+func (m *batchModel) check() {
+	m.t.Helper()
+	if m.u.empty() != (len(m.samples) == 0) {
+		m.t.Fatalf("empty is %v, want %d samples", m.u.empty(), len(m.samples))
+	}
+	pos, ok := m.u.before()
+	if ok == m.u.empty() || ok && pos != m.end {
+		m.t.Fatalf("before is %d, %v; want %d, %v", pos, ok, m.end, !m.u.empty())
+	}
+}
+
+// FuzzPeek lets peek see what it may see while somebody else puts: any bytes, and
+// positions that do not belong together. It must not reach beyond the memory, and it
+// must try again until what it sees could be a sample.
+func FuzzPeek(f *testing.F) {
+	entry := appendEntry(nil, 100, 24, "a sample")
+	f.Add(entry, uint64(1000), uint64(1000), uint64(1024))
+	f.Add(entry, uint64(1000), uint64(1024), uint64(1024)) // none
+	f.Add(entry, uint64(1000), uint64(1001), uint64(1024))
+	f.Add(entry, uint64(1000), uint64(1016), uint64(1024)) // no room for a header
+	f.Add(entry, uint64(1000), uint64(992), uint64(1024))  // before the memory
+	f.Add(appendEntry(nil, 100, 24, "a sample")[:20], uint64(0), uint64(0), uint64(24))
+	f.Fuzz(func(t *testing.T, bytes []byte, base, taken, put uint64) {
+		if len(bytes) < entryHeaderSize {
+			return // there is no such memory
+		}
+		var u unread
+		u.memory.Store(&memory{bytes: bytes})
+		u.base.Store(base)
+		u.taken.Store(taken)
+		u.put.Store(put)
+		offset := taken - base
+		want := taken != put && offset <= uint64(len(bytes)-entryHeaderSize)
+		var size uint64
+		if want {
+			size = uint64(binary.NativeEndian.Uint32(bytes[offset+8:]))
+			want = size <= uint64(len(bytes))-offset-entryHeaderSize
+		}
+		withinLimit(t, func() { u.clear() }, func() {
+			if taken != put && !want {
+				// Somebody takes the rest, after peek has seen the above.
+				go u.clear()
+			}
+			sample, _, at, ok := u.peek()
+			if ok != want {
+				t.Fatalf("peek reports %v, want %v", ok, want)
+			}
+			if !ok {
+				return
+			}
+			if at != taken || uint64(len(sample)) != size || cap(sample) != len(sample) {
+				t.Fatalf("peek returned %d bytes (capacity %d) at %d; want %d at %d", len(sample), cap(sample), at, size, taken)
+			}
+			if size > 0 && &sample[0] != &bytes[offset+entryHeaderSize] {
+				t.Fatal("peek returned other bytes")
+			}
+		})
+	})
+}
+
+// Operations of FuzzReader.
+const (
+	readerEmit         = iota // class, size, flags and number of samples
+	readerDiscard             // size
+	readerFill                // class, size
+	readerRead                // how many
+	readerReadInto            // how many, and into what
+	readerReadAll             //
+	readerPingPong            // how often, size
+	readerSetDeadline         // kind, how far
+	readerFlush               //
+	readerHandOver            // Flush, Read until ErrFlushed
+	readerClose               //
+	readerOpen                // options
+	readerReadIfClosed        //
+	readerOperations
+)
+
+const (
+	noDeadline = iota
+	pastDeadline
+	nearDeadline
+	farDeadline
+	deadlineKinds
+)
+
+var fuzzedOptions = [][]Option{
+	{WithMaxDelay(0)},
+	nil,
+	{WithMaxDelay(60 * time.Microsecond)},
+	{WithMaxDelay(time.Millisecond)},
+}
+
+// FuzzReader calls a Reader as one goroutine may, on rings of this kernel.
+func FuzzReader(f *testing.F) {
+	for _, seed := range readerSeeds {
+		f.Add(seed)
+	}
+	// For all inputs, since it takes long to load BPF programs. In the larger one
+	// moderation is on by default, and a batch does not hold all.
+	rings := []*bpftest.Ring{bpftest.New(f, os.Getpagesize()), bpftest.New(f, 256<<10)}
+	f.Fuzz(func(t *testing.T, code []byte) {
+		m := readerModel{t: t, script: script{code[:min(len(code), 160)]}}
+		options := m.next()
+		m.ring = rings[options>>7].For(t)
+		withinLimit(t, func() { m.reader.Close() }, func() {
+			defer func() {
+				if m.reader != nil {
+					m.reader.Close()
+				}
+				if t.Failed() {
+					t.Log(strings.Join(m.log, "\n"))
+				}
+			}()
+			m.prepare(fuzzedOptions[int(options)%len(fuzzedOptions)])
+			m.run()
+		})
+	})
+}
+
+const largeRing = 1 << 7 // beside the options
+
+var readerSeeds = [][]byte{
+	// Order, positions with discarded records, and memory.
+	{
+		1, readerEmit, 0, 5, 0, readerDiscard, 2, readerEmit, 0, 15, 0, readerDiscard, 3, readerEmit, 0, 25, 4, readerDiscard, 0,
+		readerRead, 0, readerReadInto, 0, readerReadAll, readerSetDeadline, pastDeadline, 0, readerRead, 0,
+		readerEmit, 0, 0, 1, readerEmit, 0, 1, 0, readerReadInto, 1, readerReadInto, 0, readerReadInto, 0, readerDiscard, 5, readerRead, 0,
+	},
+	// Samples before ErrFlushed, once for each Flush, before the deadline.
+	{
+		0, readerEmit, 0, 5, 1, readerEmit, 0, 7, 5, readerFlush, readerFlush, readerSetDeadline, pastDeadline, 0,
+		readerRead, 15, readerEmit, 0, 9, 1, readerRead, 15, readerSetDeadline, nearDeadline, 10, readerReadInto, 15,
+		readerFlush, readerSetDeadline, nearDeadline, 255, readerRead, 0, readerRead, 0,
+		readerSetDeadline, farDeadline, 0, readerFlush, readerEmit, 0, 9, 0, readerReadInto, 0, readerReadInto, 0,
+	},
+	// The largest samples, and what is larger than memory for a batch.
+	{
+		largeRing | 1, readerEmit, 4, 0, 0, readerRead, 0, readerEmit, 4, 0, 0, readerReadInto, 0, readerEmit, 4, 1, 0, readerFill, 0, 9,
+		readerReadAll, readerEmit, 0, 9, 0, readerEmit, 3, 140, 0, readerEmit, 0, 9, 0, readerRead, 2, readerHandOver,
+	},
+	{
+		0, readerEmit, 4, 0, 0, readerEmit, 0, 0, 0, readerReadAll, readerEmit, 2, 128, 0, readerEmit, 5, 0, 0, readerReadAll,
+		readerFill, 0, 0, readerReadAll, readerEmit, 2, 129, 0, readerEmit, 5, 8, 0, readerEmit, 5, 8, 0, readerHandOver,
+	},
+	// A second sample that memory for a batch just has room for, and one that is too large.
+	{
+		largeRing, readerEmit, 0, 5, 0, readerEmit, 6, 88, 0, readerReadAll, readerOpen, 0,
+		readerEmit, 0, 5, 0, readerEmit, 6, 89, 0, readerEmit, 6, 90, 0, readerReadAll,
+	},
+	// Close loses what was drained, and no more.
+	{
+		largeRing, readerFill, 0, 200, readerRead, 5, readerEmit, 0, 8, 0, readerClose, readerClose, readerReadIfClosed, readerEmit, 0, 9, 0, readerOpen, 1,
+		readerRead, 7, readerOpen, 2, readerRead, 0, readerHandOver, readerEmit, 0, 8, 0, readerOpen, 0, readerReadAll, readerClose,
+	},
+	{
+		3, readerEmit, 0, 30, 60, readerRead, 0, readerEmit, 0, 30, 0, readerFlush, readerOpen, 3, readerReadInto, 0, readerClose,
+		readerDiscard, 3, readerSetDeadline, pastDeadline, 0, readerFlush, readerReadIfClosed, readerOpen, 0, readerReadAll,
+	},
+	// A wait that parks, before the first sample, and one that blocks, behind it.
+	{
+		0, readerSetDeadline, nearDeadline, 255, readerRead, 0, readerEmit, 0, 9, 1, readerReadInto, 0,
+		readerSetDeadline, nearDeadline, 255, readerDiscard, 1, readerReadInto, 0, readerEmit, 0, 9, 0, readerRead, 1,
+	},
+	// Ticks.
+	{
+		3, readerPingPong, 31, 8, readerEmit, 0, 8, 44, readerRead, 3, readerDiscard, 4, readerReadAll, readerEmit, 0, 9, 0,
+		readerSetDeadline, pastDeadline, 0, readerReadAll, readerFlush, readerRead, 1,
+	},
+	{
+		largeRing | 1, readerPingPong, 31, 100, readerFill, 1, 30, readerRead, 15, readerSetDeadline, nearDeadline, 200, readerReadAll, readerRead, 0,
+		readerPingPong, 9, 100, readerEmit, 0, 5, 8, readerRead, 0, readerOpen, 2, readerPingPong, 31, 1, readerHandOver, readerClose,
+	},
+}
+
+// A readerModel is what a Reader promises, in terms of a list.
+type readerModel struct {
+	t *testing.T
+	script
+	ring   *bpftest.Ring
+	reader *Reader
+	size   int // of the ring
+
+	pending []fuzzedRecord
+	number  int // of records so far
+
+	// In bytes since the begin.
+	produced int
+	returned int // end of the last record that was returned, or of those found discarded
+	polled   int // produced at the last Read, beyond which nothing was drained
+	counted  int // produced when that which Remaining counted was drained
+
+	flushes  int
+	kind     int // of the deadline
+	deadline time.Time
+	closed   bool
+
+	kept []keptSample
+	into Record
+	log  []string
+}
+
+// logf notes what was done, for inputs that fail: go test -v would show all of it.
+func (m *readerModel) logf(format string, args ...any) {
+	m.log = append(m.log, fmt.Sprintf(format, args...))
+}
+
+type fuzzedRecord struct {
+	sample    []byte
+	discarded bool
+	end       int
+}
+
+// prepare opens a Reader of an empty ring, at the begin of its memory.
+func (m *readerModel) prepare(options []Option) {
+	m.open(nil)
+	m.size = m.reader.BufferSize()
+	empty := func() {
+		m.reader.SetDeadline(time.Unix(0, 1))
+		for {
+			if _, err := m.reader.Read(); errors.Is(err, os.ErrDeadlineExceeded) {
+				return
+			} else if err != nil {
+				m.t.Fatal(err)
+			}
+		}
+	}
+	empty()
+	if rest := m.size - int(m.reader.queue.ring.producerPos())&(m.size-1); rest < m.size {
+		m.ring.Emit(bpftest.Sample{Data: noise[:rest-bpftest.HeaderSize]})
+		empty()
+	}
+	m.open(options)
+}
+
+func (m *readerModel) open(options []Option) {
+	if m.reader != nil {
+		m.close()
+	}
+	r, err := NewReader(m.ring, options...)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.reader, m.closed = r, false
+	m.flushes, m.kind = 0, noDeadline
+}
+
+func (m *readerModel) close() {
+	if err := m.reader.Close(); err != nil {
+		m.t.Fatalf("Close: %v", err)
+	}
+	m.closed = true
+}
+
+func (m *readerModel) run() {
+	for len(m.code) > 0 {
+		op := m.next() % readerOperations
+		switch op {
+		case readerEmit:
+			class, v, how := m.next(), int(m.next()), m.next()
+			size := m.sampleSize(class, v)
+			m.emit(1+int(how>>2), bpftest.Sample{Data: noise[:size], Flags: uint32(how & 3)})
+		case readerDiscard:
+			v := int(m.next())
+			size := 8 * (v % 17)
+			if v >= 128 {
+				size = min(256<<(v%8), m.size/4)
+			}
+			m.emit(1, bpftest.Sample{Data: noise[:size], Discard: true})
+		case readerFill:
+			class, v := m.next(), int(m.next())
+			// Not too many, which takes long.
+			size := max(m.sampleSize(class, v), m.size/1024)
+			m.emit(m.size/(size+bpftest.HeaderSize)+1, bpftest.Sample{Data: noise[:size]})
+		case readerRead:
+			for range 1 + m.next()%16 {
+				m.read(false)
+			}
+		case readerReadInto:
+			v := m.next()
+			if v&1 != 0 {
+				m.into = Record{}
+			}
+			for range 1 + v>>1%16 {
+				m.read(true)
+			}
+		case readerReadAll:
+			for i := 0; m.hasSample() && !m.closed; i++ {
+				m.read(i%2 == 0)
+			}
+		case readerPingPong:
+			rounds, size := 1+m.next()%32, int(m.next())
+			for range rounds {
+				m.emit(1, bpftest.Sample{Data: noise[:size]})
+				m.read(true)
+			}
+		case readerSetDeadline:
+			m.setDeadline(int(m.next()%deadlineKinds), time.Duration(m.next()))
+		case readerFlush:
+			m.flush()
+		case readerHandOver:
+			if m.closed {
+				break
+			}
+			for m.flush(); m.flushes > 0; {
+				m.read(false)
+			}
+			m.wantAvailable(0)
+		case readerClose:
+			m.close()
+		case readerOpen:
+			m.reopen(fuzzedOptions[int(m.next())%len(fuzzedOptions)])
+		case readerReadIfClosed:
+			if m.closed {
+				m.read(false)
+				m.read(true)
+			}
+		}
+		m.check()
+	}
+	wantKept(m.t, m.kept)
+}
+
+// sampleSize returns a size that some code may care about.
+func (m *readerModel) sampleSize(class byte, v int) int {
+	largest := m.size - 8 - bpftest.HeaderSize
+	size := v
+	switch class % 8 {
+	case 1:
+		size = 8 * v
+	case 2:
+		size = maxKept - 128 + v
+	case 3:
+		size = m.size / 256 * v
+	case 4:
+		size = largest - v
+	case 5: // what there is room for at least
+		size = largest - (m.produced - m.returned) - v%32
+	case 6:
+		size = minBatchSize - 128 + v
+	case 7:
+		size = maxBatchSize - 128 + v
+	}
+	return max(0, min(size, largest+1))
+}
+
+// emit writes up to n samples like s, with content of their own.
+func (m *readerModel) emit(n int, s bpftest.Sample) {
+	samples := make([]bpftest.Sample, n)
+	for i := range samples {
+		samples[i] = s
+		samples[i].Data = noisySample(m.number+i, len(s.Data))
+	}
+	refused := m.ring.TryEmit(samples...)
+	m.logf("emit %d of %d bytes, flags %d, discard %v: %d refused", n, len(s.Data), s.Flags, s.Discard, refused)
+	for _, s := range samples[:n-refused] {
+		m.number++
+		m.produced += s.RecordSize()
+		m.pending = append(m.pending, fuzzedRecord{s.Data, s.Discard, m.produced})
+	}
+	// One byte of a ring stays free. There is at least as much room as the caller knows.
+	if refused > 0 && m.produced-m.returned+s.RecordSize() < m.size {
+		m.t.Fatalf("the kernel refused a record of %d bytes, though only %d of %d were not returned", s.RecordSize(), m.produced-m.returned, m.size)
+	}
+}
+
+func (m *readerModel) hasSample() bool {
+	return slices.ContainsFunc(m.pending, func(r fuzzedRecord) bool { return !r.discarded })
+}
+
+// read calls Read or ReadInto, unless that would wait for ever.
+func (m *readerModel) read(into bool) {
+	var wantErr error
+	expires := m.kind == pastDeadline || m.kind == nearDeadline
+	switch {
+	case m.closed:
+		wantErr = os.ErrClosed
+	case m.hasSample():
+	case m.flushes > 0:
+		wantErr = ErrFlushed
+	case expires:
+		wantErr = os.ErrDeadlineExceeded
+	default:
+		return
+	}
+	var rec Record
+	var err error
+	buf, before := m.into.RawSample, slices.Clone(m.into.RawSample)
+	if into {
+		err = m.reader.ReadInto(&m.into)
+		rec = m.into
+	} else {
+		rec, err = m.reader.Read()
+	}
+	m.logf("read (into %v): %d bytes, %d remain, %v", into, len(rec.RawSample), rec.Remaining, err)
+	if !errors.Is(err, wantErr) || (wantErr == nil) != (err == nil) {
+		m.t.Fatalf("Read returned %v, want %v", err, wantErr)
+	}
+	if errors.Is(err, os.ErrClosed) {
+		return
+	}
+	m.polled = m.produced
+	if err != nil {
+		if into && !bytes.Equal(m.into.RawSample, before) {
+			m.t.Fatal("ReadInto changed the record and failed")
+		}
+		if err == ErrFlushed {
+			m.flushes--
+		} else if time.Now().Before(m.deadline) {
+			m.t.Fatal("Read returned before the deadline")
+		}
+		m.pending, m.returned = nil, m.produced
+		return
+	}
+
+	i := slices.IndexFunc(m.pending, func(r fuzzedRecord) bool { return !r.discarded })
+	want := m.pending[i]
+	m.pending, m.returned = m.pending[i+1:], want.end
+	if !bytes.Equal(rec.RawSample, want.sample) {
+		m.t.Fatalf("a sample of %d bytes came as one of %d bytes with other content", len(want.sample), len(rec.RawSample))
+	}
+	switch counted := want.end + rec.Remaining; counted {
+	case m.counted, m.produced:
+		m.counted = counted
+	default:
+		m.t.Fatalf("%d bytes remain, want %d or %d", rec.Remaining, m.counted-want.end, m.produced-want.end)
+	}
+	if rec.Remaining < 0 {
+		m.t.Fatalf("%d bytes remain", rec.Remaining)
+	}
+	switch {
+	case !into && rec.RawSample == nil:
+		m.t.Fatal("RawSample is nil")
+	case !into:
+		m.kept = append(m.kept, changeSample(rec.RawSample))
+	case cap(buf) > 0 && cap(buf) >= len(want.sample) && &rec.RawSample[:1][0] != &buf[:1][0]:
+		m.t.Fatal("ReadInto did not reuse RawSample")
+	}
+}
+
+func (m *readerModel) setDeadline(kind int, v time.Duration) {
+	m.kind = kind
+	now := time.Now()
+	m.deadline = [deadlineKinds]time.Time{
+		pastDeadline: now.Add(-v * time.Second),
+		nearDeadline: now.Add(v * 10 * time.Microsecond), // some park, some do not
+		farDeadline:  now.Add(time.Hour),
+	}[kind]
+	m.reader.SetDeadline(m.deadline)
+	m.logf("SetDeadline: kind %d, %d", kind, v)
+}
+
+func (m *readerModel) flush() {
+	err := m.reader.Flush()
+	m.logf("Flush: %v", err)
+	switch {
+	case m.closed:
+		if !errors.Is(err, os.ErrClosed) {
+			m.t.Fatalf("Flush after Close returned %v", err)
+		}
+	case err != nil:
+		m.t.Fatalf("Flush: %v", err)
+	default:
+		m.flushes++
+	}
+}
+
+// reopen closes the Reader and opens another. What the first one drained is lost.
+func (m *readerModel) reopen(options []Option) {
+	m.open(options)
+	from := m.produced - m.reader.AvailableBytes()
+	if from < m.returned || from > max(m.returned, m.polled) {
+		m.t.Fatalf("the next Reader begins at %d; %d was returned, %d there to drain", from, m.returned, m.polled)
+	}
+	lost, last := 0, 0
+	for m.returned < from && len(m.pending) > 0 {
+		if !m.pending[0].discarded {
+			last = bpftest.Sample{Data: m.pending[0].sample}.RecordSize()
+			lost += last
+		}
+		m.returned = m.pending[0].end
+		m.pending = m.pending[1:]
+	}
+	m.logf("reopen: %d bytes lost", lost)
+	if m.returned != from {
+		m.t.Fatalf("the next Reader begins at %d, in the middle of a record that ends at %d", from, m.returned)
+	}
+	if lost-last > maxBatchSize {
+		m.t.Fatalf("%d bytes were lost, the last %d of them with one record", lost, last)
+	}
+	m.counted = -1
+}
+
+// check compares what can be seen without a change.
+func (m *readerModel) check() {
+	if m.closed {
+		m.wantAvailable(0)
+	} else {
+		m.wantAvailable(m.produced - m.returned)
+	}
+	if got := m.reader.BufferSize(); got != m.size {
+		m.t.Fatalf("BufferSize is %d, want %d", got, m.size)
+	}
+}
+
+func (m *readerModel) wantAvailable(want int) {
+	if got := m.reader.AvailableBytes(); got != want {
+		m.t.Fatalf("AvailableBytes is %d, want %d", got, want)
+	}
+}
