@@ -92,9 +92,25 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest ## lint, selftests, unit tests and kernel tests with -race, benchmarks once
+test: lint selftest ## lint, selftests, unit tests and kernel tests with -race, benchmarks once, some fuzzing
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=2000x
+
+# A number (2000x) where a failure must mean something: now and then Go takes the end of a
+# time for one, "context deadline exceeded". What is found to be of interest is kept in
+# output/fuzz, and minimized for a second each: Go's default is a minute, in which nothing else
+# is tried.
+FUZZTIME := 1m
+.PHONY: fuzz
+fuzz: bpf ## try random inputs, FUZZTIME=1m for each fuzz test; testdata/fuzz gets those that fail
+	@go test -c -fuzz . -o $(OUTPUT)/fuzz.test .
+	@status=0; for test in $$(sed -n 's/^func \(Fuzz[A-Za-z]*\).*/\1/p' fuzz_test.go); do \
+		echo "$$test:"; \
+		$(SUDO) $(OUTPUT)/fuzz.test -test.run '^$$' -test.fuzz "^$$test\$$" -test.fuzztime $(FUZZTIME) \
+			-test.fuzzminimizetime 1s -test.fuzzcachedir $(OUTPUT)/fuzz || status=1; \
+	done; \
+	$(SUDO) chown -R --reference=Makefile $(OUTPUT)/fuzz testdata; exit $$status
 
 # Of each test as many as it takes to find what happens once in a million.
 DURATION := 5m
