@@ -93,6 +93,7 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 
 .PHONY: test
 test: lint selftest ## lint, selftests, unit tests and kernel tests with -race, benchmarks once, some fuzzing
+	@scripts/deps.sh spin=spin
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 	@$(MAKE) --no-print-directory fuzz FUZZTIME=2000x
@@ -121,6 +122,11 @@ stress: bpf ## try to lose samples and wakeups: DURATION=5m with and without -ra
 	@$(SUDO) $(OUTPUT)/ringbuf.test -test.v -test.timeout 0 -test.run '^TestStress$$' -stress $(DURATION)
 	@$(SUDO) $(OUTPUT)/ringbuf.test -test.v -test.timeout 0 -test.run '^Test(NoWakeupIsLost.*|NoScribbling.*|OpenAndClose.*)$$' \
 		-rallies 5000000 -scribble 30s -cycles 100000
+
+.PHONY: model
+model: ## have spin check all of internal/model, and show how what is broken loses wakeups
+	@scripts/deps.sh spin=spin
+	go test -count=1 -timeout 10m -v ./internal/model -whole
 
 .PHONY: selftest
 selftest: bpf ## run the end-to-end programs on this kernel
