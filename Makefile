@@ -92,7 +92,7 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest ## lint, selftests, unit tests and kernel tests with -race, benchmarks once, some fuzzing
+test: lint selftest asan ## lint, selftests, unit tests and kernel tests with -race and asan, benchmarks once, some fuzzing
 	@scripts/deps.sh spin=spin
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
@@ -127,6 +127,19 @@ stress: bpf ## try to lose samples and wakeups: DURATION=5m with and without -ra
 model: ## have spin check all of internal/model, and show how what is broken loses wakeups
 	@scripts/deps.sh spin=spin
 	go test -count=1 -timeout 10m -v ./internal/model -whole
+
+# Go adds checks of its own: C's memory that leaks makes a program fail at exit, and
+# cgocheck2 sees Go pointers that Go stores in it. By GOFLAGS, for the go commands that
+# tests run; the linker's flags are for what they compile without go. (With
+# LIBBPF_SRC=system libbpf itself has no sanitizers.)
+ASAN := $(OUTPUT)/asan
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+.PHONY: asan
+asan: bpf ## unit tests and kernel tests with AddressSanitizer and UBSan, also in libbpf
+	@LIBBPF_SRC='$(LIBBPF_SRC)' scripts/libbpf.sh $(ASAN)/libbpf '$(SANITIZE)'
+	GOFLAGS="$$(go env GOFLAGS) -asan" GOEXPERIMENT=cgocheck2 CGO_CFLAGS='-I$(ASAN)/libbpf/include -g $(SANITIZE)' \
+		CGO_LDFLAGS='-L$(ASAN)/libbpf/lib -lbpf -lelf -lz $(SANITIZE)' \
+		go test -count=1 -timeout 5m -o $(ASAN)/ $(TEST_EXEC) -v . ./internal/tso
 
 .PHONY: selftest
 selftest: bpf ## run the end-to-end programs on this kernel

@@ -1,17 +1,20 @@
 #!/bin/sh
-# Usage: libbpf.sh PREFIX
+# Usage: libbpf.sh PREFIX [CFLAGS]
 #
 # Builds a static libbpf and installs it with its headers (its copy of the
-# kernel's uapi headers too) below PREFIX. The source is, in this order,
+# kernel's uapi headers too) below PREFIX. CFLAGS are added to those of its
+# compiler. The source is, in this order,
 #   1. $LIBBPF_SRC, when set: a checkout of github.com/libbpf/libbpf, or "system"
 #      for the static libbpf that pkg-config finds, which is copied;
 #   2. the submodule libbpf/, checked out now if it is not and that works;
 #   3. Debian's source package.
-# Nothing is built when the source is the one of the last build.
+# Nothing is built when source and flags are those of the last build.
 set -eu
 
 prefix=$1
+cflags="-g -O2 -fPIC ${2:-}"
 top=$(cd "$(dirname "$0")/.." && pwd)
+debian=$top/output/libbpf-source # for all builds
 
 die() {
 	echo "error: libbpf: $*" >&2
@@ -30,8 +33,9 @@ debian_source() {
 	debian_lists "$apt" "$(dpkg --print-architecture)" deb-src trixie && debian_get source libbpf ||
 		die "no source: the submodule cannot be checked out and Debian's source package cannot be had;" \
 			"set LIBBPF_SRC to a checkout of libbpf >= 1.5"
-	rm -rf "$prefix/debian-source"
-	mv "$apt"/cache/libbpf-*/ "$prefix/debian-source"
+	rm -rf "$debian"
+	mkdir -p "$top/output"
+	mv "$apt"/cache/libbpf-*/ "$debian"
 	rm -rf "$apt"
 }
 
@@ -69,13 +73,13 @@ find_source() {
 	fi
 	src=$top/libbpf
 	[ -e "$src/src/libbpf.c" ] && return
-	if [ ! -e "$prefix/debian-source/src/libbpf.c" ]; then
+	if [ ! -e "$debian/src/libbpf.c" ]; then
 		echo "libbpf: checking out the submodule" >&2
 		GIT_TERMINAL_PROMPT=0 git -C "$top" submodule --quiet update --init libbpf 2>"$prefix/log" && return
 		echo "libbpf: that did not work ($(grep -m1 fatal "$prefix/log")); taking Debian's source package" >&2
 		debian_source
 	fi
-	src=$prefix/debian-source
+	src=$debian
 }
 
 mkdir -p "$prefix"
@@ -85,12 +89,13 @@ if [ "${LIBBPF_SRC:-}" = system ]; then
 fi
 find_source
 src=$(cd "$src" && pwd)
-hash=$(cd "$src" && find src include -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum)
+hash=$(cd "$src" && { find src include -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum; echo "$cflags"; } |
+	sha256sum)
 built && exit 0
 
 echo "libbpf: building $src" >&2
 clean
-env -u MAKEFLAGS -u MFLAGS make -j"$(nproc)" -C "$src/src" BUILD_STATIC_ONLY=1 CFLAGS='-g -O2 -fPIC' \
+env -u MAKEFLAGS -u MFLAGS make -j"$(nproc)" -C "$src/src" BUILD_STATIC_ONLY=1 CFLAGS="$cflags" \
 	OBJDIR="$prefix/obj" DESTDIR="$prefix" PREFIX= LIBDIR=/lib INCLUDEDIR=/include UAPIDIR=/include \
 	install install_uapi_headers >"$prefix/log" 2>&1 || {
 	cat "$prefix/log" >&2
