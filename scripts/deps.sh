@@ -1,8 +1,8 @@
 #!/bin/sh
-# Usage: deps.sh [command=package]...
+# Usage: deps.sh [command=package | header.h=package]...
 #
-# Installs the Debian packages of the given commands that are missing. Without
-# arguments, sees to what building with cgo and libbpf needs: Go (which it only
+# Installs the Debian packages of the given commands, and headers of the compiler
+# $CC, that are missing. Without arguments, sees to what building with cgo and libbpf needs: Go (which it only
 # checks), a C compiler, pkg-config, and the headers of libelf and zlib. It does
 # nothing, quickly, when everything is there.
 set -eu
@@ -12,9 +12,17 @@ die() {
 	exit 1
 }
 
+commands=
+headers=
+compiler=cc
 if [ $# -gt 0 ]; then
-	commands=$*
-	headers=
+	compiler=${CC:-cc}
+	for wanted; do
+		case $wanted in
+		*.h=*) headers="$headers $wanted" ;;
+		*) commands="$commands $wanted" ;;
+		esac
+	done
 else
 	commands='cc=gcc pkg-config=pkg-config'
 	headers='stdio.h=libc6-dev linux/types.h=linux-libc-dev libelf.h=libelf-dev zlib.h=zlib1g-dev'
@@ -32,7 +40,7 @@ missing() {
 		command -v "${command%=*}" >/dev/null || echo "$command"
 	done
 	for header in $headers; do
-		echo "#include <${header%=*}>" | cc -E - >/dev/null 2>&1 || echo "$header"
+		echo "#include <${header%=*}>" | $compiler -E - >/dev/null 2>&1 || echo "$header"
 	done
 }
 

@@ -1,0 +1,94 @@
+#!/bin/sh
+# Usage: cover.sh DIR MIN_GO MIN_C [flag of go test]...
+#
+# Runs the package's tests and prints which of its Go and C code they did not reach,
+# and how much they did, in percent. (Go that only a test's child process runs counts as
+# not reached.) It fails if that is less than MIN_GO or MIN_C.
+# Pages with all of the code are written below DIR.
+#
+# The counters of C are clang's, mapped into a file while they count (%c): a Go program
+# ends without running what would write them at exit, and may have children (%p).
+set -eu
+
+dir=$1
+min_go=$2
+min_c=$3
+shift 3
+top=$(cd "$(dirname "$0")/.." && pwd)
+export CC=clang
+export CGO_CFLAGS="$CGO_CFLAGS -g -fprofile-instr-generate -fcoverage-mapping -mllvm -runtime-counter-relocation"
+export CGO_LDFLAGS="$CGO_LDFLAGS -fprofile-instr-generate"
+export LLVM_PROFILE_FILE="$dir/c-%p.profraw%c"
+
+rm -rf "$dir"
+mkdir -p "$dir"
+go test -count=1 -timeout 5m -coverprofile="$dir/go.out" -o "$dir/ringbuf.test" "$@" "$top"
+go tool cover -html="$dir/go.out" -o "$dir/go.html"
+llvm-profdata merge -sparse "$dir"/*.profraw -o "$dir/c.profdata"
+
+# clang's paths may be relative to the root directory.
+cd /
+llvm() {
+	command=$1
+	shift
+	llvm-cov "$command" "$dir/ringbuf.test" -instr-profile="$dir/c.profdata" "$@"
+}
+source=$(llvm report | awk '$1 ~ /(^|\/)ringbuf_cgo\.c$/ { print $1 }')
+llvm show -format=html "$source" >"$dir/c.html"
+
+echo
+echo "Go that was not reached:"
+sed '1d; s/:\([0-9]*\)\.[0-9]*,\([0-9]*\)\.[0-9]* [0-9]* / \1 \2 /' "$dir/go.out" | sort -k1,1 -k2,2n |
+	awk -v top="$top" '
+		# Blocks of a statement begin in its line.
+		$4 == 0 {
+			name = $1
+			sub(/.*\//, "", name)
+			if (name != open) {
+				if (open) close(top "/" open)
+				open = name
+				n = 0
+			}
+			printf "\n%s:%d-%d\n", name, $2, $3
+			for (; n < $3 && (getline text[n + 1] < (top "/" name)) > 0; n++);
+			for (i = $2; i <= $3; i++) print text[i]
+		}'
+
+echo
+echo "C that was not reached (^0: a part of the line):"
+llvm show -show-line-counts -show-regions "$source" | awk '
+	# The line before says why.
+	function block() {
+		if (!first) return
+		printf "\nringbuf_cgo.c:%d-%d\n", first, last
+		for (i = whole[first] ? first - 1 : first; i <= last; i++) print text[i] marks[i]
+		first = 0
+	}
+	function missed() {
+		if (!first) first = n
+		last = n
+	}
+	/^ *[0-9]+\|/ {
+		n = $1 + 0
+		text[n] = $0
+		sub(/^[^|]*\|[^|]*\|/, "", text[n])
+		whole[n] = $0 ~ /^ *[0-9]+\| +0\|/
+		if (first && last < n - 1) block()
+		if (whole[n]) missed()
+	}
+	/\^0( |$)/ && !whole[n] {
+		gsub(/\^[1-9][0-9.kMG]*/, "")
+		marks[n] = "\n" substr($0, 16)
+		missed()
+	}
+	END { block() }'
+
+go=$(awk 'NR > 1 { all += $2; if ($3) reached += $2 } END { printf "%.1f", 100 * reached / all }' "$dir/go.out")
+c=$(llvm report "$source" | awk '$1 == "TOTAL" { printf "%.1f", 100 * ($8 - $9) / $8 }')
+echo
+echo "Go: $go % of statements were reached (at least $min_go)"
+echo "C: $c % of lines of ringbuf_cgo.c were reached (at least $min_c)"
+echo "$go $min_go $c $min_c" | awk '{ exit $1 < $2 || $3 < $4 }' || {
+	echo "error: the tests reach less of the code than they did" >&2
+	exit 1
+}
