@@ -411,31 +411,76 @@ static size_t pages_size(const struct cgo_ringbuf *r)
 	return sysconf(_SC_PAGESIZE) + 2 * r->size;
 }
 
-/*
- * Does what ring_buffer__new() is about to do. Where that fails libbpf prints a
- * warning, through a hook that belongs to libbpfgo, and tells only an errno.
- */
-static int try_ring(struct cgo_ringbuf *r, const char **step)
+static int map_shared(const struct cgo_ringbuf *r, size_t size, int prot, off_t offset, void **out)
 {
+	void *p = mmap(NULL, size, prot, MAP_SHARED, r->map_fd, offset);
+
+	if (p == MAP_FAILED)
+		return -errno;
+	*out = p;
+	return 0;
+}
+
+static int map_pages(const struct cgo_ringbuf *r, void **out)
+{
+	return map_shared(r, pages_size(r), PROT_READ, sysconf(_SC_PAGESIZE), out);
+}
+
+/*
+ * Maps what is ours, and does what ring_buffer__new() is about to do. Where that fails
+ * libbpf prints a warning, through a hook that belongs to libbpfgo, and tells only an
+ * errno. All is there at once, so that what is given back in the end suffices for libbpf.
+ */
+static int map_and_try(struct cgo_ringbuf *r, const char **step)
+{
+	void *consumer = NULL, *pages = NULL;
+	void *volatile heap; /* the compiler may leave out what is allocated to no use */
 	size_t page = sysconf(_SC_PAGESIZE);
-	void *consumer, *pages;
+	int err;
 
 	*step = "mmap consumer page";
-	consumer = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, r->map_fd, 0);
-	if (consumer == MAP_FAILED)
-		return -errno;
-	munmap(consumer, page);
+	err = map_shared(r, page, PROT_READ | PROT_WRITE, 0, &consumer);
+	if (err)
+		return err;
 
+	/* libbpf does not tell where it maps the same, for header_at(). */
 	*step = "mmap data pages";
-	pages = mmap(NULL, pages_size(r), PROT_READ, MAP_SHARED, r->map_fd, page);
-	if (pages == MAP_FAILED)
-		return -errno;
-	/* libbpf does not tell where it mapped the same, for header_at(). */
-	r->pages = pages;
-	r->data = pages + page;
+	err = map_pages(r, &r->pages);
+	if (err)
+		goto out;
+	r->data = r->pages + page;
+
+	/* Only what is touched of it takes memory. */
+	*step = "reserve memory for large samples";
+	r->spill = mmap(NULL, spill_size(r), PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (r->spill == MAP_FAILED) {
+		r->spill = NULL;
+		err = -errno;
+		goto out;
+	}
+
+	*step = "mmap data pages for libbpf";
+	err = map_pages(r, &pages);
+	if (err)
+		goto out;
+
+	/* More than its structures take. The C library keeps that much when it is freed. */
+	*step = "allocate for libbpf";
+	heap = malloc(page);
+	if (!heap)
+		err = -ENOMEM;
+	free(heap);
+	if (err)
+		goto out;
 
 	*step = "add map to epoll";
-	return try_epoll(r->map_fd);
+	err = try_epoll(r->map_fd);
+out:
+	if (pages)
+		munmap(pages, pages_size(r));
+	munmap(consumer, page);
+	return err;
 }
 
 /* The epoll instance that Go's netpoller watches: see cgo_ringbuf_arm(). */
@@ -470,7 +515,7 @@ int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const cha
 	r->wake_fd = -1;
 	r->park_fd = -1;
 
-	err = try_ring(r, step);
+	err = map_and_try(r, step);
 	if (err)
 		goto err_out;
 
@@ -489,16 +534,6 @@ int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const cha
 	}
 	/* Another reader may go on until the first drain. */
 	r->begun = false;
-
-	/* Only what is touched of it takes memory. */
-	*step = "reserve memory for large samples";
-	r->spill = mmap(NULL, spill_size(r), PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (r->spill == MAP_FAILED) {
-		r->spill = NULL;
-		err = -errno;
-		goto err_out;
-	}
 
 	*step = "eventfd";
 	r->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
