@@ -131,6 +131,10 @@ func newReader(src ring) *Reader {
 // this Reader left it: there is another Reader of this ring, in this process or
 // another, or somebody who writes that position. It is returned by every Read until
 // the position is back. To go on from where the ring is now, open a new Reader.
+//
+// An error that wraps syscall.EBADF says that somebody in this process closed a
+// descriptor of the Reader, or put another file in its place. No record is lost by that,
+// but they can be read to the end with another Reader only.
 func (r *Reader) Read() (Record, error) {
 	q := r.queue
 	for {

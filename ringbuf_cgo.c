@@ -264,6 +264,21 @@ static int drain(struct cgo_ringbuf *r)
 	return err == -EUCLEAN && !r->filled ? err : 0;
 }
 
+/*
+ * Undoes what cgo_ringbuf_wake() did, when ppoll reports the eventfd. If that has not 8
+ * bytes, not all 0, somebody closed it or put another file in its place, and ppoll would
+ * return at once each time.
+ */
+static int reset_wake(struct cgo_ringbuf *r)
+{
+	__u64 count = 0;
+
+	if (read(r->wake_fd, &count, sizeof(count)) != sizeof(count) || !count)
+		return -EBADF;
+	r->woken = true;
+	return 0;
+}
+
 /* Waits for cgo_ringbuf_wake() and, with for_samples, for notifications. */
 static int wait_events(struct cgo_ringbuf *r, __s64 timeout_ns, bool for_samples)
 {
@@ -278,9 +293,8 @@ static int wait_events(struct cgo_ringbuf *r, __s64 timeout_ns, bool for_samples
 
 	if (ppoll(fds, for_samples ? 2 : 1, &timeout, NULL) < 0)
 		return errno == EINTR ? 0 : -errno;
-	if (fds[0].revents)
-		r->woken = cgo_ringbuf_woken(r);
-	return 0;
+	r->notified = fds[1].revents;
+	return fds[0].revents ? reset_wake(r) : 0;
 }
 
 static void begin(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit)
@@ -299,6 +313,7 @@ static void begin(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit)
 	r->idle = false;
 	r->drained = false;
 	r->woken = false;
+	r->notified = false;
 }
 
 int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 timeout_ns)
@@ -315,6 +330,12 @@ int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit,
 		err = wait_events(r, timeout_ns, true);
 		if (!err)
 			err = drain(r);
+		/*
+		 * Reported without any record: somebody closed the epoll instance
+		 * or put another file in its place. cgo_ringbuf_arm() will tell.
+		 */
+		if (!err && r->notified && drained_none(r) && !r->moved)
+			r->busy = true;
 	}
 	r->buf = NULL;
 	return err;
@@ -352,19 +373,14 @@ int cgo_ringbuf_wake(struct cgo_ringbuf *r)
 	return 0;
 }
 
-bool cgo_ringbuf_woken(struct cgo_ringbuf *r)
-{
-	__u64 count;
-
-	return read(r->wake_fd, &count, sizeof(count)) > 0;
-}
-
 int cgo_ringbuf_arm(struct cgo_ringbuf *r, bool armed)
 {
 	struct epoll_event event = {.events = armed ? EPOLLIN : 0};
 
-	return epoll_ctl(r->park_fd, EPOLL_CTL_MOD, ring_buffer__epoll_fd(r->rb), &event) ? -errno
-											  : 0;
+	/* It fails only if one of the two is closed, or another file: with one of four errors. */
+	if (epoll_ctl(r->park_fd, EPOLL_CTL_MOD, ring_buffer__epoll_fd(r->rb), &event))
+		return -EBADF;
+	return 0;
 }
 
 __u64 cgo_ringbuf_consumer(struct cgo_ringbuf *r)
@@ -486,14 +502,13 @@ out:
 /* The epoll instance that Go's netpoller watches: see cgo_ringbuf_arm(). */
 static int open_park_fd(struct cgo_ringbuf *r)
 {
-	struct epoll_event wake = {.events = EPOLLIN}, disarmed = {0};
+	struct epoll_event disarmed = {0};
 
 	r->park_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (r->park_fd < 0)
 		return -errno;
 	/* os.NewFile hands only non-blocking descriptors to the netpoller. */
 	if (fcntl(r->park_fd, F_SETFL, O_NONBLOCK) ||
-	    epoll_ctl(r->park_fd, EPOLL_CTL_ADD, r->wake_fd, &wake) ||
 	    epoll_ctl(r->park_fd, EPOLL_CTL_ADD, ring_buffer__epoll_fd(r->rb), &disarmed))
 		return -errno;
 	return 0;

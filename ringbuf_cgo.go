@@ -11,7 +11,6 @@ package ringbuf
 #cgo noescape cgo_ringbuf_tick
 #cgo nocallback cgo_ringbuf_tick
 #cgo nocallback cgo_ringbuf_wake
-#cgo nocallback cgo_ringbuf_woken
 #cgo nocallback cgo_ringbuf_arm
 #cgo nocallback cgo_ringbuf_consumer
 #cgo nocallback cgo_ringbuf_producer
@@ -82,10 +81,10 @@ type libbpfRing struct {
 
 	parkFile *os.File // c.park_fd, owned
 	parked   syscall.RawConn
+	woken    atomic.Bool // wake was called; poll resets it when it returns
 
 	// Made once, because a new closure for each wait would be an allocation.
 	onReady   func(uintptr) bool
-	onWake    func(uintptr) bool
 	readyInto *batch
 	readyErr  error
 }
@@ -134,9 +133,8 @@ func openRing(m Map, o options) (*libbpfRing, error) {
 	r.onReady = func(uintptr) bool {
 		r.readyErr = r.fill(r.readyInto, 0)
 		// Not to wait behind a drain that stopped for whatever reason but the end.
-		return r.readyErr != nil || len(r.readyInto.entries) > 0 || bool(r.c.full) || bool(C.cgo_ringbuf_woken(r.c))
+		return r.readyErr != nil || len(r.readyInto.entries) > 0 || bool(r.c.full)
 	}
-	r.onWake = func(uintptr) bool { return bool(C.cgo_ringbuf_woken(r.c)) }
 	return r, nil
 }
 
@@ -193,6 +191,8 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 		err = r.fillOrWait(b, now, left, deadline)
 	}
 	r.found = len(b.entries) > 0
+	// Whoever called wake until now did so for what the queue looks at next.
+	r.woken.Store(false)
 	return err
 }
 
@@ -269,7 +269,7 @@ func (r *libbpfRing) collect(b *batch, retC C.int) error {
 			r.name, r.c.bad_consumer, r.c.consumer, r.c.producer, err)
 	}
 	if err != nil {
-		return fmt.Errorf("map %q: wait for samples: %w", r.name, err)
+		return r.waitError(err)
 	}
 	if r.c.drained {
 		samples := uint64(r.c.samples)
@@ -296,6 +296,14 @@ func (r *libbpfRing) collect(b *batch, retC C.int) error {
 	return nil
 }
 
+func (r *libbpfRing) waitError(err error) error {
+	if errors.Is(err, syscall.EBADF) {
+		return fmt.Errorf("map %q: wait for samples: somebody closed a descriptor of this Reader, "+
+			"or put another file in its place: %w", r.name, err)
+	}
+	return fmt.Errorf("map %q: wait for samples: %w", r.name, err)
+}
+
 // waitParked drains into b as soon as there are samples. It waits in Go's
 // netpoller, without an OS thread, until the deadline or wake. The netpoller is
 // edge-triggered: a record that is reserved but not committed does not make it
@@ -304,7 +312,7 @@ func (r *libbpfRing) waitParked(b *batch, deadline time.Time) error {
 	// The netpoller is told of notifications only now: while poll blocks they
 	// would wake a second thread each time, for nothing.
 	if err := errnoOf(C.cgo_ringbuf_arm(r.c, true)); err != nil {
-		return fmt.Errorf("map %q: watch ring: %w", r.name, err)
+		return r.waitError(err)
 	}
 	defer C.cgo_ringbuf_arm(r.c, false)
 	r.readyInto, r.readyErr = b, nil
@@ -316,27 +324,30 @@ func (r *libbpfRing) waitParked(b *batch, deadline time.Time) error {
 
 // pauseParked waits in Go's netpoller until the given time or wake.
 func (r *libbpfRing) pauseParked(until time.Time) error {
-	return r.park(until, r.onWake)
+	return r.park(until, func(uintptr) bool { return false })
 }
 
-// park waits in Go's netpoller until ready reports true, or the deadline.
+// park waits in Go's netpoller until ready reports true, the deadline or wake.
 func (r *libbpfRing) park(deadline time.Time, ready func(uintptr) bool) error {
 	err := r.parkFile.SetReadDeadline(deadline)
-	if err == nil {
+	// In this order: if wake comes later, its deadline is the one that counts.
+	if err == nil && !r.woken.Load() {
 		err = r.parked.Read(ready)
 	}
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("map %q: wait for samples: %w", r.name, err)
+		return r.waitError(err)
 	}
 	return nil
 }
 
-// wake implements ring.
+// wake implements ring. It works with no descriptor at all, since anybody in this
+// process may close one by mistake.
 func (r *libbpfRing) wake() {
-	// A write to an eventfd fails only when it is closed or no eventfd.
-	if err := errnoOf(C.cgo_ringbuf_wake(r.c)); err != nil {
-		panic(fmt.Sprintf("ringbuf: map %q: wake: %v", r.name, err))
-	}
+	r.woken.Store(true)
+	// It fails only when the eventfd is closed or no eventfd. Then the wait that blocks
+	// ends by itself, after blockFor at most.
+	C.cgo_ringbuf_wake(r.c)
+	r.parkFile.SetReadDeadline(time.Unix(0, 1)) // ends one that is parked
 }
 
 func (r *libbpfRing) consumerPos() uint64 { return uint64(C.cgo_ringbuf_consumer(r.c)) }

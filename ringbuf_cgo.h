@@ -28,7 +28,7 @@ struct cgo_ringbuf {
 	struct ring *ring;
 	__u64 size;  /* of the ring, in bytes */
 	int map_fd;  /* our own duplicate */
-	int wake_fd; /* eventfd that ends a wait */
+	int wake_fd; /* eventfd that ends a wait here */
 	int park_fd; /* epoll instance for Go's netpoller; Go closes it */
 	bool begun;  /* consumer is valid: a drain has found a sound position */
 	void *pages; /* our own mapping of the producer position and the data, read-only */
@@ -46,8 +46,9 @@ struct cgo_ringbuf {
 	size_t spilled; /* bytes of the one entry, the last, that did not fit and is in spill */
 	void *spill;
 	bool woken;	    /* the wait was ended by cgo_ringbuf_wake() */
+	bool notified;	    /* the wait was ended by what ring_fd reported */
 	bool full;	    /* there is more: stopped at the limit, or has seen only discards */
-	bool busy;	    /* no sample, but a record that is not yet committed */
+	bool busy;	    /* no sample, and a wait would end at once: as with a busy record */
 	bool idle;	    /* a tick before which nothing was produced */
 	bool drained;	    /* not woken before that */
 	__u32 samples;	    /* in the batch */
@@ -80,7 +81,8 @@ void cgo_ringbuf_free(struct cgo_ringbuf *r);
  * record is not committed yet, or about limit bytes are filled. If there was no
  * sample, waits for at most timeout_ns for a notification from the kernel or
  * cgo_ringbuf_wake(), and drains again. It does not wait while r->busy or r->full.
- * -EUCLEAN: somebody else wrote the consumer position.
+ * -EUCLEAN: somebody else wrote the consumer position. -EBADF: somebody closed a
+ * descriptor or put another file in its place.
  */
 int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 timeout_ns);
 
@@ -92,13 +94,10 @@ int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit,
  */
 int cgo_ringbuf_tick(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 pause_ns);
 
-/* Ends the current or next wait. */
+/* Ends the current or next wait of the two above. */
 int cgo_ringbuf_wake(struct cgo_ringbuf *r);
 
-/* Reports and resets whether cgo_ringbuf_wake() was called. */
-bool cgo_ringbuf_woken(struct cgo_ringbuf *r);
-
-/* Makes park_fd readable on notifications too (or no longer). */
+/* Makes park_fd readable on notifications (or no longer). -EBADF as above. */
 int cgo_ringbuf_arm(struct cgo_ringbuf *r, bool armed);
 
 __u64 cgo_ringbuf_consumer(struct cgo_ringbuf *r);

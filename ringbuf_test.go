@@ -738,6 +738,28 @@ func TestCloseInterruptsRead(t *testing.T) {
 	})
 }
 
+// TestWakeEndsTheNextWait calls wake when poll has begun but does not wait yet.
+func TestWakeEndsTheNextWait(t *testing.T) {
+	wantEarlyReturn := func(t *testing.T, r *Reader) {
+		t.Helper()
+		src := r.queue.ring
+		result := make(chan readResult, 1)
+		src.wake()
+		go func() { result <- readResult{err: src.poll(new(batch), time.Time{})} }()
+		select {
+		case got := <-result:
+			if got.err != nil {
+				t.Errorf("poll returned %v", got.err)
+			}
+		case <-time.After(10 * time.Second):
+			src.wake() // or Close waits
+			<-result
+			t.Error("poll still waits")
+		}
+	}
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) { wantEarlyReturn(t, r) })
+}
+
 func TestAfterClose(t *testing.T) {
 	before := resources()
 	ring, r := newRingAndReader(t, os.Getpagesize())
