@@ -1,12 +1,15 @@
 package ringbuf
 
 import (
+	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime"
 	"runtime/pprof"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,4 +71,44 @@ func awaitResources(want resourceCount) error {
 	}
 	pprof.Lookup("goroutine").WriteTo(os.Stdout, 1)
 	return fmt.Errorf("have %+v, want at most %+v", got, want)
+}
+
+// inOwnProcess runs a test in a process of its own, because it changes what all of a
+// process has, or measures that after other tests changed it. env is what else is in
+// the environment there.
+func inOwnProcess(t *testing.T, test func(t *testing.T), env ...string) {
+	t.Helper()
+	const inside = "RINGBUF_TEST_ALONE"
+	if os.Getenv(inside) == t.Name() {
+		test(t)
+		return
+	}
+	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
+	out, err := runTests("^"+t.Name()+"$", append(env, inside+"="+t.Name())...)
+	if err != nil || !strings.Contains(out, "--- PASS: "+t.Name()+" ") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	for _, line := range strings.Split(out, "\n") {
+		if strings.Contains(line, "_test.go:") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+}
+
+// runTests runs tests of this binary in another process, and returns what that printed.
+func runTests(pattern string, env ...string) (string, error) {
+	args := []string{"-test.run=" + pattern, "-test.v"}
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name == "test.timeout" || f.Name == "cycles" {
+			args = append(args, "-"+f.Name+"="+f.Value.String())
+		}
+	})
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), env...)
+	// It ends with the thread that started it, if this process times out.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }

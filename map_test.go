@@ -267,6 +267,9 @@ func TestSecondReaderIsNoticed(t *testing.T) {
 	wantReadError(t, r, syscall.EUCLEAN)
 }
 
+// The number of bpf(2).
+var sysBPF = map[string]uintptr{"amd64": 321, "arm64": 280}
+
 func mapID(t *testing.T, m Map) uint32 {
 	t.Helper()
 	info, err := bpf.GetMapInfoByFD(m.FileDescriptor())
@@ -281,9 +284,8 @@ func mapID(t *testing.T, m Map) uint32 {
 func mapByID(t *testing.T, m Map, flags uint32) int {
 	t.Helper()
 	const mapGetFDByID = 14 // BPF_MAP_GET_FD_BY_ID
-	sysBPF := map[string]uintptr{"amd64": 321, "arm64": 280}[runtime.GOARCH]
 	attr := struct{ id, nextID, flags uint32 }{id: mapID(t, m), flags: flags}
-	fd, _, errno := syscall.Syscall(sysBPF, mapGetFDByID, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	fd, _, errno := syscall.Syscall(sysBPF[runtime.GOARCH], mapGetFDByID, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	if errno != 0 {
 		t.Fatal(errno)
 	}

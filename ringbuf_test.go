@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -1036,12 +1034,18 @@ func testCloseUnderLoad(t *testing.T, pace Option) {
 		}
 		var users group
 		started := make(chan struct{}, 4)
-		for range 3 {
+		for i := range 3 {
 			users.Go(func() {
 				started <- struct{}{}
 				var rec Record
 				for {
-					if err := r.ReadInto(&rec); errors.Is(err, os.ErrClosed) {
+					var err error
+					if i == 0 {
+						_, err = r.Read()
+					} else {
+						err = r.ReadInto(&rec)
+					}
+					if errors.Is(err, os.ErrClosed) {
 						return
 					} else if err != nil && !errors.Is(err, ErrFlushed) && !errors.Is(err, os.ErrDeadlineExceeded) {
 						t.Error(err)
@@ -1056,6 +1060,7 @@ func testCloseUnderLoad(t *testing.T, pace Option) {
 				r.SetDeadline(time.Now())
 				r.SetDeadline(time.Time{})
 				r.AvailableBytes()
+				r.BufferSize()
 			}
 		})
 		for range 4 {
@@ -1075,27 +1080,10 @@ func testCloseUnderLoad(t *testing.T, pace Option) {
 	}
 }
 
-// TestIdleReadersHoldNoThreads runs itself in a process of its own, because Go
-// keeps the threads that other tests made it start.
-func TestIdleReadersHoldNoThreads(t *testing.T) {
-	const scenario = "RINGBUF_TEST_THREADS"
-	if os.Getenv(scenario) == "" {
-		bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
-		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-		cmd.Env = append(os.Environ(), scenario+"=1")
-		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
-			t.Errorf("%v\n%s", err, out)
-		}
-		return
-	}
+// Go keeps the threads that other tests made it start.
+func TestIdleReadersHoldNoThreads(t *testing.T) { inOwnProcess(t, testIdleReaders) }
 
-	threads := func() int {
-		entries, err := os.ReadDir("/proc/self/task")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(entries)
-	}
+func testIdleReaders(t *testing.T) {
 	// All is opened before the first measurement, because that takes threads too.
 	var readers []*Reader
 	for range 100 {
@@ -1106,22 +1094,16 @@ func TestIdleReadersHoldNoThreads(t *testing.T) {
 		readers = append(readers, mustNewReader(t, m))
 		syscall.Close(m.FileDescriptor())
 	}
-	// The runtime starts a thread now and then for reasons of its own. With some to
-	// spare, which overlap, it does not.
-	var spare group
-	for range 4 {
-		spare.Go(func() { syscall.Nanosleep(&syscall.Timespec{Nsec: 100e6}, nil) })
-	}
-	spare.Wait()
+	spareThreads(4)
 	runtime.GC()
 	results := []<-chan readResult{goRead(t, readers[0])}
 	<-time.After(time.Second)
-	one := threads()
+	one := threads(t)
 	for _, r := range readers[1:] {
 		results = append(results, goRead(t, r))
 	}
 	<-time.After(time.Second)
-	hundred := threads()
+	hundred := threads(t)
 	if hundred > one {
 		t.Errorf("100 waiting Readers need %d threads, one needs %d", hundred, one)
 	}
@@ -1136,10 +1118,39 @@ func TestIdleReadersHoldNoThreads(t *testing.T) {
 		wantSample(t, r, "recent")
 		results = append(results, goRead(t, r))
 	}
-	if active, limit := threads(), hundred+2*runtime.GOMAXPROCS(0); active > limit {
+	if active, limit := threads(t), hundred+2*runtime.GOMAXPROCS(0); active > limit {
 		t.Errorf("with 8 active Readers there are %d threads, want at most %d", active, limit)
 	}
 	for _, result := range results {
 		wantWaiting(t, result)
 	}
+}
+
+// threads returns how many threads this process has.
+func threads(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// spareThreads makes the runtime start threads, which it keeps. It starts one now and
+// then for reasons of its own, but seldom if it has some to spare.
+func spareThreads(n int) {
+	var locked, done group
+	release := make(chan struct{})
+	locked.Add(n)
+	for range n {
+		done.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			locked.Done()
+			<-release
+		})
+	}
+	locked.Wait()
+	close(release)
+	done.Wait()
 }
