@@ -86,7 +86,7 @@ func inOwnProcess(t *testing.T, test func(t *testing.T), env ...string) {
 	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
 	out, err := runTests("^"+t.Name()+"$", append(env, inside+"="+t.Name())...)
 	if err != nil || !strings.Contains(out, "--- PASS: "+t.Name()+" ") {
-		t.Errorf("%v\n%s", err, out)
+		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, line := range strings.Split(out, "\n") {
 		if strings.Contains(line, "_test.go:") {

@@ -284,7 +284,7 @@ static int wait_events(struct cgo_ringbuf *r, __s64 timeout_ns, bool for_samples
 {
 	struct pollfd fds[] = {
 	    {.fd = r->wake_fd, .events = POLLIN},
-	    {.fd = ring_buffer__epoll_fd(r->rb), .events = POLLIN},
+	    {.fd = r->ring_fd, .events = POLLIN},
 	};
 	struct timespec timeout = {
 	    .tv_sec = timeout_ns / 1000000000,
@@ -378,7 +378,7 @@ int cgo_ringbuf_arm(struct cgo_ringbuf *r, bool armed)
 	struct epoll_event event = {.events = armed ? EPOLLIN : 0};
 
 	/* It fails only if one of the two is closed, or another file: with one of four errors. */
-	if (epoll_ctl(r->park_fd, EPOLL_CTL_MOD, ring_buffer__epoll_fd(r->rb), &event))
+	if (epoll_ctl(r->park_fd, EPOLL_CTL_MOD, r->ring_fd, &event))
 		return -EBADF;
 	return 0;
 }
@@ -427,9 +427,9 @@ static size_t pages_size(const struct cgo_ringbuf *r)
 	return sysconf(_SC_PAGESIZE) + 2 * r->size;
 }
 
-static int map_shared(const struct cgo_ringbuf *r, size_t size, int prot, off_t offset, void **out)
+static int map_shared(int map_fd, size_t size, int prot, off_t offset, void **out)
 {
-	void *p = mmap(NULL, size, prot, MAP_SHARED, r->map_fd, offset);
+	void *p = mmap(NULL, size, prot, MAP_SHARED, map_fd, offset);
 
 	if (p == MAP_FAILED)
 		return -errno;
@@ -437,9 +437,9 @@ static int map_shared(const struct cgo_ringbuf *r, size_t size, int prot, off_t 
 	return 0;
 }
 
-static int map_pages(const struct cgo_ringbuf *r, void **out)
+static int map_pages(const struct cgo_ringbuf *r, int map_fd, void **out)
 {
-	return map_shared(r, pages_size(r), PROT_READ, sysconf(_SC_PAGESIZE), out);
+	return map_shared(map_fd, pages_size(r), PROT_READ, sysconf(_SC_PAGESIZE), out);
 }
 
 /*
@@ -447,7 +447,7 @@ static int map_pages(const struct cgo_ringbuf *r, void **out)
  * libbpf prints a warning, through a hook that belongs to libbpfgo, and tells only an
  * errno. All is there at once, so that what is given back in the end suffices for libbpf.
  */
-static int map_and_try(struct cgo_ringbuf *r, const char **step)
+static int map_and_try(struct cgo_ringbuf *r, int map_fd, const char **step)
 {
 	void *consumer = NULL, *pages = NULL;
 	void *volatile heap; /* the compiler may leave out what is allocated to no use */
@@ -455,13 +455,13 @@ static int map_and_try(struct cgo_ringbuf *r, const char **step)
 	int err;
 
 	*step = "mmap consumer page";
-	err = map_shared(r, page, PROT_READ | PROT_WRITE, 0, &consumer);
+	err = map_shared(map_fd, page, PROT_READ | PROT_WRITE, 0, &consumer);
 	if (err)
 		return err;
 
 	/* libbpf does not tell where it maps the same, for header_at(). */
 	*step = "mmap data pages";
-	err = map_pages(r, &r->pages);
+	err = map_pages(r, map_fd, &r->pages);
 	if (err)
 		goto out;
 	r->data = r->pages + page;
@@ -477,7 +477,7 @@ static int map_and_try(struct cgo_ringbuf *r, const char **step)
 	}
 
 	*step = "mmap data pages for libbpf";
-	err = map_pages(r, &pages);
+	err = map_pages(r, map_fd, &pages);
 	if (err)
 		goto out;
 
@@ -491,7 +491,7 @@ static int map_and_try(struct cgo_ringbuf *r, const char **step)
 		goto out;
 
 	*step = "add map to epoll";
-	err = try_epoll(r->map_fd);
+	err = try_epoll(map_fd);
 out:
 	if (pages)
 		munmap(pages, pages_size(r));
@@ -509,7 +509,7 @@ static int open_park_fd(struct cgo_ringbuf *r)
 		return -errno;
 	/* os.NewFile hands only non-blocking descriptors to the netpoller. */
 	if (fcntl(r->park_fd, F_SETFL, O_NONBLOCK) ||
-	    epoll_ctl(r->park_fd, EPOLL_CTL_ADD, ring_buffer__epoll_fd(r->rb), &disarmed))
+	    epoll_ctl(r->park_fd, EPOLL_CTL_ADD, r->ring_fd, &disarmed))
 		return -errno;
 	return 0;
 }
@@ -525,12 +525,12 @@ int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const cha
 		close(map_fd);
 		return -ENOMEM;
 	}
-	r->map_fd = map_fd;
 	r->size = size;
+	r->ring_fd = -1;
 	r->wake_fd = -1;
 	r->park_fd = -1;
 
-	err = map_and_try(r, step);
+	err = map_and_try(r, map_fd, step);
 	if (err)
 		goto err_out;
 
@@ -541,6 +541,9 @@ int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const cha
 		goto err_out;
 	}
 	r->ring = ring_buffer__ring(r->rb, 0);
+	/* The mappings hold the map. */
+	close(map_fd);
+	map_fd = -1;
 
 	*step = "check positions";
 	if (!sound(r)) {
@@ -549,6 +552,13 @@ int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const cha
 	}
 	/* Another reader may go on until the first drain. */
 	r->begun = false;
+
+	*step = "duplicate epoll instance";
+	r->ring_fd = cgo_ringbuf_dup(ring_buffer__epoll_fd(r->rb));
+	if (r->ring_fd < 0) {
+		err = r->ring_fd;
+		goto err_out;
+	}
 
 	*step = "eventfd";
 	r->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -566,8 +576,7 @@ int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const cha
 	return 0;
 
 err_out:
-	if (r->park_fd >= 0)
-		close(r->park_fd);
+	close(map_fd);
 	cgo_ringbuf_free(r);
 	return err;
 }
@@ -579,8 +588,9 @@ void cgo_ringbuf_free(struct cgo_ringbuf *r)
 		munmap(r->pages, pages_size(r));
 	if (r->spill)
 		munmap(r->spill, spill_size(r));
-	if (r->wake_fd >= 0)
-		close(r->wake_fd);
-	close(r->map_fd);
+	/* Of those that were not opened, close() does nothing. */
+	close(r->park_fd);
+	close(r->wake_fd);
+	close(r->ring_fd);
 	free(r);
 }

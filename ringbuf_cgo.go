@@ -79,7 +79,7 @@ type libbpfRing struct {
 	limit   int // about how many bytes of a batch to fill
 	largest int // room beyond limit: no entry so far was larger
 
-	parkFile *os.File // c.park_fd, owned
+	parkFile *os.File // duplicate of c.park_fd
 	parked   syscall.RawConn
 	woken    atomic.Bool // wake was called; poll resets it when it returns
 
@@ -120,13 +120,7 @@ func openRing(m Map, o options) (*libbpfRing, error) {
 	if err := errnoOf(C.cgo_ringbuf_open(fdC, C.__u64(info.size), &r.c, &stepC)); err != nil {
 		return nil, fmt.Errorf("map %q of type ringbuf: %s: %w", info.name, C.GoString(stepC), err)
 	}
-	r.parkFile = os.NewFile(uintptr(r.c.park_fd), "ringbuf")
-	r.parked, err = r.parkFile.SyscallConn()
-	if err == nil {
-		// The only sign that os.NewFile could not add it to the netpoller.
-		err = r.parkFile.SetReadDeadline(time.Time{})
-	}
-	if err != nil {
+	if err := r.openParkFile(); err != nil {
 		r.close()
 		return nil, fmt.Errorf("map %q of type ringbuf: add to netpoller: %w", info.name, err)
 	}
@@ -136,6 +130,24 @@ func openRing(m Map, o options) (*libbpfRing, error) {
 		return r.readyErr != nil || len(r.readyInto.entries) > 0 || bool(r.c.full)
 	}
 	return r, nil
+}
+
+// openParkFile hands a duplicate of c.park_fd to Go. Who is parked hears no more of
+// an epoll instance when its last descriptor is closed, nor that it was. So of the two
+// on which that depends there are two each, in case that somebody closes one by mistake.
+func (r *libbpfRing) openParkFile() error {
+	fdC := C.cgo_ringbuf_dup(r.c.park_fd)
+	if err := errnoOf(fdC); err != nil {
+		return err
+	}
+	r.parkFile = os.NewFile(uintptr(fdC), "ringbuf")
+	var err error
+	r.parked, err = r.parkFile.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// The only sign that os.NewFile could not add it to the netpoller.
+	return r.parkFile.SetReadDeadline(time.Time{})
 }
 
 func infoOf(fdC C.int) (mapInfo, error) {
@@ -356,7 +368,10 @@ func (r *libbpfRing) size() int           { return int(r.c.size) }
 
 // close implements ring.
 func (r *libbpfRing) close() error {
-	err := r.parkFile.Close()
+	var err error
+	if r.parkFile != nil {
+		err = r.parkFile.Close()
+	}
 	C.cgo_ringbuf_free(r.c)
 	return err
 }

@@ -27,9 +27,9 @@ struct cgo_ringbuf {
 	struct ring_buffer *rb;
 	struct ring *ring;
 	__u64 size;  /* of the ring, in bytes */
-	int map_fd;  /* our own duplicate */
+	int ring_fd; /* duplicate of libbpf's epoll instance, which contains the map */
 	int wake_fd; /* eventfd that ends a wait here */
-	int park_fd; /* epoll instance for Go's netpoller; Go closes it */
+	int park_fd; /* epoll instance for Go's netpoller, which has a duplicate */
 	bool begun;  /* consumer is valid: a drain has found a sound position */
 	void *pages; /* our own mapping of the producer position and the data, read-only */
 	void *data;  /* in pages */

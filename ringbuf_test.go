@@ -756,6 +756,11 @@ func TestWakeEndsTheNextWait(t *testing.T) {
 		}
 	}
 	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) { wantEarlyReturn(t, r) })
+	t.Run("long before a tick", func(t *testing.T) {
+		_, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(time.Hour))
+		startTicking(r)
+		wantEarlyReturn(t, r)
+	})
 }
 
 func TestAfterClose(t *testing.T) {

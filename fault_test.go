@@ -1,0 +1,456 @@
+package ringbuf
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+// These tests take away what a Reader needs, or disturb it.
+
+// wantNumbered reads samples that Count wrote, without others between.
+func wantNumbered(t *testing.T, r *Reader, seq, n uint64) {
+	t.Helper()
+	for want := seq; want < seq+n; want++ {
+		if got := bpftest.DecodeNumbered(mustRead(t, r).RawSample).Seq; got != want {
+			t.Fatalf("sample %d came, want %d", got, want)
+		}
+	}
+}
+
+func TestNewReaderWithTooLittleAddressSpace(t *testing.T) { inOwnProcess(t, testAddressSpace) }
+
+func testAddressSpace(t *testing.T) {
+	const size = 16 << 20 // much, beside what Go takes now and then
+	page := os.Getpagesize()
+	ring := bpftest.New(t, size)
+	var unlimited syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_AS, &unlimited); err != nil {
+		t.Fatal(err)
+	}
+	open := func(pages int) (*Reader, error) {
+		limit := unlimited
+		limit.Cur = uint64(procStatus(t, "VmSize")<<10 + pages*page)
+		if err := syscall.Setrlimit(syscall.RLIMIT_AS, &limit); err != nil {
+			t.Fatal(err)
+		}
+		r, err := NewReader(ring)
+		if err := syscall.Setrlimit(syscall.RLIMIT_AS, &unlimited); err != nil {
+			t.Fatal(err)
+		}
+		return r, err
+	}
+	// From here on Go takes no more.
+	spareThreads(8)
+	debug.SetGCPercent(-1)
+	mustNewReader(t, ring).Close()
+	before := resources()
+	wantFailure := func(pages int, step string) {
+		t.Helper()
+		bpfobj.Warnings()
+		r, err := open(pages)
+		if err == nil {
+			r.Close()
+			t.Fatalf("NewReader succeeded with %d pages", pages)
+		}
+		if !errors.Is(err, syscall.ENOMEM) || !strings.Contains(err.Error(), `map "events" of type ringbuf: `+step) {
+			t.Errorf("with %d pages NewReader returned %v, want %v from %q", pages, err, syscall.ENOMEM, step)
+		}
+		if warnings := bpfobj.Warnings(); warnings != "" {
+			t.Errorf("with %d pages libbpf printed %q", pages, warnings)
+		}
+		if err := awaitResources(before); err != nil {
+			t.Fatalf("with %d pages NewReader failed and left behind: %v", pages, err)
+		}
+	}
+	need := 0
+	for _, step := range []struct {
+		name  string
+		pages int
+	}{
+		{"mmap consumer page: ", 1},
+		{"mmap data pages: ", 1 + 2*size/page},
+		{"reserve memory for large samples: ", 1 + size/page},
+		{"mmap data pages for libbpf: ", 1 + 2*size/page},
+	} {
+		for range 8 {
+			wantFailure(need+rand.IntN(step.pages), step.name)
+		}
+		wantFailure(need, step.name)
+		need += step.pages
+		wantFailure(need-1, step.name)
+	}
+	// The C library takes more than a page, if any.
+	for pages := need; ; pages++ {
+		r, err := open(pages)
+		if err == nil {
+			ring.Emit(text("sample"))
+			wantSample(t, r, "sample")
+			r.Close()
+			break
+		}
+		if pages > need+100 {
+			t.Fatalf("with %d pages NewReader still returned %v", pages, err)
+		}
+		wantFailure(pages, "allocate for libbpf: ")
+	}
+}
+
+// TestSignalsDisturbNoWait interrupts all system calls of the process, and what waits in
+// particular, every 100 µs.
+func TestSignalsDisturbNoWait(t *testing.T) { inOwnProcess(t, testSignals) }
+
+func testSignals(t *testing.T) {
+	// The kernel loads no program while a signal is pending.
+	var rings []*bpftest.Ring
+	for range 4 {
+		rings = append(rings, bpftest.New(t, 16<<10))
+	}
+	const interval = 100 * time.Microsecond
+	every := syscall.Timeval{Usec: interval.Microseconds()}
+	timer := [2]syscall.Timeval{every, every} // struct itimerval, ITIMER_REAL
+	if _, _, errno := syscall.Syscall(syscall.SYS_SETITIMER, 0, uintptr(unsafe.Pointer(&timer)), 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	var waiting atomic.Int64 // the thread that waits
+	stop := make(chan struct{})
+	var signalling group
+	defer signalling.Wait()
+	defer close(stop)
+	signalling.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if tid := waiting.Load(); tid != 0 {
+					syscall.Tgkill(os.Getpid(), int(tid), syscall.SIGALRM)
+				}
+				syscall.Nanosleep(&syscall.Timespec{Nsec: interval.Nanoseconds()}, nil)
+			}
+		}
+	})
+	eachPace(t, func(t *testing.T, pace Option) {
+		for _, wait := range []string{"blocked", "parked"} {
+			t.Run(wait, func(t *testing.T) {
+				if wait == "parked" {
+					blocked.Add(1000) // no thread may be blocked any more
+					defer blocked.Add(-1000)
+				}
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+				waiting.Store(int64(syscall.Gettid()))
+				defer waiting.Store(0)
+				testDisturbed(t, rings[0], pace)
+				rings = rings[1:]
+			})
+		}
+	})
+}
+
+func testDisturbed(t *testing.T, ring *bpftest.Ring, pace Option) {
+	const samples = 2000
+	r := mustNewReader(t, ring, pace)
+	var producing group
+	producing.Go(func() {
+		for seq := 0; seq < samples; {
+			seq += ring.Count(0, uint64(seq), min(samples-seq, 1+seq%7), 0)
+			syscall.Nanosleep(&syscall.Timespec{Nsec: int64(seq%5) * 200e3}, nil)
+		}
+	})
+	wantNumbered(t, r, 0, samples)
+	producing.Wait()
+
+	var late []time.Duration
+	for i := range 31 {
+		deadline := time.Now().Add(time.Duration(i) * 300 * time.Microsecond)
+		r.SetDeadline(deadline)
+		wantReadError(t, r, os.ErrDeadlineExceeded)
+		late = append(late, time.Since(deadline))
+	}
+	slices.Sort(late)
+	if median := late[len(late)/2]; late[0] < 0 || median > 5*time.Millisecond || late[len(late)-1] > time.Second {
+		t.Errorf("deadlines are met between %v and %v late, half of them more than %v", late[0], late[len(late)-1], median)
+	}
+
+	r.SetDeadline(time.Time{})
+	for _, tt := range []struct {
+		interrupt func() error
+		want      error
+	}{{r.Flush, ErrFlushed}, {r.Close, ErrClosed}} {
+		var interrupting group
+		interrupting.Go(func() {
+			awaitPolling(t, r)
+			<-time.After(5 * time.Millisecond)
+			if err := tt.interrupt(); err != nil {
+				t.Error(err)
+			}
+		})
+		wantReadError(t, r, tt.want)
+		interrupting.Wait()
+	}
+}
+
+func TestTheMapsDescriptorMayBeClosedOrReplaced(t *testing.T) {
+	for _, replace := range []bool{false, true} {
+		t.Run(fmt.Sprint("replaced: ", replace), func(t *testing.T) {
+			ring := bpftest.New(t, os.Getpagesize())
+			fd, err := syscall.Dup(ring.FileDescriptor())
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := mustNewReader(t, FD(fd))
+			if replace {
+				if err := replaceByNull(fd); err != nil {
+					t.Fatal(err)
+				}
+				defer syscall.Close(fd)
+			} else {
+				syscall.Close(fd)
+			}
+			for _, blockFor := range []time.Duration{0, time.Hour} {
+				r.queue.ring.(*libbpfRing).blockFor = blockFor
+				result := goRead(t, r)
+				ring.Emit(text("sample"))
+				wantResult(t, result, "sample", nil)
+			}
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+			if open := descriptors(t)[fd]; open != replace {
+				t.Errorf("descriptor %d is open: %v, want %v", fd, open, replace)
+			}
+		})
+	}
+}
+
+// replaceByNull puts /dev/null in the place of a descriptor.
+func replaceByNull(fd int) error {
+	null, err := syscall.Open("/dev/null", syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(null)
+	return syscall.Dup3(null, fd, syscall.O_CLOEXEC)
+}
+
+func replaceByEpoll(fd int) error {
+	epoll, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(epoll)
+	return syscall.Dup3(epoll, fd, syscall.O_CLOEXEC)
+}
+
+// TestNoDescriptorIsVital closes each descriptor that a Reader opens, or puts another
+// file in its place, before and while somebody reads. It has a process of its own because
+// any file may get the number of a closed one.
+func TestNoDescriptorIsVital(t *testing.T) { inOwnProcess(t, testLostDescriptors) }
+
+func testLostDescriptors(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	r.Close() // what Go opens by itself is open now
+	for i, kind := range []string{"epoll instance", "libbpf's epoll instance", "eventfd", "netpoller's epoll instance", "netpoller's descriptor"} {
+		for _, tt := range []struct {
+			name    string
+			prepare func(r *libbpfRing)
+		}{
+			{"nobody reads", nil},
+			{"blocked", func(r *libbpfRing) { r.active = time.Now() }},
+			{"parked", func(r *libbpfRing) { r.active, r.found = time.Time{}, false }},
+			{"before a tick", func(r *libbpfRing) { r.pace.interval = 8 * time.Millisecond }},
+			{"long before a tick", func(r *libbpfRing) { r.pace.interval = 50 * time.Millisecond }},
+		} {
+			for how, lose := range map[string]func(fd int) error{
+				"closed":                  syscall.Close,
+				"always readable instead": replaceByNull,
+				"never readable instead":  replaceByEpoll,
+			} {
+				t.Run(fmt.Sprintf("%s/%s/%s", kind, tt.name, how), func(t *testing.T) {
+					before := descriptors(t)
+					r, err := NewReader(ring, WithMaxDelay(time.Millisecond))
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer r.Close()
+					fd := openedSince(t, before)[i]
+					loss := loss{ring: ring, r: r, prepare: func() {}, lose: func() {
+						if err := lose(fd); err != nil {
+							t.Fatal(err)
+						}
+					}}
+					if tt.prepare != nil {
+						loss.whileReading = true
+						loss.prepare = func() {
+							r := r.queue.ring.(*libbpfRing)
+							r.pace.ticking, r.pace.interval, r.pace.caughtUp = false, 0, time.Now()
+							tt.prepare(r)
+							r.pace.ticking = r.pace.interval > 0
+						}
+					}
+					loss.test(t)
+				})
+			}
+		}
+	}
+}
+
+// openedSince returns the descriptors of a new Reader, in the order in which they were
+// opened.
+func openedSince(t *testing.T, before map[int]bool) (fds []int) {
+	t.Helper()
+	var files []string
+	for fd := range descriptors(t) {
+		if !before[fd] {
+			fds = append(fds, fd)
+		}
+	}
+	slices.Sort(fds)
+	for _, fd := range fds {
+		file, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, strings.TrimPrefix(file, "anon_inode:"))
+	}
+	const want = "[[eventpoll] [eventpoll] [eventfd] [eventpoll] [eventpoll]]"
+	if got := fmt.Sprint(files); got != want {
+		t.Fatalf("a Reader has the descriptors %v, want %v", got, want)
+	}
+	return fds
+}
+
+// A loss of a descriptor may make any Read fail, but nothing else, and no call may take
+// longer than a second.
+type loss struct {
+	ring         *bpftest.Ring
+	r            *Reader
+	prepare      func() // the Reader, for how the next Read waits
+	lose         func()
+	whileReading bool
+
+	emitted, read uint64
+}
+
+func (l *loss) test(t *testing.T) {
+	var reading <-chan readResult
+	if l.whileReading {
+		l.emit(t, 1)
+		wantNumbered(t, l.r, 0, 1)
+		l.read = 1
+		l.prepare()
+		reading = goRead(t, l.r)
+	}
+	l.lose()
+	l.emit(t, 3)
+	if reading != nil {
+		l.check(t, within(t, "the waiting Read", reading), nil)
+	}
+
+	// Everything arrives, and then nobody spins.
+	l.prepare()
+	const wait = 100 * time.Millisecond
+	l.r.SetDeadline(time.Now().Add(wait))
+	before := processTime()
+	for end := time.Now().Add(time.Second); ; {
+		got := within(t, "Read", readFake(l.r))
+		l.check(t, got, os.ErrDeadlineExceeded)
+		if got.err != nil && l.read == l.emitted {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d of %d samples came, and then %v", l.read, l.emitted, got.err)
+		}
+	}
+	if used := processTime() - before; used > wait/2 {
+		t.Errorf("%v of processor time was used in %v", used, wait)
+	}
+
+	for _, tt := range []struct {
+		name string
+		call func() error
+		want error
+	}{
+		{"SetDeadline", func() error { l.r.SetDeadline(time.Unix(0, 1)); return nil }, os.ErrDeadlineExceeded},
+		{"Flush", l.r.Flush, ErrFlushed},
+		{"Close", l.r.Close, ErrClosed},
+	} {
+		l.r.SetDeadline(time.Time{})
+		l.r.queue.flushes = 0 // if Read failed before it could answer
+		l.prepare()
+		reading := readFake(l.r)
+		await(t, "a goroutine that polls, or has failed", func() bool {
+			l.r.queue.mu.Lock()
+			defer l.r.queue.mu.Unlock()
+			return l.r.queue.polling || len(reading) > 0
+		})
+		called := make(chan readResult, 1)
+		go func() { called <- readResult{err: tt.call()} }()
+		if got := within(t, tt.name, called); got.err != nil && !errors.Is(got.err, syscall.EBADF) {
+			t.Errorf("%s returned %v", tt.name, got.err)
+		}
+		l.check(t, within(t, "the Read that waits for "+tt.name, reading), tt.want)
+	}
+}
+
+func (l *loss) emit(t *testing.T, n int) {
+	t.Helper()
+	if got := l.ring.Count(0, l.emitted, n, 0); got != n {
+		t.Fatalf("the ring had room for %d of %d samples", got, n)
+	}
+	l.emitted += uint64(n)
+}
+
+// check checks what a Read returned: the next sample, the error that it should return
+// when there is none, or that a descriptor is missing.
+func (l *loss) check(t *testing.T, got readResult, want error) {
+	t.Helper()
+	switch {
+	case got.err == nil:
+		if n := bpftest.DecodeNumbered(got.rec.RawSample); n.Seq != l.read || l.read == l.emitted {
+			t.Fatalf("Read returned sample %d, want %d of %d", n.Seq, l.read, l.emitted)
+		}
+		l.read++
+	case errors.Is(got.err, syscall.EBADF):
+		if !strings.Contains(got.err.Error(), `map "events": wait for samples: somebody closed a descriptor`) {
+			t.Errorf("Read returned %v", got.err)
+		}
+	case want == nil || !errors.Is(got.err, want):
+		t.Fatalf("Read returned %v, want %v or %v", got.err, want, syscall.EBADF)
+	}
+}
+
+// within returns what a call returned, which must not take longer than a second.
+func within(t *testing.T, what string, result <-chan readResult) readResult {
+	t.Helper()
+	select {
+	case got := <-result:
+		return got
+	case <-time.After(time.Second):
+		t.Fatalf("%s has not returned after a second", what)
+		panic("unreachable")
+	}
+}
+
+// processTime returns the processor time that this process has used.
+func processTime() time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		panic(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
