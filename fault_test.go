@@ -1,8 +1,10 @@
 package ringbuf
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -204,6 +206,208 @@ func testDisturbed(t *testing.T, ring *bpftest.Ring, pace Option) {
 	}
 }
 
+// TestAStoppedReaderLosesNothing stops the process of a Reader for a while, in which
+// samples come and its deadline passes, and continues it.
+func TestAStoppedReaderLosesNothing(t *testing.T) {
+	if os.Getenv(stoppedEnv) != "" {
+		readWhileStopped(t)
+		return
+	}
+	t.Run("both", func(t *testing.T) {
+		for _, pace := range []string{"eager", "moderated"} {
+			t.Run(pace, func(t *testing.T) {
+				t.Parallel()
+				testStopped(t, pace)
+			})
+		}
+	})
+}
+
+const (
+	stoppedEnv  = "RINGBUF_TEST_STOPPED"
+	stoppedWait = 500 * time.Millisecond // until the deadline
+)
+
+// What the reading process prints.
+const (
+	waitsLine   = "waits"
+	expiredLine = "expired at %d" // ns, CLOCK_MONOTONIC
+	readLine    = "read %d samples"
+)
+
+func testStopped(t *testing.T, pace string) {
+	ring := bpftest.New(t, 64<<10)
+	runtime.LockOSThread() // see runTests
+	defer runtime.UnlockOSThread()
+	cmd := testCommand("^TestAStoppedReaderLosesNothing$", stoppedEnv+"="+pace)
+	events := os.NewFile(uintptr(mapByID(t, ring, 0)), "events")
+	defer events.Close()
+	cmd.ExtraFiles = []*os.File{events}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	var printed strings.Builder
+	lines := bufio.NewScanner(io.TeeReader(stdout, &printed))
+	awaitLine := func(format string, args ...any) {
+		t.Helper()
+		for lines.Scan() {
+			if n, err := fmt.Sscanf(lines.Text(), format, args...); n == len(args) && err == nil {
+				return
+			}
+		}
+		t.Fatalf("the reading process did not print %q:\n%s", format, &printed)
+	}
+
+	accepted := uint64(0)
+	for range max(2, *cycles/5000) {
+		if _, err := fmt.Fprintln(stdin, waitsLine); err != nil {
+			t.Fatal(err)
+		}
+		awaitLine(waitsLine)
+		if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "the process to stop", func() bool { return processState(t, cmd.Process.Pid) == 'T' })
+		filled := false
+		for end := time.Now().Add(time.Second); time.Now().Before(end); {
+			const n = 100
+			added := ring.Count(0, accepted, n, 0)
+			accepted += uint64(added)
+			filled = filled || added < n
+			syscall.Nanosleep(&syscall.Timespec{Nsec: 1e6}, nil)
+		}
+		if !filled {
+			t.Error("the ring was never full")
+		}
+		continued := monotonic()
+		if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		// What was refused is tried again, until it is accepted.
+		for range 10000 {
+			accepted += uint64(ring.Count(0, accepted, 1, 0))
+		}
+		produced := monotonic()
+		var expired int64
+		awaitLine(expiredLine, &expired)
+		// Not before what was there has been read.
+		if late := time.Duration(expired - produced); late > 500*time.Millisecond {
+			t.Errorf("the deadline expired %v after the last sample", late)
+		}
+		if expired < continued {
+			t.Error("the deadline expired while the process was stopped")
+		}
+	}
+	stdin.Close()
+	var read uint64
+	awaitLine(readLine, &read)
+	if read != accepted {
+		t.Errorf("%d samples were read, want %d", read, accepted)
+	}
+	t.Logf("%d samples", read)
+	io.Copy(&printed, stdout)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v\n%s", err, &printed)
+	}
+}
+
+// readWhileStopped is what the other process does.
+func readWhileStopped(t *testing.T) {
+	delay := time.Duration(0)
+	if os.Getenv(stoppedEnv) == "moderated" {
+		delay = time.Millisecond
+	}
+	r := mustNewReader(t, FD(3), WithMaxDelay(delay))
+	var rec Record
+	read := uint64(0)
+	readUntil := func(want error) {
+		for {
+			err := r.ReadInto(&rec)
+			if errors.Is(err, want) {
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := bpftest.DecodeNumbered(rec.RawSample).Seq; got != read {
+				t.Fatalf("sample %d came, want %d", got, read)
+			}
+			read++
+		}
+	}
+	for stdin := bufio.NewScanner(os.Stdin); stdin.Scan(); {
+		r.SetDeadline(time.Now().Add(stoppedWait))
+		fmt.Println(waitsLine)
+		readUntil(os.ErrDeadlineExceeded)
+		fmt.Printf(expiredLine+"\n", monotonic())
+	}
+	r.SetDeadline(time.Time{})
+	if err := r.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	readUntil(ErrFlushed)
+	fmt.Printf(readLine+"\n", read)
+}
+
+// processState returns the state of a process, or of the oldest of its threads.
+func processState(t *testing.T, pid int) byte {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(stat), ") ")
+	return after[0]
+}
+
+// monotonic returns the time since boot in ns, which is the same in all processes.
+func monotonic() int64 {
+	const clockMonotonic = 1
+	var now syscall.Timespec
+	if _, _, errno := syscall.Syscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic, uintptr(unsafe.Pointer(&now)), 0); errno != 0 {
+		panic(errno)
+	}
+	return now.Nano()
+}
+
+// TestOneProcessorSuffices runs tests of what a Reader promises where no two goroutines
+// run at once.
+func TestOneProcessorSuffices(t *testing.T) {
+	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
+	names := []string{
+		"TestOrderOfOneReader",
+		"TestNoWakeupIsLost",
+		"TestReadWaitsForTheNextSample",
+		"TestDeadlineEndsAWait",
+		"TestSetDeadlineActsOnAWaitingRead",
+		"TestFlushReturnsQuietSamplesThenErrFlushed",
+		"TestCloseInterruptsRead",
+		"TestBusyRecordHoldsBackThoseBehindIt",
+	}
+	out, err := runTests("^("+strings.Join(names, "|")+")$", "GOMAXPROCS=1")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, name := range names {
+		if !strings.Contains(out, "\n--- PASS: "+name+" ") {
+			t.Errorf("%s did not pass:\n%s", name, out)
+		}
+	}
+	if strings.Contains(out, "--- SKIP") {
+		t.Errorf("tests were skipped:\n%s", out)
+	}
+}
+
 func TestTheMapsDescriptorMayBeClosedOrReplaced(t *testing.T) {
 	for _, replace := range []bool{false, true} {
 		t.Run(fmt.Sprint("replaced: ", replace), func(t *testing.T) {
@@ -363,7 +567,7 @@ func (l *loss) test(t *testing.T) {
 
 	// Everything arrives, and then nobody spins.
 	l.prepare()
-	const wait = 100 * time.Millisecond
+	const wait = 60 * time.Millisecond
 	l.r.SetDeadline(time.Now().Add(wait))
 	before := processTime()
 	for end := time.Now().Add(time.Second); ; {

@@ -147,13 +147,14 @@ func TestReaderWaitsAfterItsModuleIsClosed(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(20*time.Millisecond))
 			count := dupProgram(t, ring, "count")
+			defer count.Close()
 			ring.Count(0, 0, 1, 0)
 			mustRead(t, r)
 			ring.Close()
 			for seq := range uint64(3) {
 				tt.prepare(r)
 				result := goRead(t, r)
-				if n, err := runProgram(count, 0, seq, 1, 0); n != 1 || err != nil {
+				if n, err := runProgram(int(count.Fd()), 0, seq, 1, 0); n != 1 || err != nil {
 					t.Fatalf("the program wrote %d samples: %v", n, err)
 				}
 				select {
@@ -169,20 +170,19 @@ func TestReaderWaitsAfterItsModuleIsClosed(t *testing.T) {
 	}
 }
 
-// dupProgram returns a descriptor of a program of ring that the test owns.
-func dupProgram(t *testing.T, ring *bpftest.Ring, name string) (fd int) {
+// dupProgram returns another descriptor of a program of ring.
+func dupProgram(t *testing.T, ring *bpftest.Ring, name string) *os.File {
 	t.Helper()
 	prog, err := ring.Module().GetProgram(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fd, err = syscall.Dup(prog.FileDescriptor())
+	fd, err := syscall.Dup(prog.FileDescriptor())
 	if err != nil {
 		t.Fatal(err)
 	}
 	syscall.CloseOnExec(fd)
-	t.Cleanup(func() { syscall.Close(fd) })
-	return fd
+	return os.NewFile(uintptr(fd), name)
 }
 
 // runProgram runs the BPF program of a descriptor once and returns what it returned.

@@ -97,6 +97,14 @@ func inOwnProcess(t *testing.T, test func(t *testing.T), env ...string) {
 
 // runTests runs tests of this binary in another process, and returns what that printed.
 func runTests(pattern string, env ...string) (string, error) {
+	// The process ends with the thread that started it, if this one times out.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	out, err := testCommand(pattern, env...).CombinedOutput()
+	return string(out), err
+}
+
+func testCommand(pattern string, env ...string) *exec.Cmd {
 	args := []string{"-test.run=" + pattern, "-test.v"}
 	flag.Visit(func(f *flag.Flag) {
 		if f.Name == "test.timeout" || f.Name == "cycles" {
@@ -105,10 +113,6 @@ func runTests(pattern string, env ...string) (string, error) {
 	})
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), env...)
-	// It ends with the thread that started it, if this process times out.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	return cmd
 }
