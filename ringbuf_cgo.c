@@ -127,6 +127,8 @@ static bool is_next(struct cgo_ringbuf *r, __u64 start, const void *data, size_t
 	const void *ring = data - BPF_RINGBUF_HDR_SZ - (start & (r->size - 1));
 	__u64 end = start + align8(BPF_RINGBUF_HDR_SZ + len);
 
+	if (start % 8)
+		return false;
 	/* libbpf does not tell where it mapped the ring: the first sample does. */
 	if (!r->libbpf_data && header_at(r, start) == len)
 		r->libbpf_data = ring;
