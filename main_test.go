@@ -105,12 +105,11 @@ func runTests(pattern string, env ...string) (string, error) {
 }
 
 func testCommand(pattern string, env ...string) *exec.Cmd {
-	args := []string{"-test.run=" + pattern, "-test.v"}
-	flag.Visit(func(f *flag.Flag) {
-		if f.Name == "test.timeout" || f.Name == "cycles" {
-			args = append(args, "-"+f.Name+"="+f.Value.String())
-		}
-	})
+	args := []string{"-test.run=" + pattern, "-test.v", fmt.Sprint("-cycles=", *cycles)}
+	if timeout, ok := flag.Lookup("test.timeout").Value.(flag.Getter).Get().(time.Duration); ok {
+		// Earlier than in this process, so that what it says then is seen.
+		args = append(args, fmt.Sprint("-test.timeout=", timeout*3/4))
+	}
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
