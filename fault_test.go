@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -184,7 +185,7 @@ func testDisturbed(t *testing.T, ring *bpftest.Ring, pace Option) {
 		late = append(late, time.Since(deadline))
 	}
 	slices.Sort(late)
-	if median := late[len(late)/2]; late[0] < 0 || median > 5*time.Millisecond || late[len(late)-1] > time.Second {
+	if median := late[len(late)/2]; late[0] < 0 || median > 50*time.Millisecond || late[len(late)-1] > time.Second {
 		t.Errorf("deadlines are met between %v and %v late, half of them more than %v", late[0], late[len(late)-1], median)
 	}
 
@@ -565,22 +566,27 @@ func (l *loss) test(t *testing.T) {
 		l.check(t, within(t, "the waiting Read", reading), nil)
 	}
 
-	// Everything arrives, and then nobody spins.
+	// Everything arrives.
 	l.prepare()
-	const wait = 60 * time.Millisecond
-	l.r.SetDeadline(time.Now().Add(wait))
-	before := processTime()
-	for end := time.Now().Add(time.Second); ; {
+	l.r.SetDeadline(time.Unix(0, 1))
+	for end := time.Now().Add(time.Second); l.read < l.emitted; {
 		got := within(t, "Read", readFake(l.r))
-		l.check(t, got, os.ErrDeadlineExceeded)
-		if got.err != nil && l.read == l.emitted {
-			break
-		}
+		l.check(t, got, nil)
 		if time.Now().After(end) {
 			t.Fatalf("%d of %d samples came, and then %v", l.read, l.emitted, got.err)
 		}
 	}
-	if used := processTime() - before; used > wait/2 {
+	// And then nobody spins. Who does, does so each time.
+	const wait = 60 * time.Millisecond
+	used := time.Duration(math.MaxInt64)
+	for try := 0; try < 3 && used > wait/5; try++ {
+		l.prepare()
+		l.r.SetDeadline(time.Now().Add(wait))
+		before := processTime()
+		l.check(t, within(t, "Read", readFake(l.r)), os.ErrDeadlineExceeded)
+		used = processTime() - before
+	}
+	if used > wait/5 {
 		t.Errorf("%v of processor time was used in %v", used, wait)
 	}
 
