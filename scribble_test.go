@@ -5,8 +5,7 @@ import (
 	"flag"
 	"math/rand/v2"
 	"os"
-	"os/exec"
-	"strings"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -33,9 +32,10 @@ func TestNoScribblingMakesGarbage(t *testing.T) {
 	eachPace(t, func(t *testing.T, pace Option) {
 		ring, r := newRingAndReader(t, 64<<10, pace)
 		position := consumerPosition(t, ring)
-		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()[:strings.Index(t.Name(), "/")]+"$")
-		cmd.Env = append(os.Environ(), scenario+"=1")
-		cmd.ExtraFiles = []*os.File{os.NewFile(dup(t, ring.FileDescriptor()), "ring")}
+		runtime.LockOSThread() // see runTests
+		defer runtime.UnlockOSThread()
+		cmd := testCommand("^TestNoScribblingMakesGarbage$", scenario+"=1")
+		cmd.ExtraFiles = []*os.File{os.NewFile(uintptr(mapByID(t, ring, 0)), "events")}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -97,14 +97,4 @@ func scribble(position *uint64, rng *rand.Rand) {
 			atomic.StoreUint64(position, sound)
 		}
 	}
-}
-
-func dup(t *testing.T, fd int) uintptr {
-	t.Helper()
-	copied, err := syscall.Dup(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	syscall.CloseOnExec(copied)
-	return uintptr(copied)
 }
