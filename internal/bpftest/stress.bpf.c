@@ -169,8 +169,8 @@ __noinline int serve_one(void)
 		return 1;
 	/* All magnitudes of intervals. */
 	mask = (1 << (random >> 32 & 15)) - 1;
-	discards = random & 1 ? 0 : random >> 8 & 15;
-	for (i = 0; i < 15 && i < discards; i++) {
+	discards = random & 1 ? 0 : random & 14 ? random >> 8 & 7 : random >> 8 & 63;
+	for (i = 0; i < 63 && i < discards; i++) {
 		record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 		if (!record)
 			return 1;
