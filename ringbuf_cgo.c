@@ -99,8 +99,8 @@ static void prefetch(const struct cgo_ringbuf *r, const void *data, size_t len, 
 
 /*
  * Reports whether there were only discarded records from one position up to another,
- * which libbpf has consumed since the first was the consumer position. Where the kernel
- * may have put others in their place, that cannot be known.
+ * which libbpf has consumed since the first was the consumer position. When the ring is
+ * full the kernel may have put others in their place, and it cannot be known.
  */
 static bool discarded(const struct cgo_ringbuf *r, __u64 from, __u64 to)
 {
@@ -113,8 +113,8 @@ static bool discarded(const struct cgo_ringbuf *r, __u64 from, __u64 to)
 			break;
 		pos = record_end(pos, header);
 	}
-	/* Not >: the kernel writes a header before it moves the producer position. */
-	return pos == to || (from < to && ring__producer_pos(r->ring) >= from + r->size);
+	/* Half full: what a program writes may be seen before the producer position. */
+	return pos == to || (from < to && ring__producer_pos(r->ring) - from >= r->size / 2);
 }
 
 /*
