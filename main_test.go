@@ -100,7 +100,11 @@ func runTests(pattern string, env ...string) (string, error) {
 	// The process ends with the thread that started it, if this one times out.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	out, err := testCommand(pattern, env...).CombinedOutput()
+	cmd := testCommand(pattern, env...)
+	if dir := flag.Lookup("test.gocoverdir").Value.String(); dir != "" {
+		cmd.Args = append(cmd.Args, "-test.gocoverdir="+dir)
+	}
+	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
 

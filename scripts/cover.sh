@@ -2,8 +2,7 @@
 # Usage: cover.sh DIR MIN_GO MIN_C [flag of go test]...
 #
 # Runs the package's tests and prints which of its Go and C code they did not reach,
-# and how much they did, in percent. (Go that only a test's child process runs counts as
-# not reached.) It fails if that is less than MIN_GO or MIN_C.
+# and how much they did, in percent. It fails if that is less than MIN_GO or MIN_C.
 # Pages with all of the code are written below DIR.
 #
 # The counters of C are clang's, mapped into a file while they count (%c): a Go program
@@ -21,8 +20,9 @@ export CGO_LDFLAGS="$CGO_LDFLAGS -fprofile-instr-generate"
 export LLVM_PROFILE_FILE="$dir/c-%p.profraw%c"
 
 rm -rf "$dir"
-mkdir -p "$dir"
-go test -count=1 -timeout 5m -coverprofile="$dir/go.out" -o "$dir/ringbuf.test" "$@" "$top"
+mkdir -p "$dir/go"
+go test -count=1 -timeout 5m -cover -o "$dir/ringbuf.test" "$@" "$top" -test.gocoverdir="$dir/go"
+go tool covdata textfmt -i="$dir/go" -o "$dir/go.out"
 go tool cover -html="$dir/go.out" -o "$dir/go.html"
 llvm-profdata merge -sparse "$dir"/*.profraw -o "$dir/c.profdata"
 
