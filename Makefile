@@ -119,8 +119,11 @@ DURATION := 5m
 .PHONY: stress
 stress: bpf ## try to lose samples (DURATION=5m with -race, and without), wakeups, memory
 	@go test -c -o $(OUTPUT)/ringbuf.test . && go test -c -race -o $(OUTPUT)/ringbuf-race.test .
+	@echo 'With the race detector, for $(DURATION):'
 	@$(SUDO) $(OUTPUT)/ringbuf-race.test -test.v -test.timeout 0 -test.run '^TestStress$$' -stress $(DURATION)
+	@echo 'Without, for $(DURATION):'
 	@$(SUDO) $(OUTPUT)/ringbuf.test -test.v -test.timeout 0 -test.run '^TestStress$$' -stress $(DURATION)
+	@echo 'Other tests at length, for a quarter of an hour:'
 	@$(SUDO) $(OUTPUT)/ringbuf.test -test.v -test.timeout 0 -rallies 5000000 -scribble 30s -cycles 100000 \
 		-test.run '^Test(NoWakeupIsLost.*|NoScribbling.*|OpenAndClose.*|AStoppedReader.*)$$' -test.skip /without
 

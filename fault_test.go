@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -468,8 +467,9 @@ func TestNoDescriptorIsVital(t *testing.T) { inOwnProcess(t, testLostDescriptors
 
 func testLostDescriptors(t *testing.T) {
 	ring, r := newRingAndReader(t, os.Getpagesize())
-	r.Close() // what Go opens by itself is open now
-	for i, kind := range []string{"epoll instance", "libbpf's epoll instance", "eventfd", "netpoller's epoll instance", "netpoller's descriptor"} {
+	r.Close()                                 // what Go opens by itself is open now
+	const libbpfs = "libbpf's epoll instance" // nobody but libbpf needs that one
+	for i, kind := range []string{"epoll instance", libbpfs, "eventfd", "netpoller's epoll instance", "netpoller's descriptor"} {
 		for _, tt := range []struct {
 			name    string
 			prepare func(r *libbpfRing)
@@ -493,7 +493,7 @@ func testLostDescriptors(t *testing.T) {
 					}
 					defer r.Close()
 					fd := openedSince(t, before)[i]
-					loss := loss{ring: ring, r: r, prepare: func() {}, lose: func() {
+					loss := loss{ring: ring, r: r, harmless: kind == libbpfs, prepare: func() {}, lose: func() {
 						if err := lose(fd); err != nil {
 							t.Fatal(err)
 						}
@@ -539,14 +539,14 @@ func openedSince(t *testing.T, before map[int]bool) (fds []int) {
 	return fds
 }
 
-// A loss of a descriptor may make any Read fail, but nothing else, and no call may take
-// longer than a second.
+// A loss of a descriptor may make any Read fail, but nothing else, and no call may hang.
 type loss struct {
 	ring         *bpftest.Ring
 	r            *Reader
 	prepare      func() // the Reader, for how the next Read waits
 	lose         func()
 	whileReading bool
+	harmless     bool // no Read may fail
 
 	emitted, read uint64
 }
@@ -576,19 +576,11 @@ func (l *loss) test(t *testing.T) {
 			t.Fatalf("%d of %d samples came, and then %v", l.read, l.emitted, got.err)
 		}
 	}
-	// And then nobody spins. Who does, does so each time.
-	const wait = 60 * time.Millisecond
-	used := time.Duration(math.MaxInt64)
-	for try := 0; try < 3 && used > wait/5; try++ {
+	wantNoSpin(t, func(deadline time.Time) {
 		l.prepare()
-		l.r.SetDeadline(time.Now().Add(wait))
-		before := processTime()
+		l.r.SetDeadline(deadline)
 		l.check(t, within(t, "Read", readFake(l.r)), os.ErrDeadlineExceeded)
-		used = processTime() - before
-	}
-	if used > wait/5 {
-		t.Errorf("%v of processor time was used in %v", used, wait)
-	}
+	})
 
 	for _, tt := range []struct {
 		name string
@@ -635,7 +627,7 @@ func (l *loss) check(t *testing.T, got readResult, want error) {
 			t.Fatalf("Read returned sample %d, want %d of %d", n.Seq, l.read, l.emitted)
 		}
 		l.read++
-	case errors.Is(got.err, syscall.EBADF):
+	case errors.Is(got.err, syscall.EBADF) && !l.harmless:
 		if !strings.Contains(got.err.Error(), `map "events": wait for samples: somebody closed a descriptor`) {
 			t.Errorf("Read returned %v", got.err)
 		}
@@ -644,14 +636,14 @@ func (l *loss) check(t *testing.T, got readResult, want error) {
 	}
 }
 
-// within returns what a call returned, which must not take longer than a second.
+// within returns what a call returned, which must not hang.
 func within(t *testing.T, what string, result <-chan readResult) readResult {
 	t.Helper()
 	select {
 	case got := <-result:
 		return got
-	case <-time.After(time.Second):
-		t.Fatalf("%s has not returned after a second", what)
+	case <-time.After(3 * time.Second):
+		t.Fatalf("%s has not returned after three seconds", what)
 		panic("unreachable")
 	}
 }

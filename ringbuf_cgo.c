@@ -100,11 +100,12 @@ static void prefetch(const struct cgo_ringbuf *r, const void *data, size_t len, 
 /*
  * Reports whether there were only discarded records from one position up to another,
  * which libbpf has consumed since the first was the consumer position. When the ring is
- * full the kernel may have put others in their place, and it cannot be known.
+ * full the kernel may have put others in their place: then it cannot be known.
  */
 static bool discarded(const struct cgo_ringbuf *r, __u64 from, __u64 to)
 {
 	__u64 pos = from;
+	int i;
 
 	while (pos < to && pos - from < r->size) {
 		__u32 header = header_at(r, pos);
@@ -113,28 +114,30 @@ static bool discarded(const struct cgo_ringbuf *r, __u64 from, __u64 to)
 			break;
 		pos = record_end(pos, header);
 	}
-	/* Half full: what a program writes may be seen before the producer position. */
-	return pos == to || (from < to && ring__producer_pos(r->ring) - from >= r->size / 2);
+	if (pos == to || from > to)
+		return pos == to;
+	/*
+	 * Not >: the kernel writes a header before it moves the producer position. And
+	 * what a program writes then may be seen a while earlier, on arm64.
+	 */
+	for (i = 0; i < 1000; i++)
+		if (ring__producer_pos(r->ring) >= from + r->size)
+			return true;
+	return false;
 }
 
 /*
- * Reports whether libbpf's callback is for the record that is next, as it should be
- * for one at the consumer position. Whoever holds the map can write that position, and
- * libbpf, which has loaded it once, then takes any bytes for a header.
+ * Reports whether libbpf's callback is for the record that is next. Whoever holds the map
+ * can write the consumer position, and libbpf, which has loaded it before, takes any
+ * bytes there for a header.
  */
-static bool is_next(struct cgo_ringbuf *r, __u64 start, const void *data, size_t len)
+static bool is_next(struct cgo_ringbuf *r, __u64 start, size_t len)
 {
-	const void *ring = data - BPF_RINGBUF_HDR_SZ - (start & (r->size - 1));
 	__u64 end = start + align8(BPF_RINGBUF_HDR_SZ + len);
 
-	if (start % 8)
+	if (start != r->consumer && (start % 8 || !discarded(r, r->consumer, start)))
 		return false;
-	/* libbpf does not tell where it mapped the ring: the first sample does. */
-	if (!r->libbpf_data && header_at(r, start) == len)
-		r->libbpf_data = ring;
-	if (ring != r->libbpf_data)
-		return false;
-	if (start != r->consumer && !discarded(r, r->consumer, start))
+	if (header_at(r, start) != len)
 		return false;
 	/* The kernel may have added records since the drain began. */
 	if (end > r->producer)
@@ -169,8 +172,9 @@ static int take_sample(void *ctx, void *data, size_t len)
 	__u64 start = ring__consumer_pos(r->ring);
 	__u64 end = start + align8(BPF_RINGBUF_HDR_SZ + len);
 	struct cgo_ringbuf_entry *entry;
+	const void *sample;
 
-	if (!is_next(r, start, data, len)) {
+	if (!is_next(r, start, len)) {
 		r->bad_consumer = start;
 		return -EUCLEAN;
 	}
@@ -182,11 +186,16 @@ static int take_sample(void *ctx, void *data, size_t len)
 		entry = r->spill;
 		r->spilled = need;
 	}
-	prefetch(r, data, len, end);
+	/*
+	 * Not from data: libbpf may be elsewhere, at a record of the same length. Then it
+	 * sets the consumer position accordingly, which does not remain unnoticed.
+	 */
+	sample = r->data + (start & (r->size - 1)) + BPF_RINGBUF_HDR_SZ;
+	prefetch(r, sample, len, end);
 	entry->end = end;
 	entry->len = len;
 	entry->gap = end - r->last > UINT32_MAX ? UINT32_MAX : end - r->last;
-	copy8(entry + 1, data, align8(len));
+	copy8(entry + 1, sample, align8(len));
 	r->last = end;
 	r->consumer = end;
 	r->samples++;

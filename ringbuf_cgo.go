@@ -352,8 +352,8 @@ func (r *libbpfRing) park(deadline time.Time, ready func(uintptr) bool) error {
 	return nil
 }
 
-// wake implements ring. It works with no descriptor at all, since anybody in this
-// process may close one by mistake.
+// wake implements ring. To end a parked wait it needs no descriptor, since anybody in
+// this process may close one by mistake.
 func (r *libbpfRing) wake() {
 	r.woken.Store(true)
 	// It fails only when the eventfd is closed or no eventfd. Then the wait that blocks

@@ -33,7 +33,6 @@ struct cgo_ringbuf {
 	bool begun;  /* consumer is valid: a drain has found a sound position */
 	void *pages; /* our own mapping of the producer position and the data, read-only */
 	void *data;  /* in pages */
-	const void *libbpf_data; /* the same in libbpf's mapping, once known */
 
 	/* Where the drained samples go; valid during one call. */
 	void *buf;

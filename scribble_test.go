@@ -30,7 +30,8 @@ func TestNoScribblingMakesGarbage(t *testing.T) {
 		return
 	}
 	eachPace(t, func(t *testing.T, pace Option) {
-		ring, r := newRingAndReader(t, 64<<10, pace)
+		// What is written at once fills most of it.
+		ring, r := newRingAndReader(t, 4<<10, pace)
 		position := consumerPosition(t, ring)
 		runtime.LockOSThread() // see runTests
 		defer runtime.UnlockOSThread()

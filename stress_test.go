@@ -20,13 +20,13 @@ import (
 // make stress gives these more time than go test does.
 var (
 	stressFor  = flag.Duration("stress", 3*time.Second, "how long to read under stress")
-	stressSeed = flag.Uint64("seed", uint64(time.Now().UnixNano()%1e6), "of the random numbers of tests under stress")
+	stressSeed = flag.Uint64("seed", 0, "of what TestStress writes: to try one ring again")
 	rallies    = flag.Uint64("rallies", 20_000, "samples of each test for lost wakeups")
 )
 
 // watch ends the process with the stacks of all goroutines if progress does not change for
 // a while. It returns a function to call at the end.
-func watch(what string, progress *atomic.Uint64) (stop func()) {
+func watch(t *testing.T, what string, progress *atomic.Uint64) (stop func()) {
 	const patience = 20 * time.Second
 	done := make(chan struct{})
 	var watching group
@@ -41,9 +41,10 @@ func watch(what string, progress *atomic.Uint64) (stop func()) {
 			now := progress.Load()
 			if now == last {
 				debug.SetTraceback("all")
-				panic(fmt.Sprintf("%s: nothing happened for %v after %d samples", what, patience, now))
+				panic(fmt.Sprintf("%s %s: nothing happened for %v after %d samples", t.Name(), what, patience, now))
 			}
 			last = now
+			t.Logf("%d samples so far", now)
 		}
 	})
 	return func() {
@@ -129,18 +130,30 @@ func TestStress(t *testing.T) {
 		{"moderated", []Option{WithMaxDelay(200 * time.Microsecond)}},
 	}
 	configurations := len(sizes) * len(paces)
-	each := min(*stressFor/time.Duration(configurations), 5*time.Second)
-	seed := *stressSeed
+	seed, each := *stressSeed, *stressFor
+	if seed == 0 {
+		seed = 1 + uint64(time.Now().UnixNano()%1e6)
+		each = min(each/time.Duration(configurations), 5*time.Second)
+	}
 	var total stressCounts
 	end := time.Now().Add(*stressFor)
-	for i := 0; (i < configurations || time.Now().Before(end)) && !t.Failed(); i++ {
+	for i := 0; (i < configurations && *stressSeed == 0 || time.Now().Before(end)) && !t.Failed(); i++ {
 		n := int(seed % uint64(configurations))
 		size, pace := sizes[n%len(sizes)], paces[n/len(sizes)]
 		name := fmt.Sprintf("%s, %d KiB", pace.name, size>>10)
-		t.Run(name, func(t *testing.T) { total.add(testStress(t, size, pace.options, seed, each)) })
-		seed++
+		t.Run(name, func(t *testing.T) {
+			total.add(testStress(t, size, pace.options, seed, each))
+			if t.Failed() {
+				t.Logf("to try again, on %d CPUs: go test -v -race=%v -run TestStress . -stress 1m -seed %d", runtime.NumCPU(), raceEnabled, seed)
+			}
+		})
+		if *stressSeed == 0 {
+			seed++
+		}
 	}
-	t.Log("altogether ", total)
+	if !t.Failed() {
+		t.Log("altogether ", total)
+	}
 }
 
 func testStress(t *testing.T, size int, options []Option, seed uint64, duration time.Duration) stressCounts {
@@ -151,8 +164,7 @@ func testStress(t *testing.T, size int, options []Option, seed uint64, duration 
 		options: options,
 		next:    make([]uint64, ring.Producers),
 	}
-	t.Logf("-seed %d", seed)
-	stopWatching := watch(fmt.Sprintf("%s with -seed %d", t.Name(), seed), &s.progress)
+	stopWatching := watch(t, fmt.Sprintf("-seed %d", seed), &s.progress)
 	defer stopWatching()
 	stop := make(chan struct{})
 	var producing group
@@ -366,7 +378,7 @@ func (s *stress) settle(rec *recorder, read []uint64, all bool) error {
 // parks. internal/tso has the test that does not depend on luck.)
 func TestNoWakeupIsLost(t *testing.T) {
 	eachWaitUnderLoad(t, func(t *testing.T, opts ...Option) {
-		ring := bpftest.NewStress(t, os.Getpagesize(), *stressSeed)
+		ring := bpftest.NewStress(t, os.Getpagesize(), uint64(time.Now().UnixNano()))
 		testNumbers(t, ring, ring.Serve, *rallies, opts...)
 	})
 }
@@ -375,7 +387,7 @@ func TestNoWakeupIsLost(t *testing.T) {
 // sample.
 func TestNoWakeupIsLostWhenEachSampleFillsTheRing(t *testing.T) {
 	eachWaitUnderLoad(t, func(t *testing.T, opts ...Option) {
-		ring := bpftest.NewStress(t, os.Getpagesize(), *stressSeed)
+		ring := bpftest.NewStress(t, os.Getpagesize(), uint64(time.Now().UnixNano()))
 		testNumbers(t, ring, ring.Fill, *rallies/5, opts...)
 	})
 }
@@ -397,8 +409,10 @@ func testNumbers(t *testing.T, ring *bpftest.StressRing, write func(n uint64, st
 		n /= 200 // producer and reader take turns, of 10 ms each
 	}
 	r := mustNewReader(t, ring, opts...)
+	// Else it would park after a while, and find what nobody told it of.
+	r.queue.ring.(*libbpfRing).blockFor = time.Hour
 	var progress atomic.Uint64
-	stopWatching := watch(fmt.Sprintf("%s with -seed %d", t.Name(), *stressSeed), &progress)
+	stopWatching := watch(t, "", &progress)
 	defer stopWatching()
 	stop := make(chan struct{})
 	var writing group
