@@ -92,11 +92,10 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest asan ## lint, selftests, unit tests and kernel tests with -race and asan, benchmarks once, some fuzzing
+test: lint selftest asan ## lint, selftests, unit tests and kernel tests with -race and asan, benchmarks once
 	@scripts/deps.sh spin=spin
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
-	@$(MAKE) --no-print-directory fuzz FUZZTIME=2000x
 
 # A number (2000x) where a failure must mean something: now and then Go takes the end of a
 # time for one, "context deadline exceeded". What is found to be of interest is kept in
