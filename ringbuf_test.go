@@ -756,18 +756,18 @@ func TestAfterAWakeNoWaitSpins(t *testing.T) {
 	})
 }
 
-// wantNoSpin checks that a wait until a deadline takes hardly any processor time. Who
-// spins does so each time.
+// wantNoSpin checks that a wait until a deadline takes little processor time, at least once:
+// an emulated machine takes some for anything. Who spins takes all, each time.
 func wantNoSpin(t *testing.T, wait func(deadline time.Time)) {
 	t.Helper()
 	const d = 60 * time.Millisecond
 	used := time.Duration(math.MaxInt64)
-	for try := 0; try < 3 && used > d/5; try++ {
+	for try := 0; try < 3 && used > d/2; try++ {
 		before := processTime()
 		wait(time.Now().Add(d))
 		used = processTime() - before
 	}
-	if used > d/5 {
+	if used > d/2 {
 		t.Errorf("%v of processor time was used in %v", used, d)
 	}
 }
