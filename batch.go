@@ -6,17 +6,23 @@ import (
 	"sync/atomic"
 )
 
-// A batch is where one poll of the ring after the other puts what it drained.
+// A batch is where one poll of the rings after the other puts what it drained.
 type batch struct {
 	memory  *memory
 	used    int    // bytes of memory that callers may keep
 	keeping bool   // callers kept samples of the last poll, or would have liked to
 	entries []byte // what the last poll drained, in memory behind used
 
+	ring     int    // whose samples they are
 	last     uint64 // end position of the last entry
-	consumer uint64 // consumer position after the poll
 	producer uint64 // producer position after the poll
+
+	refused []refused // not yet told of, in the order of positions
 }
+
+// refused is a number of records that the kernel refused when the producer position was at
+// this.
+type refused struct{ position, records uint64 }
 
 // entries are samples as C stored them, one after the other:
 //
@@ -39,7 +45,8 @@ const (
 // memory is what entries are in. C writes to it, Go only reads.
 type memory struct {
 	bytes []byte
-	kept  atomic.Bool // Read gave samples in it away for ever, or did not because it is large
+	kept  atomic.Bool  // Read gave samples in it away for ever, or did not because it is large
+	views atomic.Int32 // goroutines that may use a sample in it for a while
 }
 
 func (m *memory) large() bool { return len(m.bytes) > maxKeptMemory }
@@ -48,9 +55,9 @@ func (m *memory) large() bool { return len(m.bytes) > maxKeptMemory }
 func (b *batch) reset() {
 	b.keeping = b.memory != nil && b.memory.kept.Load()
 	switch {
-	case !b.keeping:
+	case !b.keeping && (b.memory == nil || b.memory.views.Load() == 0):
 		b.used = 0
-	case b.memory.large():
+	case !b.keeping || b.memory.large():
 		b.memory, b.used = nil, 0
 	default:
 		b.used += len(b.entries)
@@ -87,6 +94,9 @@ type unread struct {
 	memory   atomic.Pointer[memory]
 	base     atomic.Uint64 // the value of taken where memory begins
 	producer atomic.Uint64
+	ring     atomic.Int32
+	lost     atomic.Uint64 // records that were lost before one of the entries
+	lostAt   atomic.Uint64 // the value of taken where that begins
 }
 
 func (u *unread) empty() bool { return u.taken.Load() == u.put.Load() }
@@ -114,6 +124,15 @@ func (u *unread) peek() (sample []byte, remaining int, at uint64, ok bool) {
 		}
 		return head[entryHeaderSize:][:size:size], int(u.producer.Load() - end), at, true
 	}
+}
+
+// origin returns of the entry at which peek was the ring, and how many records were lost
+// before it. It is valid if take succeeds after that.
+func (u *unread) origin(at uint64) (ring int, lost uint64) {
+	if u.lostAt.Load() == at {
+		lost = u.lost.Load()
+	}
+	return int(u.ring.Load()), lost
 }
 
 // take removes the entry that was peeked. If it reports false somebody else did, and
@@ -153,6 +172,25 @@ func (u *unread) keep(sample []byte) bool {
 	return !m.large()
 }
 
+// hold is called between peek and take by who wants the sample without copying it, until
+// they call release of what hold returned, or pass that here again. If it is not the
+// same, they must peek again.
+func (u *unread) hold(held *memory) *memory {
+	m := u.memory.Load()
+	if m != held {
+		held.release()
+		m.views.Add(1)
+	}
+	return m
+}
+
+// release ends a hold. m may be nil.
+func (m *memory) release() {
+	if m != nil {
+		m.views.Add(-1)
+	}
+}
+
 // add puts the entries of a batch.
 func (u *unread) add(b *batch) {
 	if u.memory.Load() != b.memory {
@@ -161,14 +199,41 @@ func (u *unread) add(b *batch) {
 	at := u.put.Load()
 	u.base.Store(at - uint64(b.used))
 	u.producer.Store(b.producer)
+	if ring := int32(b.ring); u.ring.Load() != ring {
+		u.ring.Store(ring)
+	}
+	if u.lost.Load() != 0 {
+		u.lost.Store(0)
+	}
+	if offset, records := b.lost(); records > 0 {
+		u.lostAt.Store(at + offset)
+		u.lost.Store(records)
+	}
 	u.put.Store(at + uint64(len(b.entries)))
 }
 
+// lost returns where in the entries the first is that comes after a loss, how many records
+// were lost before it and the others, and forgets these losses.
+func (b *batch) lost() (offset, records uint64) {
+	n := 0
+	for ; n < len(b.refused) && b.refused[n].position < b.last; n++ {
+		records += b.refused[n].records
+	}
+	if n == 0 {
+		return 0, 0
+	}
+	for head := b.entries; binary.NativeEndian.Uint64(head) <= b.refused[0].position; head = b.entries[offset:] {
+		offset += entryHeaderSize + (uint64(binary.NativeEndian.Uint32(head[8:]))+7)&^7
+	}
+	b.refused = b.refused[:copy(b.refused, b.refused[n:])]
+	return offset, records
+}
+
 // before returns the end position of the entry before the oldest, or reports that
-// there is none. Nobody may put meanwhile.
-func (u *unread) before() (pos uint64, ok bool) {
+// there is none of that ring. Nobody may put meanwhile.
+func (u *unread) before(ring int) (pos uint64, ok bool) {
 	at := u.taken.Load()
-	if at == u.put.Load() {
+	if at == u.put.Load() || int(u.ring.Load()) != ring {
 		return 0, false
 	}
 	head := u.memory.Load().bytes[at-u.base.Load():]

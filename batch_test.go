@@ -35,7 +35,7 @@ func TestUnreadReturnsEntriesInOrder(t *testing.T) {
 	var u unread
 	u.add(newBatch(samples...))
 	for i, want := range samples {
-		before, _ := u.before()
+		before, _ := u.before(0)
 		sample, remaining, at, ok := u.peek()
 		if !ok || string(sample) != want || remaining != 1000-(i+1)*100 || before != uint64(i)*100 {
 			t.Errorf("entry %d is %q, %v, remaining %d, before %d", i, sample, ok, remaining, before)

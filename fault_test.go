@@ -426,7 +426,7 @@ func TestTheMapsDescriptorMayBeClosedOrReplaced(t *testing.T) {
 				syscall.Close(fd)
 			}
 			for _, blockFor := range []time.Duration{0, time.Hour} {
-				r.queue.ring.(*libbpfRing).blockFor = blockFor
+				r.queue.rings.(*libbpfRings).blockFor = blockFor
 				result := goRead(t, r)
 				ring.Emit(text("sample"))
 				wantResult(t, result, "sample", nil)
@@ -472,13 +472,13 @@ func testLostDescriptors(t *testing.T) {
 	for i, kind := range []string{"epoll instance", libbpfs, "eventfd", "netpoller's epoll instance", "netpoller's descriptor"} {
 		for _, tt := range []struct {
 			name    string
-			prepare func(r *libbpfRing)
+			prepare func(r *libbpfRings)
 		}{
 			{"nobody reads", nil},
-			{"blocked", func(r *libbpfRing) { r.active = time.Now() }},
-			{"parked", func(r *libbpfRing) { r.active, r.found = time.Time{}, false }},
-			{"before a tick", func(r *libbpfRing) { r.pace.interval = 8 * time.Millisecond }},
-			{"long before a tick", func(r *libbpfRing) { r.pace.interval = 50 * time.Millisecond }},
+			{"blocked", func(r *libbpfRings) { r.active = time.Now() }},
+			{"parked", func(r *libbpfRings) { r.active, r.found = time.Time{}, false }},
+			{"before a tick", func(r *libbpfRings) { r.pace.interval = 8 * time.Millisecond }},
+			{"long before a tick", func(r *libbpfRings) { r.pace.interval = 50 * time.Millisecond }},
 		} {
 			for how, lose := range map[string]func(fd int) error{
 				"closed":                  syscall.Close,
@@ -501,7 +501,7 @@ func testLostDescriptors(t *testing.T) {
 					if tt.prepare != nil {
 						loss.whileReading = true
 						loss.prepare = func() {
-							r := r.queue.ring.(*libbpfRing)
+							r := r.queue.rings.(*libbpfRings)
 							r.pace.ticking, r.pace.interval, r.pace.caughtUp = false, 0, time.Now()
 							tt.prepare(r)
 							r.pace.ticking = r.pace.interval > 0

@@ -297,7 +297,7 @@ func (m *batchModel) check() {
 	if m.u.empty() != (len(m.samples) == 0) {
 		m.t.Fatalf("empty is %v, want %d samples", m.u.empty(), len(m.samples))
 	}
-	pos, ok := m.u.before()
+	pos, ok := m.u.before(0)
 	if ok == m.u.empty() || ok && pos != m.end {
 		m.t.Fatalf("before is %d, %v; want %d, %v", pos, ok, m.end, !m.u.empty())
 	}
@@ -520,7 +520,7 @@ func (m *readerModel) prepare(options []Option) {
 		}
 	}
 	empty()
-	if rest := m.size - int(m.reader.queue.ring.producerPos())&(m.size-1); rest < m.size {
+	if rest := m.size - int(m.reader.queue.rings.producerPos(0))&(m.size-1); rest < m.size {
 		m.ring.Emit(bpftest.Sample{Data: noise[:rest-bpftest.HeaderSize]})
 		empty()
 	}

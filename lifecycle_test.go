@@ -134,7 +134,7 @@ func testOpenAndClose(t *testing.T) {
 
 // startTicking makes r drain at ticks, as it does when samples flow.
 func startTicking(r *Reader) {
-	pace := &r.queue.ring.(*libbpfRing).pace
+	pace := &r.queue.rings.(*libbpfRings).pace
 	pace.ticking, pace.interval, pace.caughtUp = true, pace.delay(), time.Now()
 }
 
@@ -145,8 +145,8 @@ func TestReaderWaitsAfterItsModuleIsClosed(t *testing.T) {
 		name    string
 		prepare func(r *Reader)
 	}{
-		{"blocked", func(r *Reader) { r.queue.ring.(*libbpfRing).blockFor = time.Hour }},
-		{"parked", func(r *Reader) { r.queue.ring.(*libbpfRing).blockFor = 0 }},
+		{"blocked", func(r *Reader) { r.queue.rings.(*libbpfRings).blockFor = time.Hour }},
+		{"parked", func(r *Reader) { r.queue.rings.(*libbpfRings).blockFor = 0 }},
 		{"ticking", startTicking},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -23,6 +23,7 @@ type mapInfo struct {
 	name     string
 	kind     uint32
 	kindName string
+	id       uint32
 	flags    uint32
 	size     uint32 // max_entries: of a ring buffer, its size in bytes
 }

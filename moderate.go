@@ -1,11 +1,15 @@
 package ringbuf
 
-import "time"
+import (
+	"math"
+	"slices"
+	"time"
+)
 
 // Wakeup moderation. The kernel notifies of a record if the consumer had caught up
 // with it, whether or not anybody waits, and the traced program pays for that. A
-// consumer that never catches up is never notified. So while samples flow, the ring
-// is drained at ticks of a timer, and the newest record is left in it until the next
+// consumer that never catches up is never notified. So while samples flow, the rings
+// are drained at ticks of a timer, and the newest record is left in each until the next
 // tick.
 const (
 	defaultMaxDelay = time.Millisecond
@@ -19,7 +23,11 @@ const (
 	startDelays = 6
 	stopTicks   = 4
 
-	// A tick that finds more than one part in maxFill of the ring filled makes the
+	// With an explicit delay of this or more, records that the kernel does not notify of
+	// wait no longer either. To look at the rings so often costs nothing to speak of.
+	longDelay = 10 * time.Millisecond
+
+	// A tick that finds more than one part in maxFill of a ring filled makes the
 	// next one come sooner.
 	maxFill = 4
 
@@ -45,12 +53,14 @@ const (
 type moderator struct {
 	max   time.Duration // no sample waits longer than twice this; 0: never tick
 	given bool          // by the user: the ring does not limit it
-	size  uint64        // of the ring, in bytes
+	size  uint64        // of the smallest ring, in bytes
 
 	ticking  bool
 	interval time.Duration // of ticks
 	caughtUp time.Time     // end of the last drain that was not stopped by a full batch
 	bytes    uint64        // drained since
+	of       []uint64      // bytes, by ring
+	fullest  uint64        // the most of these
 	record   uint64        // mean size of a record; it grows at once and shrinks slowly
 	ticks    int           // since gathered was 0
 	gathered uint64        // records
@@ -59,8 +69,8 @@ type moderator struct {
 	first    time.Time
 }
 
-func newModerator(o options, ringSize int) moderator {
-	m := moderator{max: defaultMaxDelay, size: uint64(ringSize)}
+func newModerator(o options, sizes ...int) moderator {
+	m := moderator{max: defaultMaxDelay, size: uint64(slices.Min(sizes)), of: make([]uint64, len(sizes))}
 	if o.maxDelay >= 0 {
 		m.max, m.given = o.maxDelay, true
 	}
@@ -79,12 +89,13 @@ func (m *moderator) next(now time.Time) (pause time.Duration, tick bool) {
 	return m.interval - now.Sub(m.caughtUp), true
 }
 
-// drained is what one or more drains in succession did.
+// drained is what one or more drains in succession of a ring did.
 type drained struct {
+	ring    int
 	moved   uint64 // bytes by which the consumer position moved
 	samples uint64
 	bytes   uint64 // of the samples' records; the rest of moved were discarded ones
-	more    bool   // a full batch stopped it
+	more    bool   // a full batch stopped it, or it is the other rings' turn
 	idle    bool   // nothing was produced since the last one
 }
 
@@ -94,6 +105,8 @@ func (m *moderator) note(now time.Time, d drained) {
 		return
 	}
 	m.bytes += d.moved
+	m.of[d.ring] += d.moved
+	m.fullest = max(m.fullest, m.of[d.ring])
 	if d.samples > 0 {
 		mean := d.bytes / d.samples
 		m.record = max(mean, (15*m.record+mean)/16)
@@ -109,11 +122,12 @@ func (m *moderator) note(now time.Time, d drained) {
 		m.ticking, m.ticks, m.gathered = true, 0, 1
 	}
 	m.interval = delay
-	if m.bytes > m.size/maxFill {
+	if m.fullest > m.size/maxFill {
 		elapsed := now.Sub(m.caughtUp)
-		m.interval = min(delay, max(minDelay, time.Duration(float64(elapsed)*float64(m.size/maxFill)/float64(m.bytes))))
+		m.interval = min(delay, max(minDelay, time.Duration(float64(elapsed)*float64(m.size/maxFill)/float64(m.fullest))))
 	}
-	m.bytes, m.caughtUp = 0, now
+	clear(m.of)
+	m.bytes, m.fullest, m.caughtUp = 0, 0, now
 }
 
 // worthwhile counts a tick and reports whether ticks gather enough.
@@ -147,7 +161,24 @@ func (m *moderator) delay() time.Duration {
 	if m.given {
 		return m.max
 	}
+	return min(m.max, m.safe())
+}
+
+// safe is the longest interval of ticks in which no flood fills a ring.
+func (m *moderator) safe() time.Duration {
 	records := m.size / max(m.record, recordHeaderSize)
 	flood := time.Duration(records * (minRecordTime + m.record/copiedPerNs))
-	return min(m.max, flood-wakeLatency)
+	return flood - wakeLatency
+}
+
+// listens reports whether a notification that comes while a ring fills up is to end the
+// pause before a tick.
+func (m *moderator) listens() bool { return m.given && m.interval > m.safe() }
+
+// look returns for how long to wait for a notification before looking at the rings.
+func (m *moderator) look() time.Duration {
+	if m.given && m.max >= longDelay {
+		return m.max
+	}
+	return math.MaxInt64
 }

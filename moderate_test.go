@@ -202,7 +202,7 @@ func TestTickLeavesTheNewestRecord(t *testing.T) {
 			if tt.busy {
 				defer ring.Busy([8]byte{})()
 			}
-			lib := r.queue.ring.(*libbpfRing)
+			lib := r.queue.rings.(*libbpfRings)
 			var b batch
 			if err := lib.tick(&b, 0); err != nil {
 				t.Fatal(err)
@@ -219,7 +219,7 @@ func TestTickLeavesTheNewestRecord(t *testing.T) {
 			if idle := bool(lib.c.idle); idle != (tt.name == "nothing") {
 				t.Errorf("idle: %v", idle)
 			}
-			if left := int(lib.producerPos() - lib.consumerPos()); left != tt.left {
+			if left := int(lib.producerPos(0) - lib.consumerPos(0)); left != tt.left {
 				t.Errorf("left %d bytes, want %d", left, tt.left)
 			}
 		})
@@ -234,7 +234,7 @@ func newTickingReader(t *testing.T, d time.Duration) (*bpftest.Ring, *Reader) {
 		ring.Count(0, 0, 1, 0)
 		mustRead(t, r)
 	}
-	if !r.queue.ring.(*libbpfRing).pace.ticking {
+	if !r.queue.rings.(*libbpfRings).pace.ticking {
 		t.Fatal("the Reader does not tick")
 	}
 	return ring, r
@@ -293,7 +293,7 @@ func TestCloseActsDuringATick(t *testing.T) {
 func TestWakeEndsAPauseThatBlocksItsThread(t *testing.T) {
 	ring, r := newRingAndReader(t, 4096)
 	ring.Emit(text("a"), text("b"))
-	lib := r.queue.ring.(*libbpfRing)
+	lib := r.queue.rings.(*libbpfRings)
 	var b batch
 	begin := time.Now()
 	time.AfterFunc(20*time.Millisecond, lib.wake)

@@ -1,88 +1,105 @@
 package ringbuf
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
 
-// A ring is what a queue needs of a BPF ring buffer. libbpfRing is the real one;
-// tests have another, to force what a kernel does only now and then.
+// rings is what a queue needs of BPF ring buffers. libbpfRings are the real ones;
+// tests have others, to force what a kernel does only now and then.
 //
-// Calls of poll must not overlap with each other or with close. All other methods
-// but close may be called while poll waits.
-type ring interface {
-	// poll drains samples into b, which must be empty. If there are none it waits
-	// for some, until the deadline (zero: none) or wake; it may also return early.
+// Calls of poll must not overlap with each other, with drainedTo or with close. All other
+// methods but close may be called while poll waits.
+type rings interface {
+	// poll drains samples of one ring into b, which must be empty. If there are none it
+	// waits for some, until the deadline (zero: none) or wake; it may also return early.
 	// With a deadline in the past it does not wait, and returns without samples only
-	// if the ring is empty or its oldest record not committed.
+	// if each ring is empty or its oldest record not committed.
 	poll(b *batch, deadline time.Time) error
+	// drainedTo returns the position up to which ring i was drained.
+	drainedTo(i int) uint64
 	// wake ends the current or the next wait of poll.
 	wake()
-	consumerPos() uint64
-	producerPos() uint64
-	size() int // in bytes
+	consumerPos(i int) uint64
+	producerPos(i int) uint64
+	sizes() []int // in bytes
+	stats() Stats // all but Available
 	close() error
 }
 
 var errClosed = fmt.Errorf("ringbuf: reader: %w", ErrClosed)
 
-// A queue hands the samples of a ring out, in order, to any number of goroutines.
+// A queue hands the samples of rings out, each ring's in order, to any number of
+// goroutines.
 //
 // There is one batch, and turn is a channel with room for it. Whoever finds no
-// sample left receives the batch from turn, which is the right to poll the ring:
+// sample left receives the batch from turn, which is the right to poll the rings:
 // it drives libbpf on its own thread until there are samples, or a reason to give
 // up, and sends the batch back. Everybody else meanwhile waits on turn.
 //
 // So nothing is drained while nobody reads, nor before all that was drained earlier
 // has been handed out.
 type queue struct {
-	ring ring
-	turn chan *batch
-	done chan struct{} // closed when close begins
+	rings rings
+	sizes []int // of the rings in bytes
+	turn  chan *batch
+	done  chan struct{} // closed when close begins
 
 	unread unread // of the batch; empty while it is polled into
 
 	mu       sync.Mutex // never held while polling
-	pos      uint64     // end of the last record handed out, when unread is empty
+	pos      []uint64   // of each ring: end of the last record handed out, when unread has none of it
 	begun    bool       // pos is valid: somebody has polled
 	polling  bool       // poll may be waiting
 	deadline time.Time
 	flushes  int // calls of flush not yet answered by ErrFlushed
 	closed   bool
+	final    *Stats // when rings are closed
 }
 
-func newQueue(r ring) *queue {
-	q := &queue{ring: r, turn: make(chan *batch, 1), done: make(chan struct{})}
+func newQueue(r rings) *queue {
+	q := &queue{rings: r, sizes: r.sizes(), turn: make(chan *batch, 1), done: make(chan struct{})}
+	q.pos = make([]uint64, len(q.sizes))
 	q.turn <- new(batch)
 	return q
 }
 
-// refill returns when there were unread samples, which others may have taken since.
-func (q *queue) refill() error {
+// refill returns when there were unread samples, which others may have taken since. When
+// ctx is done it ends only if interrupt is called.
+func (q *queue) refill(ctx context.Context) error {
 	select {
 	case <-q.done:
 		return errClosed
+	case <-ctx.Done():
+		return ctx.Err()
 	case b := <-q.turn:
-		err := q.lead(b)
+		err := q.lead(ctx, b)
 		q.turn <- b
 		return err
 	}
 }
 
 // lead polls until there are unread samples. The caller has b from q.turn.
-func (q *queue) lead(b *batch) error {
+func (q *queue) lead(ctx context.Context, b *batch) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for q.unread.empty() {
 		if q.closed {
 			return errClosed
 		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		first := !q.begun
 		if first {
 			q.begun = true
-			q.pos = q.ring.consumerPos()
+			for i := range q.pos {
+				q.pos[i] = q.rings.consumerPos(i)
+			}
 		}
 		// Only a flush or expiry that was seen before the ring was found empty
 		// counts, so that no sample that came earlier is held back.
@@ -96,20 +113,22 @@ func (q *queue) lead(b *batch) error {
 		b.reset()
 		q.polling = true
 		q.mu.Unlock()
-		err := q.ring.poll(b, deadline)
+		err := q.rings.poll(b, deadline)
 		q.mu.Lock()
 		q.polling = false
 
-		switch {
-		case err != nil:
+		if err != nil {
 			q.begun = !first // pos may be anything if the first poll did not like it
 			return fmt.Errorf("ringbuf: %w", err)
-		case len(b.entries) > 0:
-			q.pos = b.last
+		}
+		for i := range q.pos {
+			q.pos[i] = q.rings.drainedTo(i) // past discarded records
+		}
+		if len(b.entries) > 0 {
+			q.pos[b.ring] = b.last
 			q.unread.add(b)
 			return nil
 		}
-		q.pos = b.consumer // past discarded records
 		switch {
 		case flushed:
 			q.flushes--
@@ -125,8 +144,15 @@ func (q *queue) lead(b *batch) error {
 // holds q.mu.
 func (q *queue) wake() {
 	if q.polling {
-		q.ring.wake()
+		q.rings.wake()
 	}
+}
+
+// interrupt is for whoever's context is done while they poll.
+func (q *queue) interrupt() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.wake()
 }
 
 func (q *queue) setDeadline(t time.Time) {
@@ -147,22 +173,46 @@ func (q *queue) flush() error {
 	return nil
 }
 
-func (q *queue) available() int {
+func (q *queue) available() (sum int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	for i := range q.pos {
+		sum += q.availableOf(i)
+	}
+	return sum
+}
+
+// availableOf returns the bytes of ring i that were produced and not handed out. The caller
+// holds q.mu.
+func (q *queue) availableOf(i int) int {
 	switch {
 	case q.closed:
 		return 0
 	case !q.begun:
 		// In this order, because somebody else may still be reading.
-		consumer := q.ring.consumerPos()
-		return int(q.ring.producerPos() - consumer)
+		consumer := q.rings.consumerPos(i)
+		return int(q.rings.producerPos(i) - consumer)
 	}
-	pos, ok := q.unread.before()
+	pos, ok := q.unread.before(i)
 	if !ok {
-		pos = q.pos
+		pos = q.pos[i]
 	}
-	return int(q.ring.producerPos() - pos)
+	return int(q.rings.producerPos(i) - pos)
+}
+
+func (q *queue) stats() Stats {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.final != nil {
+		s := *q.final
+		s.Rings = slices.Clone(s.Rings)
+		return s
+	}
+	s := q.rings.stats()
+	for i := range s.Rings {
+		s.Rings[i].Available = q.availableOf(i)
+	}
+	return s
 }
 
 // close may be called once.
@@ -178,5 +228,7 @@ func (q *queue) close() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.unread.clear()
-	return q.ring.close()
+	final := q.rings.stats()
+	q.final = &final
+	return q.rings.close()
 }

@@ -51,8 +51,7 @@ func (f *fakeRing) poll(b *batch, deadline time.Time) error {
 		buf = appendEntry(buf, f.consumer.Add(size), uint32(size), s)
 	}
 	b.set(buf, len(buf))
-	b.consumer, b.producer = f.consumer.Load(), f.producer.Load()
-	b.last = b.consumer
+	b.producer, b.last = f.producer.Load(), f.consumer.Load()
 	return answer.err
 }
 
@@ -64,10 +63,12 @@ func appendEntry(buf []byte, end uint64, gap uint32, sample string) []byte {
 	return append(buf, make([]byte, -len(sample)&7)...)
 }
 
-func (f *fakeRing) wake()               { f.wakes.Add(1) }
-func (f *fakeRing) consumerPos() uint64 { return f.consumer.Load() }
-func (f *fakeRing) producerPos() uint64 { return f.producer.Load() }
-func (f *fakeRing) size() int           { return 4096 }
+func (f *fakeRing) wake()                  { f.wakes.Add(1) }
+func (f *fakeRing) drainedTo(int) uint64   { return f.consumer.Load() }
+func (f *fakeRing) consumerPos(int) uint64 { return f.consumer.Load() }
+func (f *fakeRing) producerPos(int) uint64 { return f.producer.Load() }
+func (f *fakeRing) sizes() []int           { return []int{4096} }
+func (f *fakeRing) stats() Stats           { return Stats{Rings: make([]RingStats, 1)} }
 
 func (f *fakeRing) close() error {
 	if f.polling.Load() != 0 || f.closed.Swap(true) {

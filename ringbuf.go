@@ -1,11 +1,11 @@
 package ringbuf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
-	"slices"
 	"sync"
 	"time"
 )
@@ -27,18 +27,24 @@ type Record struct {
 	// are left to read after this record. There may be more: it is not updated by
 	// what is produced between the drain that found this record and its Read.
 	Remaining int
+
+	// Ring is the index of the record's ring among the maps of NewMultiReader, else 0.
+	Ring int
+
+	// Lost is the number of records that the kernel refused, because the ring was full,
+	// after the record before this one; 0 without WithLossCounter, which see.
+	Lost uint64
 }
 
-// A Reader reads the records of one BPF ring buffer. All of its methods may be
+// A Reader reads the records of one or more BPF ring buffers. All of its methods may be
 // called by any number of goroutines at once. Each record is returned once, in the
-// order of the ring, to one of them.
+// order of its ring, to one of them.
 //
 // A ring buffer has one consumer position, shared by everybody: at any time only
 // one Reader, of all processes, may read it. When a Reader finds that somebody else
 // has moved that position, its Read returns an error. See Read.
 type Reader struct {
 	queue   *queue
-	size    int
 	cleanup runtime.Cleanup
 	close   func() error
 }
@@ -88,23 +94,39 @@ func WithMaxDelay(d time.Duration) Option {
 // Close releases the Reader's resources. If it is dropped without a Close, they
 // are released after the garbage collector has found out.
 func NewReader(m Map, opts ...Option) (*Reader, error) {
+	return NewMultiReader([]Map{m}, opts...)
+}
+
+// NewMultiReader returns a Reader of one or more ring buffers, each as NewReader wants it.
+// Record.Ring tells from which of maps a record is. The rings take turns: while there are
+// records in several, as many batches of up to 64 KiB come from each, so that a ring that is
+// flooded does not hold up the others.
+//
+// BPF programs on several processors that write into one ring wait for each other: the
+// kernel locks the ring for each record. One ring for each processor, or NUMA node, in a
+// map of type BPF_MAP_TYPE_ARRAY_OF_MAPS, is how they do not. See examples/sharded.
+//
+// What is said of one ring elsewhere is true of each. An error of Read, but for those of
+// deadline, Flush and Close, names the map; the records of the others are returned by
+// the Reads between. The default delay of wakeup moderation is that for the smallest ring.
+func NewMultiReader(maps []Map, opts ...Option) (*Reader, error) {
 	o := options{maxDelay: -1}
 	for _, opt := range opts {
 		opt(&o)
 	}
-	src, err := openRing(m, o)
+	src, err := openRings(maps, o)
 	if err != nil {
 		return nil, fmt.Errorf("ringbuf: %w", err)
 	}
 	return newReader(src), nil
 }
 
-func newReader(src ring) *Reader {
-	r := &Reader{queue: newQueue(src), size: src.size()}
+func newReader(src rings) *Reader {
+	r := &Reader{queue: newQueue(src)}
 	r.close = sync.OnceValue(r.queue.close)
 	// Of the queue, not of r: a method may be the last to use r, and still be running.
 	// Whoever uses src does so in a method of the queue that needs the queue afterwards.
-	r.cleanup = runtime.AddCleanup(r.queue, func(src ring) { src.close() }, src)
+	r.cleanup = runtime.AddCleanup(r.queue, func(src rings) { src.close() }, src)
 	return r
 }
 
@@ -140,18 +162,49 @@ func (r *Reader) Read() (Record, error) {
 	for {
 		sample, remaining, at, ok := q.unread.peek()
 		if !ok {
-			if err := q.refill(); err != nil {
+			if err := q.refill(context.Background()); err != nil {
 				return Record{}, err
 			}
 			continue
 		}
-		if !q.unread.keep(sample) {
-			sample = slices.Clone(sample)
-		}
-		if q.unread.take(at, sample) {
-			return Record{RawSample: sample, Remaining: remaining}, nil
+		if rec, ok := q.keep(sample, remaining, at); ok {
+			return rec, nil
 		}
 	}
+}
+
+// ReadContext is like Read, but also returns when ctx is done, with the error of ctx: at
+// once, whoever else is waiting, and without the records that are in the ring, which
+// remain there.
+func (r *Reader) ReadContext(ctx context.Context) (Record, error) {
+	q := r.queue
+	for {
+		if err := ctx.Err(); err != nil {
+			return Record{}, err
+		}
+		sample, remaining, at, ok := q.unread.peek()
+		if !ok {
+			stop := context.AfterFunc(ctx, q.interrupt)
+			err := q.refill(ctx)
+			stop()
+			if err != nil {
+				return Record{}, err
+			}
+			continue
+		}
+		if rec, ok := q.keep(sample, remaining, at); ok {
+			return rec, nil
+		}
+	}
+}
+
+// keep takes what was peeked, for ever, or reports that somebody else did.
+func (q *queue) keep(sample []byte, remaining int, at uint64) (Record, bool) {
+	if !q.unread.keep(sample) {
+		sample = copySample(nil, sample)
+	}
+	ring, lost := q.unread.origin(at)
+	return Record{sample, remaining, ring, lost}, q.unread.take(at, sample)
 }
 
 // ReadInto is like Read, but reuses the capacity of rec.RawSample, so that a loop
@@ -162,14 +215,15 @@ func (r *Reader) ReadInto(rec *Record) error {
 	for {
 		sample, remaining, at, ok := q.unread.peek()
 		if !ok {
-			if err := q.refill(); err != nil {
+			if err := q.refill(context.Background()); err != nil {
 				return err
 			}
 			continue
 		}
 		buf := copySample(rec.RawSample, sample)
+		ring, lost := q.unread.origin(at)
 		if q.unread.take(at, sample) {
-			rec.RawSample, rec.Remaining = buf, remaining
+			*rec = Record{buf, remaining, ring, lost}
 			return nil
 		}
 	}
@@ -193,8 +247,13 @@ func (r *Reader) Flush() error { return r.queue.flush() }
 // record returned last to the producer position. It is 0 after Close.
 func (r *Reader) AvailableBytes() int { return r.queue.available() }
 
-// BufferSize returns the size of the ring in bytes.
-func (r *Reader) BufferSize() int { return r.size }
+// BufferSize returns the size of the ring in bytes; of several, the sum.
+func (r *Reader) BufferSize() (sum int) {
+	for _, size := range r.queue.sizes {
+		sum += size
+	}
+	return sum
+}
 
 // Close interrupts all waiting calls and releases the Reader's descriptors,
 // mappings and memory. When it returns, no code of libbpf touches the ring any

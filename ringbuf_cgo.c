@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * From the kernel's ring to a batch in memory: the only code that calls libbpf's
+ * From the kernel's rings to a batch in memory: the only code that calls libbpf's
  * ring_buffer API. It knows nothing of Go.
  */
 #define _GNU_SOURCE
@@ -32,17 +32,28 @@ static __u64 align8(__u64 n)
 	return (n + 7) & ~7ULL;
 }
 
-/* Room for an entry of any record that the ring can hold. */
+/* Room for an entry of any record that a ring can hold. */
 static size_t spill_size(const struct cgo_ringbuf *r)
 {
-	return sizeof(struct cgo_ringbuf_entry) + r->size;
+	return sizeof(struct cgo_ringbuf_entry) + r->largest;
+}
+
+/* Only here are counters written, one thread at a time; any may read them. */
+static void set(__u64 *counter, __u64 value)
+{
+	__atomic_store_n(counter, value, __ATOMIC_RELAXED);
+}
+
+static void count(__u64 *counter, __u64 n)
+{
+	set(counter, *counter + n);
 }
 
 /* The length and flags of the record at pos, which is below the producer position. */
-static __u32 header_at(const struct cgo_ringbuf *r, __u64 pos)
+static __u32 header_at(const struct cgo_ring *ring, __u64 pos)
 {
 	/* Pairs with the xchg() in bpf_ringbuf_commit(). */
-	const __u32 *header = r->data + (pos & (r->size - 1));
+	const __u32 *header = ring->data + (pos & (ring->size - 1));
 
 	return __atomic_load_n(header, __ATOMIC_ACQUIRE);
 }
@@ -62,21 +73,21 @@ static __u64 record_end(__u64 pos, __u32 header)
  *
  * A record that takes a large part of the ring is not left in it.
  */
-static bool leaves_one(const struct cgo_ringbuf *r, __u64 pos)
+static bool leaves_one(const struct cgo_ring *ring, __u64 pos)
 {
-	while (pos < r->producer) {
-		__u32 header = header_at(r, pos);
+	while (pos < ring->producer) {
+		__u32 header = header_at(ring, pos);
 		__u64 end = record_end(pos, header);
 
 		if (header & BPF_RINGBUF_BUSY_BIT)
 			return false;
-		if (end - pos > r->size / 8)
+		if (end - pos > ring->size / 8)
 			return true;
-		if (end >= r->producer)
+		if (end >= ring->producer)
 			return false;
 		/* libbpf consumes discarded records by itself. */
 		if (!(header & BPF_RINGBUF_DISCARD_BIT))
-			return !(header_at(r, end) & BPF_RINGBUF_BUSY_BIT);
+			return !(header_at(ring, end) & BPF_RINGBUF_BUSY_BIT);
 		pos = end;
 	}
 	return false;
@@ -87,11 +98,11 @@ static bool leaves_one(const struct cgo_ringbuf *r, __u64 pos)
  * does not wait for memory, nor for the translation of its address: two pages were
  * measured best. What is not yet produced is left to the producer's cache.
  */
-static void prefetch(const struct cgo_ringbuf *r, const void *data, size_t len, __u64 end)
+static void prefetch(const struct cgo_ring *ring, const void *data, size_t len, __u64 end)
 {
 	size_t i;
 
-	if (end + AHEAD + len >= r->producer)
+	if (end + AHEAD + len >= ring->producer)
 		return;
 	for (i = 0; i < len; i += 64)
 		__builtin_prefetch(data + AHEAD + i);
@@ -99,21 +110,24 @@ static void prefetch(const struct cgo_ringbuf *r, const void *data, size_t len, 
 
 /*
  * Reports whether there were only discarded records from one position up to another,
- * which libbpf has consumed since the first was the consumer position. When the ring is
- * full the kernel may have put others in their place: then it cannot be known.
+ * which libbpf has consumed since the first was the consumer position, and counts them.
+ * When the ring is full the kernel may have put others in their place: then it cannot be
+ * known.
  */
-static bool discarded(const struct cgo_ringbuf *r, __u64 from, __u64 to)
+static bool discarded(struct cgo_ring *ring, __u64 from, __u64 to)
 {
-	__u64 pos = from;
+	__u64 pos = from, records;
 	int i;
 
-	while (pos < to && pos - from < r->size) {
-		__u32 header = header_at(r, pos);
+	for (records = 0; pos < to && pos - from < ring->size; records++) {
+		__u32 header = header_at(ring, pos);
 
 		if (!(header & BPF_RINGBUF_DISCARD_BIT))
 			break;
 		pos = record_end(pos, header);
 	}
+	if (records)
+		count(&ring->counters.discarded, records);
 	if (pos == to || from > to)
 		return pos == to;
 	/*
@@ -121,7 +135,7 @@ static bool discarded(const struct cgo_ringbuf *r, __u64 from, __u64 to)
 	 * what a program writes then may be seen a while earlier, on arm64.
 	 */
 	for (i = 0; i < 1000; i++)
-		if (ring__producer_pos(r->ring) >= from + r->size)
+		if (ring__producer_pos(ring->lib) >= from + ring->size)
 			return true;
 	return false;
 }
@@ -131,18 +145,18 @@ static bool discarded(const struct cgo_ringbuf *r, __u64 from, __u64 to)
  * can write the consumer position, and libbpf, which has loaded it before, takes any
  * bytes there for a header.
  */
-static bool is_next(struct cgo_ringbuf *r, __u64 start, size_t len)
+static bool is_next(struct cgo_ring *ring, __u64 start, size_t len)
 {
 	__u64 end = start + align8(BPF_RINGBUF_HDR_SZ + len);
 
-	if (start != r->consumer && (start % 8 || !discarded(r, r->consumer, start)))
+	if (start != ring->consumer && (start % 8 || !discarded(ring, ring->consumer, start)))
 		return false;
-	if (header_at(r, start) != len)
+	if (header_at(ring, start) != len)
 		return false;
 	/* The kernel may have added records since the drain began. */
-	if (end > r->producer)
-		r->producer = ring__producer_pos(r->ring);
-	return end <= r->producer && r->producer - start <= r->size;
+	if (end > ring->producer)
+		ring->producer = ring__producer_pos(ring->lib);
+	return end <= ring->producer && ring->producer - start <= ring->size;
 }
 
 /* Copies n bytes, a multiple of 8: faster than a call of memcpy() for small samples. */
@@ -167,15 +181,16 @@ static void copy8(void *to, const void *from, __u64 n)
  */
 static int take_sample(void *ctx, void *data, size_t len)
 {
-	struct cgo_ringbuf *r = ctx;
+	struct cgo_ring *ring = ctx;
+	struct cgo_ringbuf *r = ring->reader;
 	size_t need = sizeof(struct cgo_ringbuf_entry) + align8(len);
-	__u64 start = ring__consumer_pos(r->ring);
+	__u64 start = ring__consumer_pos(ring->lib);
 	__u64 end = start + align8(BPF_RINGBUF_HDR_SZ + len);
 	struct cgo_ringbuf_entry *entry;
 	const void *sample;
 
-	if (!is_next(r, start, len)) {
-		r->bad_consumer = start;
+	if (!is_next(ring, start, len)) {
+		ring->bad_consumer = start;
 		return -EUCLEAN;
 	}
 
@@ -190,19 +205,20 @@ static int take_sample(void *ctx, void *data, size_t len)
 	 * Not from data: libbpf may be elsewhere, at a record of the same length. Then it
 	 * sets the consumer position accordingly, which does not remain unnoticed.
 	 */
-	sample = r->data + (start & (r->size - 1)) + BPF_RINGBUF_HDR_SZ;
-	prefetch(r, sample, len, end);
+	sample = ring->data + (start & (ring->size - 1)) + BPF_RINGBUF_HDR_SZ;
+	prefetch(ring, sample, len, end);
 	entry->end = end;
 	entry->len = len;
-	entry->gap = end - r->last > UINT32_MAX ? UINT32_MAX : end - r->last;
+	entry->gap = end - ring->last > UINT32_MAX ? UINT32_MAX : end - ring->last;
 	copy8(entry + 1, sample, align8(len));
-	r->last = end;
-	r->consumer = end;
+	ring->last = end;
+	ring->consumer = end;
 	r->samples++;
+	r->bytes += len;
 
 	/* Stop before a sample of the same size would pass the limit. */
 	r->full = r->spilled || r->filled + need > r->limit;
-	return r->full || (r->leave && !leaves_one(r, end)) ? STOP : 0;
+	return r->full || (r->leave && !leaves_one(ring, end)) ? STOP : 0;
 }
 
 /*
@@ -210,20 +226,20 @@ static int take_sample(void *ctx, void *data, size_t len)
  * produced since. It is not if another process reads the same ring or writes its
  * consumer position, which libbpf would follow anywhere.
  */
-static bool sound(struct cgo_ringbuf *r)
+static bool sound(struct cgo_ring *ring)
 {
-	__u64 consumer = ring__consumer_pos(r->ring);
+	__u64 consumer = ring__consumer_pos(ring->lib);
 
-	r->producer = ring__producer_pos(r->ring);
-	if ((r->begun && consumer != r->consumer) || consumer % 8 ||
-	    r->producer - consumer > r->size) {
-		r->bad_consumer = consumer;
+	ring->producer = ring__producer_pos(ring->lib);
+	if ((ring->begun && consumer != ring->consumer) || consumer % 8 ||
+	    ring->producer - consumer > ring->size) {
+		ring->bad_consumer = consumer;
 		return false;
 	}
-	if (!r->begun)
-		r->last = consumer;
-	r->begun = true;
-	r->consumer = consumer;
+	if (!ring->begun)
+		ring->last = consumer;
+	ring->begun = true;
+	ring->consumer = consumer;
 	return true;
 }
 
@@ -232,11 +248,28 @@ static bool drained_none(const struct cgo_ringbuf *r)
 	return !r->filled && !r->spilled;
 }
 
-static int drain(struct cgo_ringbuf *r)
+/* Counts what a drain from the given position did. */
+static void count_drain(struct cgo_ringbuf *r, struct cgo_ring *ring, __u64 start)
 {
-	__u64 start, consumer;
+	struct cgo_ring_counters *c = &ring->counters;
+
+	r->moved += ring->consumer - start;
+	if (ring->consumer == start)
+		return;
+	count(&r->drains, 1);
+	if (drained_none(r))
+		return;
+	count(&c->samples, r->samples);
+	count(&c->bytes, r->bytes);
+}
+
+/* Drains a ring, after others that had no samples. */
+static int drain(struct cgo_ringbuf *r, struct cgo_ring *ring)
+{
+	__u64 start, consumer, begin = r->moved;
 	int err;
 
+	r->at = ring;
 	do {
 		/*
 		 * The kernel notifies of a record if, at its commit, the consumer
@@ -249,30 +282,97 @@ static int drain(struct cgo_ringbuf *r)
 		 * consumer position may be followed by a wait.
 		 */
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		if (!sound(r))
+		if (!sound(ring))
 			return -EUCLEAN;
-		start = r->consumer;
-		if (r->leave && !leaves_one(r, start))
+		start = ring->consumer;
+		if (ring->producer - start > ring->counters.highest)
+			set(&ring->counters.highest, ring->producer - start);
+		if (r->leave && !leaves_one(ring, start))
 			return 0;
-		err = ring_buffer__consume(r->rb);
+		err = ring__consume(ring->lib);
 		if (err == -EUCLEAN)
 			break;
 		/* Discarded records move it further than the last sample did. */
-		consumer = ring__consumer_pos(r->ring);
-		r->producer = ring__producer_pos(r->ring);
-		if (consumer <= r->producer && discarded(r, r->consumer, consumer))
-			r->consumer = consumer;
-		r->moved += r->consumer - start;
-	} while (drained_none(r) && r->consumer != start && r->moved <= r->size);
+		consumer = ring__consumer_pos(ring->lib);
+		ring->producer = ring__producer_pos(ring->lib);
+		if (consumer <= ring->producer && discarded(ring, ring->consumer, consumer))
+			ring->consumer = consumer;
+		count_drain(r, ring, start);
+	} while (drained_none(r) && ring->consumer != start && r->moved - begin <= ring->size);
 	/* Nothing but discarded records, and no end of them: look at r->wake_fd now and then. */
-	if (drained_none(r) && r->consumer != start)
+	if (drained_none(r) && ring->consumer != start)
 		r->full = true;
 	if (drained_none(r))
-		r->last = r->consumer;
+		ring->last = ring->consumer;
 	r->drained = true;
-	r->busy = drained_none(r) && r->consumer != r->producer;
+	if (drained_none(r) && ring->consumer != ring->producer)
+		r->busy = true;
 	/* What came before the unsound record is delivered; the next drain fails. */
 	return err == -EUCLEAN && !r->filled ? err : 0;
+}
+
+/* The ring whose turn it is. */
+static struct cgo_ring *next_ring(struct cgo_ringbuf *r)
+{
+	struct cgo_ring *ring = &r->rings[r->next];
+
+	r->next = (r->next + 1) % r->count;
+	return ring;
+}
+
+/*
+ * Drains the rings in turn, until one has samples, so that each gets as many batches as
+ * the others however much is in it.
+ */
+static int drain_next(struct cgo_ringbuf *r)
+{
+	int i, err = 0;
+
+	for (i = 0; i < r->count && !err && drained_none(r); i++)
+		err = drain(r, next_ring(r));
+	return err;
+}
+
+/*
+ * Drains a ring but for its newest record, so that the kernel does not notify of the next
+ * one. If there is no other sample, drains that too.
+ */
+static int tick(struct cgo_ringbuf *r, struct cgo_ring *ring)
+{
+	__u64 producer = ring->producer;
+	int err;
+
+	r->leave = true;
+	err = drain(r, ring);
+	r->leave = false;
+	if (err || !drained_none(r)) {
+		r->quiet = false;
+		return err;
+	}
+	if (ring->producer != producer)
+		r->quiet = false;
+	return drain(r, ring);
+}
+
+/* Goes on with a tick of all rings, until one has samples. */
+static int tick_next(struct cgo_ringbuf *r)
+{
+	int err;
+
+	if (!r->unticked) {
+		r->unticked = r->count;
+		r->quiet = true;
+		count(&r->ticks, 1);
+	}
+	do {
+		r->unticked--;
+		err = tick(r, next_ring(r));
+	} while (r->unticked && !err && drained_none(r));
+	/* Another lap for a ring that has more. */
+	if (r->full)
+		r->unticked = r->count;
+	r->idle = r->quiet && !r->unticked;
+	return err;
 }
 
 /*
@@ -290,22 +390,64 @@ static int reset_wake(struct cgo_ringbuf *r)
 	return 0;
 }
 
-/* Waits for cgo_ringbuf_wake() and, with for_samples, for notifications. */
-static int wait_events(struct cgo_ringbuf *r, __s64 timeout_ns, bool for_samples)
+/* Waits for cgo_ringbuf_wake() and for events of fd, unless that is -1. */
+static int wait_events(struct cgo_ringbuf *r, __s64 timeout_ns, int fd)
 {
 	struct pollfd fds[] = {
 	    {.fd = r->wake_fd, .events = POLLIN},
-	    {.fd = r->ring_fd, .events = POLLIN},
+	    {.fd = fd, .events = POLLIN},
 	};
 	struct timespec timeout = {
 	    .tv_sec = timeout_ns / 1000000000,
 	    .tv_nsec = timeout_ns % 1000000000,
 	};
 
-	if (ppoll(fds, for_samples ? 2 : 1, &timeout, NULL) < 0)
+	if (ppoll(fds, 2, &timeout, NULL) < 0)
 		return errno == EINTR ? 0 : -errno;
 	r->notified = fds[1].revents;
+	if (r->notified)
+		count(&r->wakeups, 1);
 	return fds[0].revents ? reset_wake(r) : 0;
+}
+
+static int arm(struct cgo_ringbuf *r, __u32 events)
+{
+	struct epoll_event event = {.events = events};
+
+	/* It fails only if one of the two is closed, or another file: with one of four errors. */
+	if (epoll_ctl(r->park_fd, EPOLL_CTL_MOD, r->ring_fd, &event))
+		return -EBADF;
+	return 0;
+}
+
+static __s64 now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/*
+ * Waits for pause_ns, or until cgo_ringbuf_wake(), or until the kernel has notified and a
+ * ring fills up. There are records in the rings, for which libbpf's epoll instance may
+ * be ready all the time: so it is watched for changes.
+ */
+static int wait_filled(struct cgo_ringbuf *r, __s64 pause_ns)
+{
+	__s64 end = now_ns() + pause_ns, left = pause_ns;
+	struct epoll_event event;
+	int err, disarmed;
+
+	err = arm(r, EPOLLIN | EPOLLET);
+	while (!err && !r->woken && left > 0 && !cgo_ringbuf_filled(r)) {
+		err = wait_events(r, left, r->park_fd);
+		if (r->notified)
+			epoll_wait(r->park_fd, &event, 1, 0);
+		left = end - now_ns();
+	}
+	disarmed = arm(r, 0);
+	return err ? err : disarmed;
 }
 
 static void begin(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit)
@@ -318,6 +460,7 @@ static void begin(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit)
 	r->filled = 0;
 	r->spilled = 0;
 	r->samples = 0;
+	r->bytes = 0;
 	r->moved = 0;
 	r->full = false;
 	r->busy = false;
@@ -332,15 +475,16 @@ int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit,
 	int err;
 
 	begin(r, buf, cap, limit);
-	err = drain(r);
+	r->unticked = 0;
+	err = drain_next(r);
 	/*
 	 * ppoll is level-triggered, and to the kernel a busy record is data: it
 	 * would return at once until the commit.
 	 */
 	if (!err && drained_none(r) && !r->busy && !r->full && timeout_ns > 0) {
-		err = wait_events(r, timeout_ns, true);
+		err = wait_events(r, timeout_ns, r->ring_fd);
 		if (!err)
-			err = drain(r);
+			err = drain_next(r);
 		/*
 		 * Reported without any record: somebody closed the epoll instance
 		 * or put another file in its place. cgo_ringbuf_arm() will tell.
@@ -352,24 +496,16 @@ int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit,
 	return err;
 }
 
-int cgo_ringbuf_tick(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 pause_ns)
+int cgo_ringbuf_tick(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 pause_ns,
+		     bool listen)
 {
-	__u64 producer;
 	int err = 0;
 
 	begin(r, buf, cap, limit);
 	if (pause_ns > 0)
-		err = wait_events(r, pause_ns, false);
-	if (!err && !r->woken) {
-		producer = r->producer;
-		r->leave = true;
-		err = drain(r);
-		r->leave = false;
-		if (!err && drained_none(r)) {
-			r->idle = r->producer == producer;
-			err = drain(r);
-		}
-	}
+		err = listen ? wait_filled(r, pause_ns) : wait_events(r, pause_ns, -1);
+	if (!err && !r->woken)
+		err = tick_next(r);
 	r->buf = NULL;
 	return err;
 }
@@ -386,22 +522,52 @@ int cgo_ringbuf_wake(struct cgo_ringbuf *r)
 
 int cgo_ringbuf_arm(struct cgo_ringbuf *r, bool armed)
 {
-	struct epoll_event event = {.events = armed ? EPOLLIN : 0};
-
-	/* It fails only if one of the two is closed, or another file: with one of four errors. */
-	if (epoll_ctl(r->park_fd, EPOLL_CTL_MOD, r->ring_fd, &event))
-		return -EBADF;
-	return 0;
+	return arm(r, armed ? EPOLLIN : 0);
 }
 
-__u64 cgo_ringbuf_consumer(struct cgo_ringbuf *r)
+bool cgo_ringbuf_filled(struct cgo_ringbuf *r)
 {
-	return ring__consumer_pos(r->ring);
+	int i;
+
+	for (i = 0; i < r->count; i++) {
+		struct cgo_ring *ring = &r->rings[i];
+
+		if (ring__producer_pos(ring->lib) - ring->consumer > ring->size / 8)
+			return true;
+	}
+	return false;
 }
 
-__u64 cgo_ringbuf_producer(struct cgo_ringbuf *r)
+__u64 cgo_ringbuf_consumer(struct cgo_ringbuf *r, int ring)
 {
-	return ring__producer_pos(r->ring);
+	return ring__consumer_pos(r->rings[ring].lib);
+}
+
+__u64 cgo_ringbuf_producer(struct cgo_ringbuf *r, int ring)
+{
+	return ring__producer_pos(r->rings[ring].lib);
+}
+
+static __u64 counted(const __u64 *counter)
+{
+	return __atomic_load_n(counter, __ATOMIC_RELAXED);
+}
+
+void cgo_ringbuf_counters(struct cgo_ringbuf *r, __u64 *drains, __u64 *wakeups, __u64 *ticks)
+{
+	*drains = counted(&r->drains);
+	*wakeups = counted(&r->wakeups);
+	*ticks = counted(&r->ticks);
+}
+
+void cgo_ringbuf_ring_counters(struct cgo_ringbuf *r, int ring, struct cgo_ring_counters *out)
+{
+	const struct cgo_ring_counters *c = &r->rings[ring].counters;
+
+	out->samples = counted(&c->samples);
+	out->bytes = counted(&c->bytes);
+	out->discarded = counted(&c->discarded);
+	out->highest = counted(&c->highest);
 }
 
 int cgo_ringbuf_dup(int fd)
@@ -433,9 +599,9 @@ static int try_epoll(int fd)
 }
 
 /* Bytes that libbpf maps read-only: the producer position's page and the data, twice. */
-static size_t pages_size(const struct cgo_ringbuf *r)
+static size_t pages_size(const struct cgo_ring *ring)
 {
-	return sysconf(_SC_PAGESIZE) + 2 * r->size;
+	return sysconf(_SC_PAGESIZE) + 2 * ring->size;
 }
 
 static int map_shared(int map_fd, size_t size, int prot, off_t offset, void **out)
@@ -448,17 +614,17 @@ static int map_shared(int map_fd, size_t size, int prot, off_t offset, void **ou
 	return 0;
 }
 
-static int map_pages(const struct cgo_ringbuf *r, int map_fd, void **out)
+static int map_pages(const struct cgo_ring *ring, int map_fd, void **out)
 {
-	return map_shared(map_fd, pages_size(r), PROT_READ, sysconf(_SC_PAGESIZE), out);
+	return map_shared(map_fd, pages_size(ring), PROT_READ, sysconf(_SC_PAGESIZE), out);
 }
 
 /*
- * Maps what is ours, and does what ring_buffer__new() is about to do. Where that fails
+ * Maps what is ours, and does what ring_buffer__add() is about to do. Where that fails
  * libbpf prints a warning, through a hook that belongs to libbpfgo, and tells only an
  * errno. All is there at once, so that what is given back in the end suffices for libbpf.
  */
-static int map_and_try(struct cgo_ringbuf *r, int map_fd, const char **step)
+static int map_and_try(struct cgo_ring *ring, int map_fd, const char **step)
 {
 	void *consumer = NULL, *pages = NULL;
 	void *volatile heap; /* the compiler may leave out what is allocated to no use */
@@ -472,23 +638,13 @@ static int map_and_try(struct cgo_ringbuf *r, int map_fd, const char **step)
 
 	/* libbpf does not tell where it maps the same, for header_at(). */
 	*step = "mmap data pages";
-	err = map_pages(r, map_fd, &r->pages);
+	err = map_pages(ring, map_fd, &ring->pages);
 	if (err)
 		goto out;
-	r->data = r->pages + page;
-
-	/* Only what is touched of it takes memory. */
-	*step = "reserve memory for large samples";
-	r->spill = mmap(NULL, spill_size(r), PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (r->spill == MAP_FAILED) {
-		r->spill = NULL;
-		err = -errno;
-		goto out;
-	}
+	ring->data = ring->pages + page;
 
 	*step = "mmap data pages for libbpf";
-	err = map_pages(r, map_fd, &pages);
+	err = map_pages(ring, map_fd, &pages);
 	if (err)
 		goto out;
 
@@ -505,9 +661,61 @@ static int map_and_try(struct cgo_ringbuf *r, int map_fd, const char **step)
 	err = try_epoll(map_fd);
 out:
 	if (pages)
-		munmap(pages, pages_size(r));
+		munmap(pages, pages_size(ring));
 	munmap(consumer, page);
 	return err;
+}
+
+/* Adds the ring of map_fd to those of libbpf. */
+static int add_ring(struct cgo_ringbuf *r, int map_fd, __u64 size, const char **step)
+{
+	struct cgo_ring *ring = &r->rings[r->count];
+	int err;
+
+	ring->reader = r;
+	ring->size = size;
+	/* From here on cgo_ringbuf_free() looks after it. */
+	r->count++;
+	err = map_and_try(ring, map_fd, step);
+	if (err)
+		return err;
+
+	*step = "ring_buffer__add";
+	if (!r->rb) {
+		*step = "ring_buffer__new";
+		r->rb = ring_buffer__new(map_fd, take_sample, ring, NULL);
+		if (!r->rb)
+			return -errno;
+	} else {
+		err = ring_buffer__add(r->rb, map_fd, take_sample, ring);
+		if (err)
+			return err;
+	}
+	ring->lib = ring_buffer__ring(r->rb, r->count - 1);
+
+	*step = "check positions";
+	if (!sound(ring))
+		return -EUCLEAN;
+	/* Another reader may go on until the first drain. */
+	ring->begun = false;
+	return 0;
+}
+
+static int open_spill(struct cgo_ringbuf *r)
+{
+	int i;
+
+	for (i = 0; i < r->count; i++)
+		if (r->rings[i].size > r->largest)
+			r->largest = r->rings[i].size;
+	/* Only what is touched of it takes memory. */
+	r->spill = mmap(NULL, spill_size(r), PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (r->spill == MAP_FAILED) {
+		r->spill = NULL;
+		return -errno;
+	}
+	return 0;
 }
 
 /* The epoll instance that Go's netpoller watches: see cgo_ringbuf_arm(). */
@@ -525,61 +733,64 @@ static int open_park_fd(struct cgo_ringbuf *r)
 	return 0;
 }
 
-int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const char **step)
+static int open_waits(struct cgo_ringbuf *r, const char **step)
 {
-	struct cgo_ringbuf *r;
-	int err;
-
-	*step = "allocate";
-	r = calloc(1, sizeof(*r));
-	if (!r) {
-		close(map_fd);
-		return -ENOMEM;
-	}
-	r->size = size;
-	r->ring_fd = -1;
-	r->wake_fd = -1;
-	r->park_fd = -1;
-
-	err = map_and_try(r, map_fd, step);
-	if (err)
-		goto err_out;
-
-	*step = "ring_buffer__new";
-	r->rb = ring_buffer__new(map_fd, take_sample, r, NULL);
-	if (!r->rb) {
-		err = -errno;
-		goto err_out;
-	}
-	r->ring = ring_buffer__ring(r->rb, 0);
-	/* The mappings hold the map. */
-	close(map_fd);
-	map_fd = -1;
-
-	*step = "check positions";
-	if (!sound(r)) {
-		err = -EUCLEAN;
-		goto err_out;
-	}
-	/* Another reader may go on until the first drain. */
-	r->begun = false;
-
 	*step = "duplicate epoll instance";
 	r->ring_fd = cgo_ringbuf_dup(ring_buffer__epoll_fd(r->rb));
-	if (r->ring_fd < 0) {
-		err = r->ring_fd;
-		goto err_out;
-	}
+	if (r->ring_fd < 0)
+		return r->ring_fd;
 
 	*step = "eventfd";
 	r->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (r->wake_fd < 0) {
-		err = -errno;
-		goto err_out;
-	}
+	if (r->wake_fd < 0)
+		return -errno;
 
 	*step = "epoll";
-	err = open_park_fd(r);
+	return open_park_fd(r);
+}
+
+static struct cgo_ringbuf *allocate(int rings)
+{
+	struct cgo_ringbuf *r = calloc(1, sizeof(*r));
+
+	if (!r)
+		return NULL;
+	r->ring_fd = -1;
+	r->wake_fd = -1;
+	r->park_fd = -1;
+	r->rings = calloc(rings, sizeof(*r->rings));
+	if (!r->rings) {
+		free(r);
+		return NULL;
+	}
+	return r;
+}
+
+int cgo_ringbuf_open(const int *map_fds, const __u64 *sizes, int rings, struct cgo_ringbuf **out,
+		     int *failed, const char **step)
+{
+	struct cgo_ringbuf *r;
+	int i, err;
+
+	*failed = -1;
+	*step = "allocate";
+	r = allocate(rings);
+	if (!r)
+		return -ENOMEM;
+	for (i = 0; i < rings; i++) {
+		err = add_ring(r, map_fds[i], sizes[i], step);
+		if (err) {
+			*failed = i;
+			goto err_out;
+		}
+	}
+
+	*step = "reserve memory for large samples";
+	err = open_spill(r);
+	if (err)
+		goto err_out;
+
+	err = open_waits(r, step);
 	if (err)
 		goto err_out;
 
@@ -587,21 +798,24 @@ int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const cha
 	return 0;
 
 err_out:
-	close(map_fd);
 	cgo_ringbuf_free(r);
 	return err;
 }
 
 void cgo_ringbuf_free(struct cgo_ringbuf *r)
 {
+	int i;
+
 	ring_buffer__free(r->rb);
-	if (r->pages)
-		munmap(r->pages, pages_size(r));
+	for (i = 0; i < r->count; i++)
+		if (r->rings[i].pages)
+			munmap(r->rings[i].pages, pages_size(&r->rings[i]));
 	if (r->spill)
 		munmap(r->spill, spill_size(r));
 	/* Of those that were not opened, close() does nothing. */
 	close(r->park_fd);
 	close(r->wake_fd);
 	close(r->ring_fd);
+	free(r->rings);
 	free(r);
 }

@@ -12,8 +12,13 @@ package ringbuf
 #cgo nocallback cgo_ringbuf_tick
 #cgo nocallback cgo_ringbuf_wake
 #cgo nocallback cgo_ringbuf_arm
+#cgo nocallback cgo_ringbuf_filled
 #cgo nocallback cgo_ringbuf_consumer
 #cgo nocallback cgo_ringbuf_producer
+#cgo noescape cgo_ringbuf_ring_counters
+#cgo nocallback cgo_ringbuf_ring_counters
+#cgo noescape cgo_ringbuf_counters
+#cgo nocallback cgo_ringbuf_counters
 #include "ringbuf_cgo.h"
 */
 import "C"
@@ -63,10 +68,10 @@ const (
 // many Readers would leave many threads behind.
 var blocked atomic.Int32
 
-// A libbpfRing is the ring of a BPF map, read through libbpf's ring_buffer.
-type libbpfRing struct {
+// libbpfRings are the rings of BPF maps, read through libbpf's ring_buffer.
+type libbpfRings struct {
 	c    *C.struct_cgo_ringbuf
-	name string // of the map
+	maps []mapInfo
 
 	pace moderator
 
@@ -85,8 +90,13 @@ type libbpfRing struct {
 
 	// Made once, because a new closure for each wait would be an allocation.
 	onReady   func(uintptr) bool
+	onFilled  func(uintptr) bool
+	onNothing func(uintptr) bool
+	readies   uint64 // calls of onReady or onFilled
 	readyInto *batch
 	readyErr  error
+
+	parkedWakeups atomic.Uint64 // not counted in C
 }
 
 func errnoOf(retC C.int) error {
@@ -96,15 +106,73 @@ func errnoOf(retC C.int) error {
 	return syscall.Errno(-retC)
 }
 
-// openRing opens the ring of m through a descriptor of its own.
-func openRing(m Map, o options) (*libbpfRing, error) {
-	if m == nil {
+// openRings opens the rings of maps, of which it needs the descriptors no longer than
+// that.
+func openRings(maps []Map, o options) (*libbpfRings, error) {
+	if len(maps) == 0 {
 		return nil, errors.New("no map given")
+	}
+	r := &libbpfRings{blockFor: blockFor, limit: minBatchSize}
+	var fdsC []C.int
+	closeMaps := func() {
+		for _, fdC := range fdsC {
+			syscall.Close(int(fdC))
+		}
+		fdsC = nil
+	}
+	defer closeMaps()
+	for _, m := range maps {
+		fdC, info, err := dupRing(m)
+		if err != nil {
+			return nil, err
+		}
+		fdsC = append(fdsC, fdC)
+		for i, other := range r.maps {
+			if other.id == info.id {
+				return nil, fmt.Errorf("maps %d and %d are the same ring buffer %q", i, len(r.maps), info.name)
+			}
+		}
+		r.maps = append(r.maps, info)
+	}
+	r.pace = newModerator(o, r.sizes()...)
+
+	sizesC := make([]C.__u64, len(r.maps))
+	for i, info := range r.maps {
+		sizesC[i] = C.__u64(info.size)
+	}
+	var stepC *C.char
+	var failedC C.int
+	if err := errnoOf(C.cgo_ringbuf_open(&fdsC[0], &sizesC[0], C.int(len(fdsC)), &r.c, &failedC, &stepC)); err != nil {
+		return nil, fmt.Errorf("map %q of type ringbuf: %s: %w", r.maps[max(failedC, 0)].name, C.GoString(stepC), err)
+	}
+	closeMaps() // the mappings hold them
+	if err := r.openParkFile(); err != nil {
+		r.close()
+		return nil, fmt.Errorf("map %q of type ringbuf: add to netpoller: %w", r.maps[0].name, err)
+	}
+	r.onReady = func(uintptr) bool {
+		r.readies++
+		r.readyErr = r.fill(r.readyInto, 0)
+		// Not to wait behind a drain that stopped for whatever reason but the end.
+		return r.readyErr != nil || len(r.readyInto.entries) > 0 || bool(r.c.full)
+	}
+	r.onFilled = func(uintptr) bool {
+		r.readies++
+		return bool(C.cgo_ringbuf_filled(r.c))
+	}
+	r.onNothing = func(uintptr) bool { return false }
+	return r, nil
+}
+
+// dupRing duplicates the descriptor of a map that libbpf can consume.
+func dupRing(m Map) (C.int, mapInfo, error) {
+	if m == nil {
+		return -1, mapInfo{}, errors.New("no map given")
 	}
 	fd := m.FileDescriptor()
 	fdC := C.cgo_ringbuf_dup(C.int(fd))
 	if err := errnoOf(fdC); err != nil {
-		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
+		return -1, mapInfo{}, fmt.Errorf("descriptor %d: %w", fd, err)
 	}
 	info, err := infoOf(fdC)
 	if err == nil {
@@ -112,30 +180,15 @@ func openRing(m Map, o options) (*libbpfRing, error) {
 	}
 	if err != nil {
 		syscall.Close(int(fdC))
-		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
+		return -1, mapInfo{}, fmt.Errorf("descriptor %d: %w", fd, err)
 	}
-
-	r := &libbpfRing{name: info.name, blockFor: blockFor, limit: minBatchSize, pace: newModerator(o, int(info.size))}
-	var stepC *C.char
-	if err := errnoOf(C.cgo_ringbuf_open(fdC, C.__u64(info.size), &r.c, &stepC)); err != nil {
-		return nil, fmt.Errorf("map %q of type ringbuf: %s: %w", info.name, C.GoString(stepC), err)
-	}
-	if err := r.openParkFile(); err != nil {
-		r.close()
-		return nil, fmt.Errorf("map %q of type ringbuf: add to netpoller: %w", info.name, err)
-	}
-	r.onReady = func(uintptr) bool {
-		r.readyErr = r.fill(r.readyInto, 0)
-		// Not to wait behind a drain that stopped for whatever reason but the end.
-		return r.readyErr != nil || len(r.readyInto.entries) > 0 || bool(r.c.full)
-	}
-	return r, nil
+	return fdC, info, nil
 }
 
 // openParkFile hands a duplicate of c.park_fd to Go. Who is parked hears no more of
 // an epoll instance when its last descriptor is closed, nor that it was. So of the two
 // on which that depends there are two each, in case that somebody closes one by mistake.
-func (r *libbpfRing) openParkFile() error {
+func (r *libbpfRings) openParkFile() error {
 	fdC := C.cgo_ringbuf_dup(r.c.park_fd)
 	if err := errnoOf(fdC); err != nil {
 		return err
@@ -162,6 +215,7 @@ func infoOf(fdC C.int) (mapInfo, error) {
 		name:     C.GoString(&infoC.name[0]),
 		kind:     uint32(infoC._type),
 		kindName: fmt.Sprintf("%d", infoC._type),
+		id:       uint32(infoC.id),
 		flags:    uint32(infoC.map_flags),
 		size:     uint32(infoC.max_entries),
 	}
@@ -171,8 +225,8 @@ func infoOf(fdC C.int) (mapInfo, error) {
 	return info, nil
 }
 
-// poll implements ring.
-func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
+// poll implements rings.
+func (r *libbpfRings) poll(b *batch, deadline time.Time) error {
 	now := time.Now()
 	if r.found {
 		r.active = now
@@ -188,6 +242,9 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 	}
 	pause, tick := r.pace.next(now)
 	pause = min(pause, left)
+	if look := r.pace.look(); !tick && left > look {
+		left, deadline = look, now.Add(look)
+	}
 	var err error
 	switch {
 	case !tick || left <= 0:
@@ -195,7 +252,7 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 	case pause <= 0:
 		err = r.tick(b, 0)
 	case pause > longPause:
-		err = r.pauseParked(now.Add(pause - netpollGrain))
+		err = r.pauseParked(b, now.Add(pause-netpollGrain))
 	case block():
 		err = r.tick(b, max(pause-timerSlack, 1))
 		unblock()
@@ -209,7 +266,7 @@ func (r *libbpfRing) poll(b *batch, deadline time.Time) error {
 }
 
 // fillOrWait drains all that is there, or when the kernel notifies.
-func (r *libbpfRing) fillOrWait(b *batch, now time.Time, left time.Duration, deadline time.Time) error {
+func (r *libbpfRings) fillOrWait(b *batch, now time.Time, left time.Duration, deadline time.Time) error {
 	wait := min(left, r.blockFor-now.Sub(r.active))
 	if left <= netpollGrain {
 		wait = left
@@ -243,7 +300,7 @@ func unblock() { blocked.Add(-1) }
 
 // fill drains into b, after a wait of at most the given duration if there is
 // nothing to drain at first.
-func (r *libbpfRing) fill(b *batch, wait time.Duration) error {
+func (r *libbpfRings) fill(b *batch, wait time.Duration) error {
 	buf, limit := r.room(b)
 	// SAFETY: C keeps the pointer to buf, which holds no pointers, in *r.c, for the
 	// duration of the call only. Goroutines that are about to find out that their
@@ -253,14 +310,14 @@ func (r *libbpfRing) fill(b *batch, wait time.Duration) error {
 
 // tick drains into b after a pause, and leaves the newest record in the ring unless
 // it is the only one.
-func (r *libbpfRing) tick(b *batch, pause time.Duration) error {
+func (r *libbpfRings) tick(b *batch, pause time.Duration) error {
 	buf, limit := r.room(b)
 	// SAFETY: as in fill.
-	return r.collect(b, C.cgo_ringbuf_tick(r.c, unsafe.Pointer(&buf[0]), C.size_t(len(buf)), C.size_t(limit), C.__s64(pause)))
+	return r.collect(b, C.cgo_ringbuf_tick(r.c, unsafe.Pointer(&buf[0]), C.size_t(len(buf)), C.size_t(limit), C.__s64(pause), C.bool(r.pace.listens())))
 }
 
 // room returns memory of b to drain into, and about how much of it to fill.
-func (r *libbpfRing) room(b *batch) (buf []byte, limit int) {
+func (r *libbpfRings) room(b *batch) (buf []byte, limit int) {
 	if r.c.full {
 		r.limit = min(2*r.limit, maxBatchSize)
 	}
@@ -273,27 +330,30 @@ func (r *libbpfRing) room(b *batch) (buf []byte, limit int) {
 }
 
 // collect completes b with what C drained into its memory.
-func (r *libbpfRing) collect(b *batch, retC C.int) error {
+func (r *libbpfRings) collect(b *batch, retC C.int) error {
 	err := errnoOf(retC)
 	if errors.Is(err, syscall.EUCLEAN) {
+		ringC := r.c.at
 		return fmt.Errorf("map %q: consumer position is %d, expected %d (producer position %d): "+
 			"the ring has another reader or is corrupt: %w",
-			r.name, r.c.bad_consumer, r.c.consumer, r.c.producer, err)
+			r.maps[r.indexOf(ringC)].name, ringC.bad_consumer, ringC.consumer, ringC.producer, err)
 	}
 	if err != nil {
 		return r.waitError(err)
 	}
 	if r.c.drained {
+		ringC := r.c.at
+		b.ring, b.producer, b.last = r.indexOf(ringC), uint64(ringC.producer), uint64(ringC.last)
 		samples := uint64(r.c.samples)
 		r.pace.note(time.Now(), drained{
+			ring:    b.ring,
 			moved:   uint64(r.c.moved),
 			samples: samples,
 			bytes:   uint64(r.c.filled+r.c.spilled) - samples*(entryHeaderSize-recordHeaderSize),
-			more:    bool(r.c.full),
+			more:    bool(r.c.full) || r.c.unticked > 0,
 			idle:    bool(r.c.idle),
 		})
 	}
-	b.consumer, b.producer, b.last = uint64(r.c.consumer), uint64(r.c.producer), uint64(r.c.last)
 	b.entries = b.memory.bytes[b.used:][:r.c.filled]
 	if r.c.spilled > 0 {
 		// SAFETY: spill is valid for spilled bytes until the next call, and copied
@@ -308,19 +368,19 @@ func (r *libbpfRing) collect(b *batch, retC C.int) error {
 	return nil
 }
 
-func (r *libbpfRing) waitError(err error) error {
+func (r *libbpfRings) waitError(err error) error {
 	if errors.Is(err, syscall.EBADF) {
 		return fmt.Errorf("map %q: wait for samples: somebody closed a descriptor of this Reader, "+
-			"or put another file in its place: %w", r.name, err)
+			"or put another file in its place: %w", r.maps[0].name, err)
 	}
-	return fmt.Errorf("map %q: wait for samples: %w", r.name, err)
+	return fmt.Errorf("map %q: wait for samples: %w", r.maps[0].name, err)
 }
 
 // waitParked drains into b as soon as there are samples. It waits in Go's
 // netpoller, without an OS thread, until the deadline or wake. The netpoller is
 // edge-triggered: a record that is reserved but not committed does not make it
 // spin.
-func (r *libbpfRing) waitParked(b *batch, deadline time.Time) error {
+func (r *libbpfRings) waitParked(b *batch, deadline time.Time) error {
 	// The netpoller is told of notifications only now: while poll blocks they
 	// would wake a second thread each time, for nothing.
 	if err := errnoOf(C.cgo_ringbuf_arm(r.c, true)); err != nil {
@@ -334,17 +394,34 @@ func (r *libbpfRing) waitParked(b *batch, deadline time.Time) error {
 	return r.readyErr
 }
 
-// pauseParked waits in Go's netpoller until the given time or wake.
-func (r *libbpfRing) pauseParked(until time.Time) error {
-	return r.park(until, func(uintptr) bool { return false })
+// pauseParked waits in Go's netpoller until the given time or wake. If the kernel notifies
+// before that while a ring fills up, it drains into b.
+func (r *libbpfRings) pauseParked(b *batch, until time.Time) error {
+	if !r.pace.listens() {
+		return r.park(until, r.onNothing)
+	}
+	if err := errnoOf(C.cgo_ringbuf_arm(r.c, true)); err != nil {
+		return r.waitError(err)
+	}
+	err := r.park(until, r.onFilled)
+	C.cgo_ringbuf_arm(r.c, false)
+	if err == nil && bool(C.cgo_ringbuf_filled(r.c)) {
+		err = r.tick(b, 0)
+	}
+	return err
 }
 
 // park waits in Go's netpoller until ready reports true, the deadline or wake.
-func (r *libbpfRing) park(deadline time.Time, ready func(uintptr) bool) error {
+func (r *libbpfRings) park(deadline time.Time, ready func(uintptr) bool) error {
 	err := r.parkFile.SetReadDeadline(deadline)
 	// In this order: if wake comes later, its deadline is the one that counts.
 	if err == nil && !r.woken.Load() {
+		r.readies = 0
 		err = r.parked.Read(ready)
+		// The first was before the wait.
+		if r.readies > 1 {
+			r.parkedWakeups.Add(r.readies - 1)
+		}
 	}
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return r.waitError(err)
@@ -352,9 +429,9 @@ func (r *libbpfRing) park(deadline time.Time, ready func(uintptr) bool) error {
 	return nil
 }
 
-// wake implements ring. To end a parked wait it needs no descriptor, since anybody in
+// wake implements rings. To end a parked wait it needs no descriptor, since anybody in
 // this process may close one by mistake.
-func (r *libbpfRing) wake() {
+func (r *libbpfRings) wake() {
 	r.woken.Store(true)
 	// It fails only when the eventfd is closed or no eventfd. Then the wait that blocks
 	// ends by itself, after blockFor at most.
@@ -362,12 +439,62 @@ func (r *libbpfRing) wake() {
 	r.parkFile.SetReadDeadline(time.Unix(0, 1)) // ends one that is parked
 }
 
-func (r *libbpfRing) consumerPos() uint64 { return uint64(C.cgo_ringbuf_consumer(r.c)) }
-func (r *libbpfRing) producerPos() uint64 { return uint64(C.cgo_ringbuf_producer(r.c)) }
-func (r *libbpfRing) size() int           { return int(r.c.size) }
+// indexOf returns the index of a ring that C knows.
+func (r *libbpfRings) indexOf(ringC *C.struct_cgo_ring) int {
+	// SAFETY: both point into the array of len(r.maps) rings, which is there until close.
+	return int((uintptr(unsafe.Pointer(ringC)) - uintptr(unsafe.Pointer(r.c.rings))) / unsafe.Sizeof(*ringC))
+}
 
-// close implements ring.
-func (r *libbpfRing) close() error {
+// ring returns the ring of an index.
+func (r *libbpfRings) ring(i int) *C.struct_cgo_ring {
+	// SAFETY: as in indexOf.
+	return &unsafe.Slice(r.c.rings, len(r.maps))[i]
+}
+
+func (r *libbpfRings) drainedTo(i int) uint64 {
+	if ringC := r.ring(i); bool(ringC.begun) {
+		return uint64(ringC.consumer)
+	}
+	return r.consumerPos(i)
+}
+
+func (r *libbpfRings) consumerPos(i int) uint64 { return uint64(C.cgo_ringbuf_consumer(r.c, C.int(i))) }
+func (r *libbpfRings) producerPos(i int) uint64 { return uint64(C.cgo_ringbuf_producer(r.c, C.int(i))) }
+
+func (r *libbpfRings) sizes() (sizes []int) {
+	for _, info := range r.maps {
+		sizes = append(sizes, int(info.size))
+	}
+	return sizes
+}
+
+// stats implements rings.
+func (r *libbpfRings) stats() Stats {
+	var drainsC, wakeupsC, ticksC C.__u64
+	C.cgo_ringbuf_counters(r.c, &drainsC, &wakeupsC, &ticksC)
+	s := Stats{
+		Rings:   make([]RingStats, len(r.maps)),
+		Drains:  uint64(drainsC),
+		Wakeups: uint64(wakeupsC) + r.parkedWakeups.Load(),
+		Ticks:   uint64(ticksC),
+	}
+	for i, info := range r.maps {
+		var c C.struct_cgo_ring_counters
+		C.cgo_ringbuf_ring_counters(r.c, C.int(i), &c)
+		s.Rings[i] = RingStats{
+			Name:      info.name,
+			Size:      int(info.size),
+			Samples:   uint64(c.samples),
+			Bytes:     uint64(c.bytes),
+			Discarded: uint64(c.discarded),
+			Highest:   int(c.highest),
+		}
+	}
+	return s
+}
+
+// close implements rings.
+func (r *libbpfRings) close() error {
 	var err error
 	if r.parkFile != nil {
 		err = r.parkFile.Close()

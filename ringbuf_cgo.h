@@ -16,23 +16,46 @@
 #endif
 #endif
 
+/* Written by one thread at a time, read by any: see cgo_ringbuf_ring_counters(). */
+struct cgo_ring_counters {
+	__u64 samples;
+	__u64 bytes;	 /* of these, without headers and padding */
+	__u64 discarded; /* records */
+	__u64 highest;	 /* most bytes in the ring that a drain began with */
+};
+
+/* One of the rings of a Reader. */
+struct cgo_ring {
+	struct cgo_ringbuf *reader;
+	struct ring *lib; /* libbpf's */
+	__u64 size;	  /* in bytes */
+	bool begun;	  /* consumer is valid: a drain has found a sound position */
+	void *pages;	  /* our own mapping of the producer position and the data, read-only */
+	void *data;	  /* in pages */
+
+	__u64 consumer;	    /* position up to which all was drained */
+	__u64 producer;	    /* position up to which records were reserved */
+	__u64 last;	    /* end of the last entry, or consumer if the last drain had none */
+	__u64 bad_consumer; /* the consumer position that was found, after -EUCLEAN */
+	struct cgo_ring_counters counters;
+};
+
 /*
- * One ring, opened by cgo_ringbuf_open(). Calls on it must not overlap, except
- * that any thread may call cgo_ringbuf_wake(), cgo_ringbuf_consumer() and
- * cgo_ringbuf_producer() until cgo_ringbuf_free().
+ * The rings of a Reader, opened by cgo_ringbuf_open(). Calls on it must not overlap,
+ * except that any thread may call cgo_ringbuf_wake(), and those that return positions
+ * and counters, until cgo_ringbuf_free().
  *
  * Functions return 0 or a negative errno.
  */
 struct cgo_ringbuf {
 	struct ring_buffer *rb;
-	struct ring *ring;
-	__u64 size;  /* of the ring, in bytes */
-	int ring_fd; /* duplicate of libbpf's epoll instance, which contains the map */
-	int wake_fd; /* eventfd that ends a wait here */
-	int park_fd; /* epoll instance for Go's netpoller, which has a duplicate */
-	bool begun;  /* consumer is valid: a drain has found a sound position */
-	void *pages; /* our own mapping of the producer position and the data, read-only */
-	void *data;  /* in pages */
+	struct cgo_ring *rings;
+	int count;     /* of rings */
+	int next;      /* index of the ring to drain next */
+	__u64 largest; /* size of a ring */
+	int ring_fd;   /* duplicate of libbpf's epoll instance, which contains the maps */
+	int wake_fd;   /* eventfd that ends a wait here */
+	int park_fd;   /* epoll instance for Go's netpoller, which has a duplicate */
 
 	/* Where the drained samples go; valid during one call. */
 	void *buf;
@@ -41,21 +64,25 @@ struct cgo_ringbuf {
 	bool leave; /* leave the newest record in the ring: see leaves_one() */
 
 	/* What the last call found. */
-	size_t filled;	/* bytes of entries in buf */
+	struct cgo_ring *at; /* the ring that was drained last: all samples are its */
+	size_t filled;	     /* bytes of entries in buf */
 	size_t spilled; /* bytes of the one entry, the last, that did not fit and is in spill */
 	void *spill;
-	bool woken;	    /* the wait was ended by cgo_ringbuf_wake() */
-	bool notified;	    /* the wait was ended by what ring_fd reported */
-	bool full;	    /* there is more: stopped at the limit, or has seen only discards */
-	bool busy;	    /* no sample, and a wait would end at once: as with a busy record */
-	bool idle;	    /* a tick before which nothing was produced */
-	bool drained;	    /* not woken before that */
-	__u32 samples;	    /* in the batch */
-	__u64 moved;	    /* bytes that the consumer position moved */
-	__u64 consumer;	    /* position up to which all was drained */
-	__u64 producer;	    /* position up to which records were reserved */
-	__u64 last;	    /* end of the last entry, or consumer if the last call had none */
-	__u64 bad_consumer; /* the consumer position that was found, after -EUCLEAN */
+	bool woken;    /* the wait was ended by cgo_ringbuf_wake() */
+	bool notified; /* the wait was ended by what the kernel reported */
+	bool full;     /* there is more: stopped at the limit, or has seen only discards */
+	bool busy;     /* no sample, and a wait would end at once: as with a busy record */
+	bool drained;  /* not woken before that */
+	__u32 samples; /* in the batch */
+	__u64 bytes;   /* of these */
+	__u64 moved;   /* bytes that the consumer positions moved */
+
+	/* Of the current tick, which may take more than one call. */
+	int unticked; /* rings that are still to be drained */
+	bool quiet;   /* nothing was produced in the others since the tick before */
+	bool idle;    /* it is over, and was quiet to the end */
+
+	__u64 drains, wakeups, ticks; /* counters */
 };
 
 /* An entry of a batch: this header, then len bytes, then padding to 8. */
@@ -69,29 +96,34 @@ int cgo_ringbuf_dup(int fd);
 int cgo_ringbuf_map_info(int map_fd, struct bpf_map_info *info);
 
 /*
- * Opens the ring of map_fd, which it owns from then on, also on failure. A
- * failure sets *step to what was being done.
+ * Opens the rings of these maps, of which sizes are the sizes. It needs map_fds no longer
+ * than that. A failure sets *step to what was being done, and *failed to the index of the
+ * map with which, or -1.
  */
-int cgo_ringbuf_open(int map_fd, __u64 size, struct cgo_ringbuf **out, const char **step);
+int cgo_ringbuf_open(const int *map_fds, const __u64 *sizes, int rings, struct cgo_ringbuf **out,
+		     int *failed, const char **step);
 void cgo_ringbuf_free(struct cgo_ringbuf *r);
 
 /*
- * Drains samples into buf, which has room for cap bytes, until the ring is empty, a
- * record is not committed yet, or about limit bytes are filled. If there was no
- * sample, waits for at most timeout_ns for a notification from the kernel or
+ * Drains the samples of one ring into buf, which has room for cap bytes, until it is empty,
+ * a record is not committed yet, or about limit bytes are filled. The rings take turns. If
+ * no ring had a sample, waits for at most timeout_ns for a notification from the kernel or
  * cgo_ringbuf_wake(), and drains again. It does not wait while r->busy or r->full.
- * -EUCLEAN: somebody else wrote the consumer position. -EBADF: somebody closed a
+ * -EUCLEAN: somebody else wrote the consumer position of r->at. -EBADF: somebody closed a
  * descriptor or put another file in its place.
  */
 int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 timeout_ns);
 
 /*
  * Waits for pause_ns (0: not at all), or until cgo_ringbuf_wake(), which ends the
- * call. Then drains like cgo_ringbuf_poll(), but leaves the newest record in the
- * ring, so that the kernel does not notify of the next one. If there is no other
- * sample, drains that too.
+ * call, or with listen until a ring is filled as cgo_ringbuf_filled() has it, if the kernel
+ * notifies then. After that drains like cgo_ringbuf_poll(), but leaves the newest record in
+ * the ring, so that the kernel does not notify of the next one. If there is no other
+ * sample, drains that too. While r->unticked there are rings which this tick has not
+ * drained: then call it again, without a pause.
  */
-int cgo_ringbuf_tick(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 pause_ns);
+int cgo_ringbuf_tick(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 pause_ns,
+		     bool listen);
 
 /* Ends the current or next wait of the two above. */
 int cgo_ringbuf_wake(struct cgo_ringbuf *r);
@@ -99,7 +131,12 @@ int cgo_ringbuf_wake(struct cgo_ringbuf *r);
 /* Makes park_fd readable on notifications (or no longer). -EBADF as above. */
 int cgo_ringbuf_arm(struct cgo_ringbuf *r, bool armed);
 
-__u64 cgo_ringbuf_consumer(struct cgo_ringbuf *r);
-__u64 cgo_ringbuf_producer(struct cgo_ringbuf *r);
+/* Reports whether more than an eighth of a ring is to be drained. */
+bool cgo_ringbuf_filled(struct cgo_ringbuf *r);
+
+__u64 cgo_ringbuf_consumer(struct cgo_ringbuf *r, int ring);
+__u64 cgo_ringbuf_producer(struct cgo_ringbuf *r, int ring);
+void cgo_ringbuf_ring_counters(struct cgo_ringbuf *r, int ring, struct cgo_ring_counters *out);
+void cgo_ringbuf_counters(struct cgo_ringbuf *r, __u64 *drains, __u64 *wakeups, __u64 *ticks);
 
 #endif

@@ -3,4 +3,4 @@
 package ringbuf
 
 // Go turns cgo off by itself where it finds no C compiler.
-func openRing(Map) (ring, error) { return ringbuf_needs_cgo_and_a_C_compiler() }
+func openRings([]Map, options) (rings, error) { return ringbuf_needs_cgo_and_a_C_compiler() }

@@ -139,7 +139,7 @@ func wantWaiting(t testing.TB, result <-chan readResult) {
 func eachWait(t *testing.T, test func(t *testing.T, ring *bpftest.Ring, r *Reader)) {
 	t.Run("blocked", func(t *testing.T) {
 		ring, r := newRingAndReader(t, os.Getpagesize())
-		r.queue.ring.(*libbpfRing).blockFor = time.Hour
+		r.queue.rings.(*libbpfRings).blockFor = time.Hour
 		ring.Emit(text("recent"))
 		wantSample(t, r, "recent")
 		test(t, ring, r)
@@ -189,13 +189,13 @@ func TestReadReturnsSamplesWithTheirRemainingBytes(t *testing.T) {
 			name:      "one short sample",
 			samples:   []bpftest.Sample{text("12345")},
 			available: 16,
-			want:      []Record{{[]byte("12345"), 0}},
+			want:      []Record{{RawSample: []byte("12345"), Remaining: 0}},
 		},
 		{
 			name:      "the second of three is discarded",
 			samples:   []bpftest.Sample{text("12345"), discarded(10), text("123456789012345")},
 			available: 16 + 24 + 24,
-			want:      []Record{{[]byte("12345"), 24 + 24}, {[]byte("123456789012345"), 0}},
+			want:      []Record{{RawSample: []byte("12345"), Remaining: 24 + 24}, {RawSample: []byte("123456789012345"), Remaining: 0}},
 		},
 		{
 			name: "every second of five is discarded",
@@ -204,16 +204,16 @@ func TestReadReturnsSamplesWithTheirRemainingBytes(t *testing.T) {
 			},
 			available: 16 + 24 + 24 + 32 + 40,
 			want: []Record{
-				{[]byte("12345"), 24 + 24 + 32 + 40},
-				{[]byte("123456789012345"), 32 + 40},
-				{[]byte("1234567890123456789012345"), 0},
+				{RawSample: []byte("12345"), Remaining: 24 + 24 + 32 + 40},
+				{RawSample: []byte("123456789012345"), Remaining: 32 + 40},
+				{RawSample: []byte("1234567890123456789012345"), Remaining: 0},
 			},
 		},
 		{
 			name:      "the first and the last are discarded",
 			samples:   []bpftest.Sample{discarded(8), text("x"), discarded(100)},
 			available: 16 + 16 + 112,
-			want:      []Record{{[]byte("x"), 112}},
+			want:      []Record{{RawSample: []byte("x"), Remaining: 112}},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -470,7 +470,7 @@ func TestDiscardedRecordsAreSkipped(t *testing.T) {
 		result := goRead(t, r)
 		for range 100 { // several times around the ring
 			ring.Emit(discarded(100))
-			await(t, "the discarded record to be skipped", func() bool { return r.queue.ring.consumerPos() == r.queue.ring.producerPos() })
+			await(t, "the discarded record to be skipped", func() bool { return r.queue.rings.consumerPos(0) == r.queue.rings.producerPos(0) })
 		}
 		ring.Emit(discarded(8), text("sample"))
 		wantResult(t, result, "sample", nil)
@@ -748,7 +748,7 @@ func TestAfterAWakeNoWaitSpins(t *testing.T) {
 		result = goRead(t, r)
 		r.SetDeadline(time.Unix(0, 1))
 		wantResult(t, result, "", os.ErrDeadlineExceeded)
-		r.queue.ring.(*libbpfRing).blockFor = 0 // to park also what blocked until now
+		r.queue.rings.(*libbpfRings).blockFor = 0 // to park also what blocked until now
 		wantNoSpin(t, func(deadline time.Time) {
 			r.SetDeadline(deadline)
 			wantReadError(t, r, os.ErrDeadlineExceeded)
@@ -776,7 +776,7 @@ func wantNoSpin(t *testing.T, wait func(deadline time.Time)) {
 func TestWakeEndsTheNextWait(t *testing.T) {
 	wantEarlyReturn := func(t *testing.T, r *Reader) {
 		t.Helper()
-		src := r.queue.ring
+		src := r.queue.rings
 		result := make(chan readResult, 1)
 		src.wake()
 		go func() { result <- readResult{err: src.poll(new(batch), time.Time{})} }()

@@ -62,7 +62,7 @@ func TestNoScribblingMakesGarbage(t *testing.T) {
 				next++
 			case errors.Is(err, syscall.EUCLEAN):
 				wrong++
-				atomic.StoreUint64(position, uint64(r.queue.ring.(*libbpfRing).c.consumer))
+				atomic.StoreUint64(position, uint64(r.queue.rings.(*libbpfRings).ring(0).consumer))
 			case !errors.Is(err, os.ErrDeadlineExceeded):
 				t.Fatal(err)
 			}

@@ -55,13 +55,13 @@ func watch(t *testing.T, what string, progress *atomic.Uint64) (stop func()) {
 
 // A recorder takes note of everything that is drained from a ring.
 type recorder struct {
-	ring
+	rings
 	drained []uint64 // identities, as of identify
 	last    int      // how many the last drain added
 }
 
 func (r *recorder) poll(b *batch, deadline time.Time) error {
-	err := r.ring.poll(b, deadline)
+	err := r.rings.poll(b, deadline)
 	if len(b.entries) == 0 {
 		return err
 	}
@@ -224,7 +224,7 @@ func (s *stress) live(t *testing.T, last bool) {
 		return
 	}
 	opened.cleanup.Stop()
-	rec := &recorder{ring: opened.queue.ring}
+	rec := &recorder{rings: opened.queue.rings}
 	r := newReader(rec)
 	if last {
 		if err := r.Flush(); err != nil {
@@ -410,7 +410,7 @@ func testNumbers(t *testing.T, ring *bpftest.StressRing, write func(n uint64, st
 	}
 	r := mustNewReader(t, ring, opts...)
 	// Else it would park after a while, and find what nobody told it of.
-	r.queue.ring.(*libbpfRing).blockFor = time.Hour
+	r.queue.rings.(*libbpfRings).blockFor = time.Hour
 	var progress atomic.Uint64
 	stopWatching := watch(t, "", &progress)
 	defer stopWatching()

@@ -21,12 +21,12 @@
 
 #include "../../ringbuf_cgo.h"
 
-static int model_consume(struct ring_buffer *rb);
+static int model_consume(struct ring *ring);
 static unsigned long model_consumer_pos(const struct ring *ring);
 static unsigned long model_producer_pos(const struct ring *ring);
 static void model_fence(int order);
 
-#define ring_buffer__consume model_consume
+#define ring__consume model_consume
 #define ring__consumer_pos model_consumer_pos
 #define ring__producer_pos model_producer_pos
 #define __atomic_thread_fence model_fence
@@ -70,7 +70,8 @@ static struct {
 	int waited_at;
 	__u64 last; /* the new record's position */
 	bool notified;
-	struct cgo_ringbuf ring;
+	struct cgo_ringbuf reader;
+	struct cgo_ring ring;
 } m;
 
 static void become_visible(int until)
@@ -141,7 +142,7 @@ static unsigned long model_producer_pos(const struct ring *ring)
 }
 
 /* The accesses of ringbuf_process_ring() in libbpf's src/ringbuf.c. */
-static int model_consume(struct ring_buffer *rb)
+static int model_consume(struct ring *ring)
 {
 	__u64 pos = load_consumer(), producer;
 	bool more;
@@ -182,15 +183,18 @@ static enum outcome run(int older, unsigned int discarded, struct schedule sched
 	m.last = m.producer = older * RECORD;
 	m.schedule = schedule;
 	m.fenced = fenced;
+	m.reader.rings = &m.ring;
+	m.reader.count = 1;
+	m.ring.reader = &m.reader;
 	m.ring.size = 4096;
 	m.ring.data = m.records;
 
 	for (i = 0; i < 100; i++) {
-		if (cgo_ringbuf_poll(&m.ring, buf, sizeof(buf), sizeof(buf), 0))
+		if (cgo_ringbuf_poll(&m.reader, buf, sizeof(buf), sizeof(buf), 0))
 			return STUCK;
 		if (m.ring.consumer > m.last)
 			return READ;
-		if (m.ring.filled || m.ring.full)
+		if (m.reader.filled || m.reader.full)
 			continue;
 		/* It waits. Everything happens, and ends the wait or not. */
 		m.waited_at = m.now;
