@@ -62,6 +62,8 @@ func bars(r *results) []bar {
 		{"stream of 512 B, throughput", stream512, "rate", ringbufReadInto, ciliumReadInto, "≥", 1.1},
 		{"drain of 64 B, time", drain64, "ns", ringbufReadInto, ciliumReadInto, "≤", 0.9},
 		{"drain of 1024 B, time", drain1024, "ns", ringbufReadInto, ciliumReadInto, "≤", 1.2},
+		{"drain of 64 B, time", drain64, "ns", ringbufRecords, ciliumReadInto, "≤", 0.75},
+		{"drain of 1024 B, time", drain1024, "ns", ringbufRecords, ciliumReadInto, "≤", 0.9},
 		{"drain of 64 B, time", drain64, "ns", ciliumRead, ringbufReadEager, "≥", 1.7},
 		{"consumer CPU at 20k/s", at20k, "cpu", ringbufReadInto, ciliumReadInto, "≤", 0.4},
 		{"consumer CPU at 20k/s", at20k, "cpu", ringbufReadIntoEager, ciliumReadInto, "≤", 1.25},

@@ -89,8 +89,8 @@ func producerCounts() []int {
 
 func quickPlan() []step {
 	plan := []step{
-		{drainOf(64), []string{ringbufReadInto, ringbufReadEager, ciliumRead, ciliumReadInto, libbpfgoChannel}},
-		{drainOf(1024), []string{ringbufReadInto, ciliumReadInto}},
+		{drainOf(64), []string{ringbufReadInto, ringbufRecords, ringbufReadEager, ciliumRead, ciliumReadInto, libbpfgoChannel}},
+		{drainOf(1024), []string{ringbufReadInto, ringbufRecords, ciliumReadInto}},
 		{streamOf(largeRing, 64, 1), []string{ringbufReadInto, ciliumReadInto, libbpfgoChannel}},
 		{streamOf(largeRing, 512, 1), []string{ringbufReadInto, ciliumReadInto}},
 		{latencyAt(5_000), []string{ringbufReadIntoEager, ciliumReadInto}},

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"sync"
 
@@ -25,6 +26,7 @@ type reader struct {
 const (
 	ringbufRead          = "ringbuf.Read"
 	ringbufReadInto      = "ringbuf.ReadInto"
+	ringbufRecords       = "ringbuf.Records"
 	ringbufReadEager     = "ringbuf.Read eager"
 	ringbufReadIntoEager = "ringbuf.ReadInto eager"
 	ciliumRead           = "cilium Read"
@@ -36,7 +38,7 @@ const (
 
 // allReaders is the order in which they take turns and are reported.
 var allReaders = []string{
-	ringbufRead, ringbufReadInto, ringbufReadEager, ringbufReadIntoEager,
+	ringbufRead, ringbufReadInto, ringbufRecords, ringbufReadEager, ringbufReadIntoEager,
 	ciliumRead, ciliumReadInto, libbpfgoChannel, libbpfFloor,
 }
 
@@ -44,10 +46,16 @@ var allReaders = []string{
 // the caller's.
 func openReader(name string, ring int) (reader, error) {
 	switch name {
-	case ringbufRead, ringbufReadInto:
-		return openRingbuf(name == ringbufReadInto, ring)
-	case ringbufReadEager, ringbufReadIntoEager:
-		return openRingbuf(name == ringbufReadIntoEager, ring, ringbuf.WithMaxDelay(0))
+	case ringbufRead:
+		return openRingbuf(read, ring)
+	case ringbufReadInto:
+		return openRingbuf(readInto, ring)
+	case ringbufRecords:
+		return openRingbuf(readRecords, ring)
+	case ringbufReadEager:
+		return openRingbuf(read, ring, ringbuf.WithMaxDelay(0))
+	case ringbufReadIntoEager:
+		return openRingbuf(readInto, ring, ringbuf.WithMaxDelay(0))
 	case ciliumRead, ciliumReadInto:
 		return openCilium(name == ciliumReadInto, ring)
 	case libbpfgoChannel:
@@ -58,35 +66,48 @@ func openReader(name string, ring int) (reader, error) {
 	return reader{}, errors.New("there is no reader " + name)
 }
 
-func openRingbuf(into bool, ring int, options ...ringbuf.Option) (reader, error) {
+func openRingbuf(read func(*ringbuf.Reader, *tally) error, ring int, options ...ringbuf.Option) (reader, error) {
 	r, err := ringbuf.NewReader(ringbuf.FD(ring), options...)
 	if err != nil {
 		return reader{}, err
 	}
-	if into {
-		return reader{func(t *tally) error {
-			var record ringbuf.Record
-			for {
-				if err := r.ReadInto(&record); err != nil {
-					return err
-				}
-				if !t.take(record.RawSample) {
-					return t.err
-				}
-			}
-		}, r.Close}, nil
-	}
-	return reader{func(t *tally) error {
-		for {
-			record, err := r.Read()
-			if err != nil {
-				return err
-			}
-			if !t.take(record.RawSample) {
-				return t.err
-			}
+	return reader{func(t *tally) error { return read(r, t) }, r.Close}, nil
+}
+
+func read(r *ringbuf.Reader, t *tally) error {
+	for {
+		record, err := r.Read()
+		if err != nil {
+			return err
 		}
-	}, r.Close}, nil
+		if !t.take(record.RawSample) {
+			return t.err
+		}
+	}
+}
+
+func readInto(r *ringbuf.Reader, t *tally) error {
+	var record ringbuf.Record
+	for {
+		if err := r.ReadInto(&record); err != nil {
+			return err
+		}
+		if !t.take(record.RawSample) {
+			return t.err
+		}
+	}
+}
+
+func readRecords(r *ringbuf.Reader, t *tally) error {
+	for record, err := range r.Records(context.Background()) {
+		if err != nil {
+			return err
+		}
+		if !t.take(record.RawSample) {
+			return t.err
+		}
+	}
+	return ringbuf.ErrClosed
 }
 
 func openCilium(into bool, ring int) (reader, error) {

@@ -1,0 +1,404 @@
+package ringbuf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+// within10ms fails unless what f returns the time of, which may be disturbed now and then,
+// takes no longer in the middle.
+func within10ms(t *testing.T, f func() time.Duration) {
+	t.Helper()
+	var took []time.Duration
+	for range 21 {
+		took = append(took, f())
+	}
+	slices.Sort(took)
+	if median := took[len(took)/2]; median > 10*time.Millisecond {
+		t.Errorf("it took %v", median)
+	}
+}
+
+// goReadContext is goRead with a context.
+func goReadContext(ctx context.Context, r *Reader) <-chan readResult {
+	result := make(chan readResult, 1)
+	go func() {
+		rec, err := r.ReadContext(ctx)
+		result <- readResult{rec, err}
+	}()
+	return result
+}
+
+func TestContextEndsItsOwnReadOnly(t *testing.T) {
+	for _, polls := range []string{"the one that polls", "one that waits for another"} {
+		t.Run(polls, func(t *testing.T) {
+			eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+				within10ms(t, func() time.Duration {
+					var others [2]<-chan readResult
+					ctx, cancel := context.WithCancel(t.Context())
+					var mine <-chan readResult
+					if polls == "the one that polls" {
+						mine = goReadContext(ctx, r)
+						awaitPolling(t, r)
+						others[0], others[1] = goReadFollowing(t, r), goReadFollowing(t, r)
+					} else {
+						others[0] = goRead(t, r)
+						mine = goReadContext(ctx, r)
+						awaitFollowers(t, 1)
+						others[1] = goReadFollowing(t, r)
+					}
+					began := time.Now()
+					cancel()
+					wantResult(t, mine, "", context.Canceled)
+					took := time.Since(began)
+					ring.Emit(text("x"), text("x"))
+					wantResult(t, others[0], "x", nil)
+					wantResult(t, others[1], "x", nil)
+					return took
+				})
+			})
+		})
+	}
+}
+
+// goReadFollowing is goRead while another goroutine polls.
+func goReadFollowing(t *testing.T, r *Reader) <-chan readResult {
+	t.Helper()
+	n := followers()
+	result := make(chan readResult, 1)
+	go func() {
+		rec, err := r.Read()
+		result <- readResult{rec, err}
+	}()
+	awaitFollowers(t, n+1)
+	return result
+}
+
+// followers counts the goroutines that wait for their turn to poll.
+func followers() (n int) {
+	buf := make([]byte, 1<<20)
+	for goroutine := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		if strings.Contains(goroutine, "[select") && strings.Contains(goroutine, ".refill(") {
+			n++
+		}
+	}
+	return n
+}
+
+func awaitFollowers(t *testing.T, n int) {
+	t.Helper()
+	await(t, "a goroutine that waits for its turn", func() bool { return followers() >= n })
+}
+
+func TestContextActsDuringATick(t *testing.T) {
+	for _, d := range []time.Duration{8 * time.Millisecond, time.Hour} {
+		_, r := newTickingReader(t, d)
+		ctx, cancel := context.WithCancel(t.Context())
+		result := goReadContext(ctx, r)
+		awaitPolling(t, r)
+		cancel()
+		wantResult(t, result, "", context.Canceled)
+	}
+}
+
+func TestDeadlineOfAContext(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		within10ms(t, func() time.Duration {
+			deadline := time.Now().Add(3 * time.Millisecond)
+			ctx, cancel := context.WithDeadline(t.Context(), deadline)
+			defer cancel()
+			if rec, err := r.ReadContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("ReadContext returned %q, %v", rec.RawSample, err)
+			}
+			late := time.Since(deadline)
+			if late < 0 {
+				t.Fatalf("ReadContext returned %v too early", -late)
+			}
+			return late
+		})
+	})
+}
+
+func TestADoneContextTakesNothing(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("a"), text("b"))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if rec, err := r.ReadContext(ctx); err != context.Canceled {
+		t.Errorf("ReadContext returned %q, %v", rec.RawSample, err)
+	}
+	wantRecords(t, r.Records(ctx), context.Canceled)
+	wantAvailable(t, r, 2*16)
+	if rec, err := r.ReadContext(t.Context()); err != nil || string(rec.RawSample) != "a" || rec.Remaining != 16 {
+		t.Errorf("ReadContext returned %q with %d bytes remaining, %v", rec.RawSample, rec.Remaining, err)
+	}
+	wantSample(t, r, "b")
+}
+
+func TestReadContextEndsAsReadDoes(t *testing.T) {
+	_, r := newRingAndReader(t, os.Getpagesize())
+	r.SetDeadline(time.Unix(1, 0))
+	if _, err := r.ReadContext(t.Context()); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after a deadline ReadContext returned %v", err)
+	}
+	if err := r.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ReadContext(t.Context()); !errors.Is(err, ErrFlushed) {
+		t.Errorf("after Flush ReadContext returned %v", err)
+	}
+	r.Close()
+	if _, err := r.ReadContext(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("after Close ReadContext returned %v", err)
+	}
+}
+
+// wantRecords wants exactly these samples of an iterator, and then the error, unless that is
+// nil.
+func wantRecords(t *testing.T, records func(func(Record, error) bool), end error, samples ...string) {
+	t.Helper()
+	var got []string
+	var err error
+	for rec, e := range records {
+		if err != nil {
+			t.Fatalf("another iteration after %v", err)
+		}
+		if err = e; err == nil {
+			got = append(got, string(rec.RawSample))
+		} else if rec.RawSample != nil {
+			t.Errorf("the record beside %v has a sample", err)
+		}
+	}
+	if !errors.Is(err, end) || end == nil && err != nil || !slices.Equal(got, samples) {
+		t.Fatalf("got %q and %v; want %q and %v", got, err, samples, end)
+	}
+}
+
+func TestRecordsEndWithTheErrorOfRead(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("a"), discarded(8), text(""), quiet("b"))
+	if err := r.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	wantRecords(t, r.Records(t.Context()), ErrFlushed, "a", "", "b")
+	ring.Emit(quiet("c"))
+	r.SetDeadline(time.Now().Add(time.Millisecond))
+	wantRecords(t, r.Records(t.Context()), os.ErrDeadlineExceeded, "c")
+	r.SetDeadline(time.Time{})
+	r.Close()
+	wantRecords(t, r.Records(t.Context()), nil)
+}
+
+// goRecords runs a loop over the records, which is waiting for one when this returns.
+func goRecords(ctx context.Context, t *testing.T, r *Reader) (ended <-chan error) {
+	t.Helper()
+	result := make(chan error, 1)
+	go func() {
+		var last error
+		for rec, err := range r.Records(ctx) {
+			if last = err; err == nil {
+				last = fmt.Errorf("got %q", rec.RawSample)
+			}
+		}
+		result <- last
+	}()
+	awaitPolling(t, r)
+	return result
+}
+
+func TestCloseEndsRecordsSilently(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		ended := goRecords(t.Context(), t, r)
+		r.Close()
+		if err := <-ended; err != nil {
+			t.Errorf("Close ended the loop with %v", err)
+		}
+	})
+	t.Run("in the loop", func(t *testing.T) {
+		ring, r := newRingAndReader(t, os.Getpagesize())
+		ring.Emit(text("a"), text("b"))
+		var seen []string
+		for rec, err := range r.Records(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Close()
+			seen = append(seen, string(rec.RawSample))
+		}
+		if !slices.Equal(seen, []string{"a"}) {
+			t.Errorf("the loop saw %q", seen)
+		}
+	})
+}
+
+func TestContextEndsRecords(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		within10ms(t, func() time.Duration {
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := goRecords(ctx, t, r)
+			began := time.Now()
+			cancel()
+			if err := <-ended; err != context.Canceled {
+				t.Errorf("the loop ended with %v", err)
+			}
+			return time.Since(began)
+		})
+	})
+	t.Run("although there are more", func(t *testing.T) {
+		ring, r := newRingAndReader(t, os.Getpagesize())
+		ring.Emit(text("a"), text("b"), text("c"))
+		ctx, cancel := context.WithCancel(t.Context())
+		var seen []string
+		var last error
+		for rec, err := range r.Records(ctx) {
+			if last = err; err == nil {
+				seen = append(seen, string(rec.RawSample))
+			}
+			cancel()
+		}
+		if !slices.Equal(seen, []string{"a"}) || last != context.Canceled {
+			t.Errorf("the loop saw %q and %v", seen, last)
+		}
+		wantSample(t, r, "b")
+	})
+}
+
+func TestRecordsLeavesTheRestToOthers(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("a"), text("b"), text("c"), text("d"))
+	for rec, err := range r.Records(t.Context()) {
+		if err != nil || string(rec.RawSample) != "a" || rec.Remaining != 3*16 {
+			t.Fatalf("got %q with %d bytes remaining, %v", rec.RawSample, rec.Remaining, err)
+		}
+		wantSample(t, r, "b") // in the loop
+		break
+	}
+	wantAvailable(t, r, 2*16)
+	func() {
+		defer func() { recover() }()
+		for range r.Records(t.Context()) {
+			panic("in the loop")
+		}
+	}()
+	wantSample(t, r, "d")
+	if views := r.queue.unread.memory.Load().views.Load(); views != 0 {
+		t.Errorf("%d loops that ended have a view", views)
+	}
+}
+
+func TestRecordsAreViewsOfTheBatch(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	batchAt := func(sample []byte) int {
+		bytes := r.queue.unread.memory.Load().bytes
+		return int(uintptr(unsafe.Pointer(unsafe.SliceData(sample))) - uintptr(unsafe.Pointer(&bytes[0])))
+	}
+	next := 0
+	for range 3 { // the same memory each time
+		ring.Emit(text("12345678"), text("123456789"))
+		if err := r.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		next = entryHeaderSize
+		for rec, err := range r.Records(t.Context()) {
+			if errors.Is(err, ErrFlushed) {
+				break
+			}
+			if at := batchAt(rec.RawSample); at != next || cap(rec.RawSample) != len(rec.RawSample) {
+				t.Errorf("a sample of %d bytes and capacity %d is at %d of the batch, want %d", len(rec.RawSample), cap(rec.RawSample), at, next)
+			}
+			next += entryHeaderSize + (len(rec.RawSample)+7)&^7
+		}
+	}
+}
+
+func TestRecordsAllocatesNothingForASample(t *testing.T) {
+	ring, r := newRingAndReader(t, 1<<20)
+	const n = 10_000
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var mallocs uint64
+	for range 2 { // the second time batches have reached their size
+		if got := ring.Count(0, 0, n, 0); got != n {
+			t.Fatalf("the ring had room for %d samples only", got)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		seen := 0
+		for _, err := range r.Records(ctx) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if seen++; seen == n {
+				break
+			}
+		}
+		runtime.ReadMemStats(&after)
+		mallocs = after.Mallocs - before.Mallocs
+	}
+	if mallocs > 20 {
+		t.Errorf("a loop over %d records allocates %d times", n, mallocs)
+	}
+}
+
+// TestNobodyWritesToAView has several loops and Reads at once while records come, and looks
+// at each view twice, so that others may poll between.
+func TestNobodyWritesToAView(t *testing.T) { eachPace(t, testViews) }
+
+func testViews(t *testing.T, pace Option) {
+	const samples = 20_000
+	ring, r := newRingAndReader(t, 1<<16, pace)
+	var reading group
+	var seen atomic.Int64
+	done := func() {
+		if seen.Add(1) == samples {
+			r.Close()
+		}
+	}
+	for range 3 {
+		reading.Go(func() {
+			for rec, err := range r.Records(t.Context()) {
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				before := bpftest.DecodeNumbered(rec.RawSample)
+				runtime.Gosched()
+				if now := bpftest.DecodeNumbered(rec.RawSample); now != before {
+					t.Errorf("a view changed from %v to %v", before, now)
+				}
+				clear(rec.RawSample)
+				runtime.Gosched()
+				if (bpftest.DecodeNumbered(rec.RawSample) != bpftest.Numbered{}) {
+					t.Error("somebody wrote to a view")
+				}
+				done()
+			}
+		})
+	}
+	reading.Go(func() {
+		for {
+			if _, err := r.Read(); err != nil {
+				return
+			}
+			done()
+		}
+	})
+	for seq := 0; seq < samples; runtime.Gosched() {
+		seq += ring.Count(0, uint64(seq), min(64, samples-seq), 0)
+	}
+	reading.Wait()
+	if n := seen.Load(); n != samples {
+		t.Errorf("%d samples were read, want %d", n, samples)
+	}
+}
