@@ -123,6 +123,9 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 	defer closeMaps()
 	for _, m := range maps {
 		fdC, info, err := dupRing(m)
+		if err != nil && len(maps) > 1 {
+			err = fmt.Errorf("map %d: %w", len(r.maps), err)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -143,12 +146,12 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 	var stepC *C.char
 	var failedC C.int
 	if err := errnoOf(C.cgo_ringbuf_open(&fdsC[0], &sizesC[0], C.int(len(fdsC)), &r.c, &failedC, &stepC)); err != nil {
-		return nil, fmt.Errorf("map %q of type ringbuf: %s: %w", r.maps[max(failedC, 0)].name, C.GoString(stepC), err)
+		return nil, fmt.Errorf("%s of type ringbuf: %s: %w", r.label(int(max(failedC, 0))), C.GoString(stepC), err)
 	}
 	closeMaps() // the mappings hold them
 	if err := r.openParkFile(); err != nil {
 		r.close()
-		return nil, fmt.Errorf("map %q of type ringbuf: add to netpoller: %w", r.maps[0].name, err)
+		return nil, fmt.Errorf("%s of type ringbuf: add to netpoller: %w", r.label(0), err)
 	}
 	r.onReady = func(uintptr) bool {
 		r.readies++
@@ -334,9 +337,9 @@ func (r *libbpfRings) collect(b *batch, retC C.int) error {
 	err := errnoOf(retC)
 	if errors.Is(err, syscall.EUCLEAN) {
 		ringC := r.c.at
-		return fmt.Errorf("map %q: consumer position is %d, expected %d (producer position %d): "+
+		return fmt.Errorf("%s: consumer position is %d, expected %d (producer position %d): "+
 			"the ring has another reader or is corrupt: %w",
-			r.maps[r.indexOf(ringC)].name, ringC.bad_consumer, ringC.consumer, ringC.producer, err)
+			r.label(r.indexOf(ringC)), ringC.bad_consumer, ringC.consumer, ringC.producer, err)
 	}
 	if err != nil {
 		return r.waitError(err)
@@ -370,10 +373,10 @@ func (r *libbpfRings) collect(b *batch, retC C.int) error {
 
 func (r *libbpfRings) waitError(err error) error {
 	if errors.Is(err, syscall.EBADF) {
-		return fmt.Errorf("map %q: wait for samples: somebody closed a descriptor of this Reader, "+
-			"or put another file in its place: %w", r.maps[0].name, err)
+		return fmt.Errorf("%s: wait for samples: somebody closed a descriptor of this Reader, "+
+			"or put another file in its place: %w", r.label(0), err)
 	}
-	return fmt.Errorf("map %q: wait for samples: %w", r.maps[0].name, err)
+	return fmt.Errorf("%s: wait for samples: %w", r.label(0), err)
 }
 
 // waitParked drains into b as soon as there are samples. It waits in Go's
@@ -437,6 +440,14 @@ func (r *libbpfRings) wake() {
 	// ends by itself, after blockFor at most.
 	C.cgo_ringbuf_wake(r.c)
 	r.parkFile.SetReadDeadline(time.Unix(0, 1)) // ends one that is parked
+}
+
+// label names a map in an error.
+func (r *libbpfRings) label(i int) string {
+	if len(r.maps) > 1 {
+		return fmt.Sprintf("map %d, %q", i, r.maps[i].name)
+	}
+	return fmt.Sprintf("map %q", r.maps[i].name)
 }
 
 // indexOf returns the index of a ring that C knows.

@@ -1,0 +1,427 @@
+package ringbuf
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+// newRings returns rings of these sizes and a Reader of all.
+func newRings(t testing.TB, sizes []int, opts ...Option) ([]*bpftest.Ring, *Reader) {
+	t.Helper()
+	var rings []*bpftest.Ring
+	var maps []Map
+	for _, size := range sizes {
+		ring := bpftest.New(t, size)
+		rings, maps = append(rings, ring), append(maps, ring)
+	}
+	r, err := NewMultiReader(maps, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return rings, r
+}
+
+func TestMultiReaderReturnsTheRecordsOfEachRingInOrder(t *testing.T) {
+	page := os.Getpagesize()
+	rings, r := newRings(t, []int{page, 4 * page, 2 * page})
+	if got := r.BufferSize(); got != 7*page {
+		t.Errorf("BufferSize is %d, want %d", got, 7*page)
+	}
+	rings[0].Emit(text("a"), discarded(20), text("bb"))
+	rings[2].Emit(discarded(8), text("cccccccccc"), text("d"))
+	wantAvailable(t, r, 16+32+16+16+24+16)
+	for i, want := range []Record{
+		{RawSample: []byte("a"), Remaining: 32 + 16, Ring: 0},
+		{RawSample: []byte("bb"), Remaining: 0, Ring: 0},
+		{RawSample: []byte("cccccccccc"), Remaining: 16, Ring: 2},
+		{RawSample: []byte("d"), Remaining: 0, Ring: 2},
+	} {
+		if got := mustRead(t, r); !reflect.DeepEqual(got, want) {
+			t.Errorf("record %d is %+v, want %+v", i, got, want)
+		}
+		// Of what is behind the last record read of each ring.
+		wantAvailable(t, r, []int{32 + 16 + 16 + 24 + 16, 16 + 24 + 16, 16, 0}[i])
+	}
+	rings[1].Emit(text("e"))
+	rec := Record{RawSample: make([]byte, 0, 100), Ring: 17, Remaining: 17, Lost: 17}
+	if err := r.ReadInto(&rec); err != nil || string(rec.RawSample) != "e" || rec.Ring != 1 || rec.Remaining != 0 || rec.Lost != 0 {
+		t.Errorf("ReadInto returned %+v, %v", rec, err)
+	}
+	rings[2].Emit(text("f"))
+	for rec, err := range r.Records(t.Context()) {
+		if err != nil || string(rec.RawSample) != "f" || rec.Ring != 2 {
+			t.Errorf("Records returned %+v, %v", rec, err)
+		}
+		break
+	}
+	r.Close()
+	wantAvailable(t, r, 0)
+}
+
+func TestMultiReaderWaitsForEachRing(t *testing.T) {
+	sizes := slices.Repeat([]int{os.Getpagesize()}, 3)
+	for name, blockFor := range map[string]time.Duration{"blocked": time.Hour, "parked": 0} {
+		t.Run(name, func(t *testing.T) {
+			rings, r := newRings(t, sizes)
+			r.queue.rings.(*libbpfRings).blockFor = blockFor
+			for range 3 {
+				for i, ring := range rings {
+					result := goRead(t, r)
+					wantWaiting(t, result)
+					ring.Emit(text(fmt.Sprint(i)))
+					wantResult(t, result, fmt.Sprint(i), nil)
+				}
+			}
+			busy := rings[1].Busy([8]byte{'b', 'u', 's', 'y'})
+			result := goRead(t, r)
+			wantWaiting(t, result)
+			rings[2].Emit(text("x")) // not held back by the busy record of another
+			wantResult(t, result, "x", nil)
+			result = goRead(t, r)
+			wantWaiting(t, result)
+			busy()
+			wantResult(t, result, "busy\x00\x00\x00\x00", nil)
+		})
+	}
+}
+
+// TestAFloodedRingDoesNotHoldUpAQuietOne counts the records of one ring, of which there
+// are always more, before one of another is returned.
+func TestAFloodedRingDoesNotHoldUpAQuietOne(t *testing.T) {
+	const (
+		sample = bpftest.NumberedSize
+		most   = maxBatchSize/(entryHeaderSize+sample) + 1 // in a batch
+	)
+	t.Run("full ring", func(t *testing.T) {
+		rings, r := newRings(t, []int{1 << 20, os.Getpagesize()})
+		rings[0].Count(0, 0, 40_000, 0)
+		for _, limit := range []int{minBatchSize / (entryHeaderSize + sample), most, most, most} {
+			rings[1].Emit(text("quiet"))
+			n := 0
+			for mustRead(t, r).Ring == 0 {
+				n++
+			}
+			if n > limit {
+				t.Errorf("%d records of the full ring came before one of the other, want at most %d", n, limit)
+			}
+			for range 3 * most {
+				if rec := mustRead(t, r); rec.Ring != 0 {
+					t.Fatalf("got %+v", rec)
+				}
+			}
+		}
+	})
+	eachPace(t, func(t *testing.T, pace Option) {
+		rings, r := newRings(t, []int{1 << 16, os.Getpagesize()}, pace)
+		var stop atomic.Bool
+		var flooding group
+		flooding.Go(func() {
+			for seq := uint64(0); !stop.Load(); {
+				seq += uint64(rings[0].Count(0, seq, 256, 0))
+			}
+		})
+		next := uint64(0)
+		for range 50 {
+			rings[1].Emit(text("quiet"))
+			for n := 0; ; n++ {
+				rec := mustRead(t, r)
+				if rec.Ring == 1 {
+					break
+				}
+				if got := bpftest.DecodeNumbered(rec.RawSample); got.Seq != next {
+					t.Fatalf("got sample %d of the flooded ring, want %d", got.Seq, next)
+				}
+				next++
+				// The batch at the time, one of a round that had begun, and one each
+				// for who has just drained the quiet ring.
+				if n > 3*most {
+					t.Fatalf("%d records of the flooded ring came before one of the other", n)
+				}
+			}
+		}
+		stop.Store(true)
+		flooding.Wait()
+	})
+}
+
+func TestATickLeavesTheNewestRecordOfEachRing(t *testing.T) {
+	rings, r := newRings(t, []int{4096, 4096, 4096})
+	a, b := text("a"), text("b")
+	rings[0].Emit(a, b)
+	rings[1].Emit(a)
+	rings[2].Emit(b, b, a)
+	lib := r.queue.rings.(*libbpfRings)
+	for i, want := range []struct {
+		ring     int
+		samples  []string
+		unticked int // rings
+		idle     bool
+	}{
+		{0, []string{"a"}, 2, false},
+		{1, []string{"a"}, 1, false}, // the only one
+		{2, []string{"b", "b"}, 0, false},
+		{0, []string{"b"}, 2, false}, // what was left
+		{2, []string{"a"}, 0, true},
+		{2, nil, 0, true},
+	} {
+		var batch batch
+		if err := lib.tick(&batch, 0); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		var u unread
+		u.add(&batch)
+		for sample, ok := takeOne(&u); ok; sample, ok = takeOne(&u) {
+			got = append(got, string(sample))
+		}
+		if !slices.Equal(got, want.samples) || batch.ring != want.ring || int(lib.c.unticked) != want.unticked || bool(lib.c.idle) != want.idle {
+			t.Errorf("call %d: drained %q of ring %d, %d rings to go, idle %v; want %+v",
+				i, got, batch.ring, lib.c.unticked, lib.c.idle, want)
+		}
+	}
+	if ticks := r.Stats().Ticks; ticks != 3 {
+		t.Errorf("that was %d ticks, want 3", ticks)
+	}
+}
+
+// TestManyRingsLoseNothing has producers flat out, each for all rings, and goroutines
+// that read in each way.
+func TestManyRingsLoseNothing(t *testing.T) { eachPace(t, testManyRings) }
+
+func testManyRings(t *testing.T, pace Option) {
+	const producers, perRing = 2, 5_000
+	rings, r := newRings(t, []int{4096, 8192, 4096, 65536, 4096}, pace)
+	var producing, reading group
+	for p := range producers {
+		producing.Go(func() {
+			next := make([]int, len(rings))
+			for left := true; left; runtime.Gosched() {
+				left = false
+				for i, ring := range rings {
+					want := min(100, perRing-next[i])
+					next[i] += ring.Count(p, uint64(next[i]), want, 0)
+					left = left || next[i] < perRing
+				}
+			}
+		})
+	}
+	var mu sync.Mutex
+	seen := make([][producers][perRing]int, len(rings))
+	n := 0
+	note := func(rec Record) {
+		s := bpftest.DecodeNumbered(rec.RawSample)
+		mu.Lock()
+		defer mu.Unlock()
+		seen[rec.Ring][s.Producer][s.Seq]++
+		if n++; n == producers*perRing*len(rings) {
+			go r.Close()
+		}
+	}
+	reading.Go(func() {
+		for {
+			rec, err := r.Read()
+			if err != nil {
+				return
+			}
+			note(rec)
+		}
+	})
+	reading.Go(func() {
+		var rec Record
+		for r.ReadInto(&rec) == nil {
+			note(rec)
+		}
+	})
+	reading.Go(func() {
+		for rec, err := range r.Records(t.Context()) {
+			if err != nil {
+				t.Error(err)
+			}
+			note(rec)
+		}
+	})
+	producing.Wait()
+	reading.Wait()
+	for i := range seen {
+		for p := range seen[i] {
+			for seq, times := range seen[i][p] {
+				if times != 1 {
+					t.Fatalf("sample %d of producer %d in ring %d was read %d times", seq, p, i, times)
+				}
+			}
+		}
+	}
+	for i, s := range r.Stats().Rings {
+		if s.Samples != producers*perRing || s.Bytes != producers*perRing*bpftest.NumberedSize {
+			t.Errorf("ring %d: %+v", i, s)
+		}
+	}
+}
+
+// moveConsumer adds to the consumer position, as anybody can who has the map.
+func moveConsumer(t *testing.T, m Map, by int) {
+	t.Helper()
+	page, err := syscall.Mmap(m.FileDescriptor(), 0, os.Getpagesize(), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Munmap(page)
+	// SAFETY: the mapping begins with the position.
+	atomic.AddUint64((*uint64)(unsafe.Pointer(&page[0])), uint64(by))
+}
+
+func TestARingWithoutOrderDoesNotHoldUpOthers(t *testing.T) {
+	rings, r := newRings(t, []int{4096, 4096})
+	for _, ring := range rings {
+		ring.Emit(text("a"), text("b"))
+	}
+	wantSample(t, r, "a")
+	wantSample(t, r, "b")
+	moveConsumer(t, rings[0], 8)
+	rings[0].Emit(text("c"))
+	wantSample(t, r, "a") // of the other ring
+	wantSample(t, r, "b")
+	for range 3 {
+		_, err := r.Read()
+		if !errors.Is(err, syscall.EUCLEAN) || !strings.Contains(err.Error(), `map 0, "events"`) {
+			t.Fatalf("Read returned %v", err)
+		}
+		rings[1].Emit(text("d"))
+		wantSample(t, r, "d")
+	}
+	moveConsumer(t, rings[0], -8)
+	wantSample(t, r, "c")
+}
+
+func TestNewMultiReaderNamesTheMapThatItRefuses(t *testing.T) {
+	a, b := bpftest.New(t, 4096), bpftest.New(t, 4096)
+	counts, err := a.Module().GetMap("plan")
+	if err != nil {
+		t.Fatal(err)
+	}
+	twice, err := syscall.Dup(a.FileDescriptor())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(twice)
+	corrupt := bpftest.New(t, 4096)
+	moveConsumer(t, corrupt, 4)
+	for _, tt := range []struct {
+		maps  []Map
+		parts []string
+	}{
+		{nil, []string{"no map given"}},
+		{[]Map{a, nil}, []string{"map 1", "no map given"}},
+		{[]Map{a, b, counts}, []string{"map 2", `"plan"`, "array"}},
+		{[]Map{a, b, FD(-1)}, []string{"map 2", "descriptor -1"}},
+		{[]Map{a, b, FD(twice)}, []string{"maps 0 and 2", `the same ring buffer "events"`}},
+		{[]Map{a, corrupt, b}, []string{`map 1, "events"`, "check positions"}},
+	} {
+		r, err := NewMultiReader(tt.maps)
+		if err == nil {
+			r.Close()
+			t.Errorf("NewMultiReader did not fail, want %q", tt.parts)
+			continue
+		}
+		for _, part := range tt.parts {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("the error is %q, without %q", err, part)
+			}
+		}
+	}
+	moveConsumer(t, corrupt, -4)
+}
+
+func TestStatsSayWhatWasDone(t *testing.T) {
+	rings, r := newRings(t, []int{8192, 4096}, WithMaxDelay(0))
+	want := Stats{Rings: []RingStats{{Name: "events", Size: 8192}, {Name: "events", Size: 4096}}}
+	check := func() {
+		t.Helper()
+		if got := r.Stats(); !reflect.DeepEqual(got, want) {
+			t.Fatalf("Stats are\n%+v, want\n%+v", got, want)
+		}
+	}
+	check()
+	rings[0].Emit(text("12345"), discarded(8), discarded(80), text("123456789"), discarded(8))
+	want.Rings[0].Available = 16 + 16 + 88 + 24 + 16
+	check()
+	mustRead(t, r)
+	want.Drains = 1
+	want.Rings[0].Samples, want.Rings[0].Bytes, want.Rings[0].Discarded = 2, 5+9, 3
+	want.Rings[0].Available, want.Rings[0].Highest = 16+88+24+16, 16+16+88+24+16
+	check()
+	mustRead(t, r)
+	want.Rings[0].Available = 16
+	check()
+	for _, blockFor := range []time.Duration{time.Hour, 0} {
+		r.queue.rings.(*libbpfRings).blockFor = blockFor
+		result := goRead(t, r)
+		wantWaiting(t, result)
+		check()
+		rings[1].Emit(text("1"))
+		wantResult(t, result, "1", nil)
+		want.Rings[0].Available = 0 // past the discarded record
+		want.Drains++
+		want.Wakeups++
+		want.Rings[1].Samples++
+		want.Rings[1].Bytes++
+		want.Rings[1].Highest = 16
+		check()
+	}
+	r.Close()
+	check()
+	r.Stats().Rings[0].Samples = 17 // the caller's
+	check()
+
+	encoded, err := json.Marshal(r.Stats())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var decoded Stats
+	if err := json.Unmarshal(encoded, &decoded); err != nil || !reflect.DeepEqual(decoded, want) {
+		t.Errorf("as JSON it is %s, %v", encoded, err)
+	}
+}
+
+func TestModeratorGoesByTheFullestRing(t *testing.T) {
+	m := newModerator(options{maxDelay: -1}, 1<<20, 1<<18, 1<<20)
+	if m.size != 1<<18 {
+		t.Errorf("the smallest ring has %d bytes", m.size)
+	}
+	m = newModerator(options{maxDelay: time.Hour}, 1<<20, 1<<20, 1<<20, 1<<20)
+	now := pacedDrains(&m, time.Now(), startCount+1, time.Microsecond, 1)
+	round := func(bytes ...uint64) time.Duration {
+		now = now.Add(time.Hour)
+		for ring, n := range bytes {
+			m.note(now, drained{ring: ring, moved: n, samples: n / recordSize, bytes: n, more: ring < len(bytes)-1})
+		}
+		return m.interval
+	}
+	// A quarter of each ring is no reason for the next tick to come sooner.
+	if got := round(1<<18, 1<<18, 1<<18, 1<<18); got != time.Hour {
+		t.Errorf("interval %v after a tick that found a quarter of each ring filled", got)
+	}
+	if got := round(1, 1<<19, 1, 1); math.Abs(float64(got-30*time.Minute)) > float64(time.Second) {
+		t.Errorf("interval %v after one that found half of one ring filled", got)
+	}
+}
