@@ -259,6 +259,7 @@ func TestContextEndsRecords(t *testing.T) {
 		ring, r := newRingAndReader(t, os.Getpagesize())
 		ring.Emit(text("a"), text("b"), text("c"))
 		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
 		var seen []string
 		var last error
 		for rec, err := range r.Records(ctx) {

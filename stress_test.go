@@ -1,6 +1,7 @@
 package ringbuf
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -288,34 +289,26 @@ func (s *stress) disturb(t *testing.T, r *Reader, flushes *atomic.Int64) {
 	}
 }
 
-// read reads until Close, or ErrFlushed if that is the end, and returns the identities
-// of what it read.
+// read reads in all ways until Close, and returns the identities of what it read.
 func (s *stress) read(t *testing.T, r *Reader, rng *rand.Rand, last bool, flushed *atomic.Int64) (read []uint64) {
 	next := make([]uint64, s.ring.Producers)
-	var rec Record
-	for {
-		var err error
-		if rng.IntN(2) == 0 {
-			rec, err = r.Read()
-		} else {
-			err = r.ReadInto(&rec)
-		}
+	note := func(rec Record, err error) (more bool) {
 		switch {
 		case err == nil:
 		case errors.Is(err, os.ErrClosed):
-			return read
+			return false
 		case err == ErrFlushed:
 			flushed.Add(1)
-			continue
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			continue
+			return true
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.Canceled):
+			return true
 		default:
 			t.Error(err)
-			return read
+			return false
 		}
 		if err := s.ring.Check(rec.RawSample); err != nil {
 			t.Error(err)
-			return read
+			return false
 		}
 		if n := rec.Remaining; n < 0 || n > 2*r.BufferSize()+2*maxBatchSize {
 			t.Errorf("%d bytes remaining", n)
@@ -331,7 +324,46 @@ func (s *stress) read(t *testing.T, r *Reader, rng *rand.Rand, last bool, flushe
 		}
 		read = append(read, identify(rec.RawSample))
 		clear(rec.RawSample) // it belongs to this goroutine
+		return true
 	}
+	var into Record
+	for more := true; more; {
+		switch rng.IntN(8) {
+		default:
+			more = note(r.Read())
+		case 0, 1, 2:
+			err := r.ReadInto(&into)
+			more = note(into, err)
+		case 3:
+			ctx, cancel := context.WithCancel(t.Context())
+			stop := time.AfterFunc(time.Duration(rng.Int64N(1e5)), cancel)
+			more = note(r.ReadContext(ctx))
+			stop.Stop()
+			cancel()
+		case 4:
+			more = s.loop(t, r, rng, note)
+		}
+	}
+	return read
+}
+
+// loop reads some records, the last iteration of which may be in the middle of a batch.
+func (s *stress) loop(t *testing.T, r *Reader, rng *rand.Rand, note func(Record, error) bool) (more bool) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	n := rng.IntN(1 << rng.IntN(10))
+	abrupt := rng.IntN(2) == 0
+	for rec, err := range r.Records(ctx) {
+		if !note(rec, err) {
+			return false
+		}
+		if n--; n < 0 && abrupt {
+			return true
+		} else if n < 0 {
+			cancel()
+		}
+	}
+	return true // also after Close: then the next Read says so
 }
 
 // settle checks what a Reader that is closed has drained, and what was read of it.
@@ -379,7 +411,21 @@ func (s *stress) settle(rec *recorder, read []uint64, all bool) error {
 func TestNoWakeupIsLost(t *testing.T) {
 	eachWaitUnderLoad(t, func(t *testing.T, opts ...Option) {
 		ring := bpftest.NewStress(t, os.Getpagesize(), uint64(time.Now().UnixNano()))
-		testNumbers(t, ring, ring.Serve, *rallies, opts...)
+		testNumbers(t, mustNewReader(t, ring, opts...), ring.Serve, *rallies)
+	})
+}
+
+// TestNoWakeupIsLostBesideOtherRings has rings where nothing happens before and behind that
+// one.
+func TestNoWakeupIsLostBesideOtherRings(t *testing.T) {
+	eachWaitUnderLoad(t, func(t *testing.T, opts ...Option) {
+		ring := bpftest.NewStress(t, os.Getpagesize(), uint64(time.Now().UnixNano()))
+		r, err := NewMultiReader([]Map{bpftest.New(t, os.Getpagesize()), ring, bpftest.New(t, os.Getpagesize())}, opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		testNumbers(t, r, ring.Serve, *rallies/5)
 	})
 }
 
@@ -388,7 +434,7 @@ func TestNoWakeupIsLost(t *testing.T) {
 func TestNoWakeupIsLostWhenEachSampleFillsTheRing(t *testing.T) {
 	eachWaitUnderLoad(t, func(t *testing.T, opts ...Option) {
 		ring := bpftest.NewStress(t, os.Getpagesize(), uint64(time.Now().UnixNano()))
-		testNumbers(t, ring, ring.Fill, *rallies/5, opts...)
+		testNumbers(t, mustNewReader(t, ring, opts...), ring.Fill, *rallies/5)
 	})
 }
 
@@ -404,11 +450,10 @@ func eachWaitUnderLoad(t *testing.T, test func(t *testing.T, opts ...Option)) {
 	t.Run("ticking without a thread", func(t *testing.T) { test(t, WithMaxDelay(minDelay)) })
 }
 
-func testNumbers(t *testing.T, ring *bpftest.StressRing, write func(n uint64, stop <-chan struct{}), n uint64, opts ...Option) {
+func testNumbers(t *testing.T, r *Reader, write func(n uint64, stop <-chan struct{}), n uint64) {
 	if runtime.GOMAXPROCS(0) == 1 {
 		n /= 200 // producer and reader take turns, of 10 ms each
 	}
-	r := mustNewReader(t, ring, opts...)
 	// Else it would park after a while, and find what nobody told it of.
 	r.queue.rings.(*libbpfRings).blockFor = time.Hour
 	var progress atomic.Uint64
