@@ -1,0 +1,200 @@
+// Package examples_test runs the examples, as their users would.
+package examples_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+// timeout is when an example gets SIGQUIT, upon which it says what it waits for.
+const timeout = time.Minute
+
+var programs string // the directory that has them
+
+func TestMain(m *testing.M) {
+	code, err := buildAndRun(m)
+	if err != nil {
+		fmt.Println(err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func buildAndRun(m *testing.M) (code int, err error) {
+	if programs, err = os.MkdirTemp("", ""); err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(programs)
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", programs, "./...").CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return m.Run(), nil
+}
+
+// An example is a program that runs.
+type example struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	stdout *bufio.Scanner
+	stderr bytes.Buffer
+}
+
+// start starts an example, and waits until it prints its first line.
+func start(t *testing.T, first, name string, args ...string) *example {
+	t.Helper()
+	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	e := &example{t: t, cmd: exec.CommandContext(ctx, filepath.Join(programs, name), args...)}
+	e.cmd.Stderr = &e.stderr
+	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	e.cmd.Cancel = func() error { return syscall.Kill(-e.cmd.Process.Pid, syscall.SIGQUIT) }
+	e.cmd.WaitDelay = 5 * time.Second
+	stdout, err := e.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		syscall.Kill(-e.cmd.Process.Pid, syscall.SIGKILL)
+	})
+	e.stdout = bufio.NewScanner(stdout)
+	e.want(first)
+	return e
+}
+
+// want reads what the example prints until a line that matches the pattern, with single
+// spaces between its fields.
+func (e *example) want(pattern string) {
+	e.t.Helper()
+	re := regexp.MustCompile("^" + pattern + "$")
+	var got []string
+	for e.stdout.Scan() {
+		line := strings.Join(strings.Fields(e.stdout.Text()), " ")
+		if re.MatchString(line) {
+			return
+		}
+		got = append(got, line)
+	}
+	e.t.Fatalf("no line of %q matches %s: %v\n%s", got, re, e.cmd.Wait(), &e.stderr)
+}
+
+// wantEnd waits until the example has ended, which it must without printing anything more.
+func (e *example) wantEnd() {
+	e.t.Helper()
+	for e.stdout.Scan() {
+		e.t.Errorf("printed after the last line: %q", e.stdout.Text())
+	}
+	if err := e.cmd.Wait(); err != nil || e.stderr.Len() > 0 {
+		e.t.Errorf("ended with %v\n%s", err, &e.stderr)
+	}
+}
+
+// interrupt does what Ctrl-C does: the signal is for all processes of the example.
+func (e *example) interrupt() {
+	e.t.Helper()
+	if err := syscall.Kill(-e.cmd.Process.Pid, syscall.SIGINT); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// pidPattern matches the number that the kernel itself has for a process.
+func pidPattern(t *testing.T, pid int) string {
+	t.Helper()
+	namespace, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if namespace != "pid:[4026531836]" { // PROC_PID_INIT_INO in include/linux/proc_ns.h
+		return `\d+`
+	}
+	return strconv.Itoa(pid)
+}
+
+// execute executes a program, and returns it.
+func execute(t *testing.T) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("true")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}
+
+func TestExecsnoop(t *testing.T) {
+	e := start(t, "TIME PID PPID UID COMM FILENAME", "execsnoop")
+	cmd := execute(t)
+	e.want(fmt.Sprintf(`[\d:.]+ %s %s %d true %s`, pidPattern(t, cmd.Process.Pid), pidPattern(t, os.Getpid()), os.Getuid(), regexp.QuoteMeta(cmd.Path)))
+	e.interrupt()
+	e.want(`[1-9]\d* programs seen, 0 lost`)
+	e.wantEnd()
+}
+
+const tcpconnectHeader = "TIME PID COMM FAMILY DESTINATION"
+
+// listen listens on a free port.
+func listen(addr string) (net.Listener, error) {
+	return net.Listen("tcp", net.JoinHostPort(addr, "0"))
+}
+
+// connect makes a TCP connection to a listener, and closes both.
+func connect(t *testing.T, listener net.Listener) {
+	t.Helper()
+	defer listener.Close()
+	conn, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}
+
+func TestTcpconnect(t *testing.T) {
+	e := start(t, tcpconnectHeader, "tcpconnect")
+	comm, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ family, addr string }{{"IPv4", "127.0.0.1"}, {"IPv6", "::1"}} {
+		listener, err := listen(tt.addr)
+		if err != nil && tt.family == "IPv6" {
+			t.Log("without IPv6:", err)
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		connect(t, listener)
+		e.want(fmt.Sprintf(`[\d:.]+ %s %s %s %s`, pidPattern(t, os.Getpid()), regexp.QuoteMeta(strings.TrimSpace(string(comm))),
+			tt.family, regexp.QuoteMeta(listener.Addr().String())))
+	}
+	e.interrupt()
+	e.want(`[1-9]\d* connections seen, 0 lost`)
+	e.wantEnd()
+}
+
+func TestTcpconnectEndsByItself(t *testing.T) {
+	e := start(t, tcpconnectHeader, "tcpconnect", "-n", "1")
+	listener, err := listen("127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	connect(t, listener)
+	e.want("1 connections seen, 0 lost")
+	e.wantEnd()
+}
