@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -197,4 +198,66 @@ func TestTcpconnectEndsByItself(t *testing.T) {
 	connect(t, listener)
 	e.want("1 connections seen, 0 lost")
 	e.wantEnd()
+}
+
+// unprivileged is what privsep's reader says of itself.
+const unprivileged = "Uid: 65534 65534 65534 65534, Gid: 65534 65534 65534 65534, Groups: , CapPrm: 0{16}, CapEff: 0{16}, NoNewPrivs: 1"
+
+func TestPrivsep(t *testing.T) {
+	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
+	if bpfIsDenied(t) {
+		out, err := exec.Command(filepath.Join(programs, "privsep")).CombinedOutput()
+		if hint := "kernel.unprivileged_bpf_disabled must be 0"; err == nil || !strings.Contains(string(out), hint) {
+			t.Errorf("there is no %q in %q: %v", hint, out, err)
+		}
+		return
+	}
+	t.Run("ends with a signal", testPrivsepInterrupt)
+	t.Run("reader ends when the loader is killed", testPrivsepKill)
+}
+
+// bpfIsDenied reports whether the kernel refuses bpf(2) without CAP_BPF altogether.
+func bpfIsDenied(t *testing.T) bool {
+	t.Helper()
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
+	}
+	disabled, err := os.ReadFile("/proc/sys/kernel/unprivileged_bpf_disabled")
+	return err == nil && disabled[0] != '0' && strings.HasPrefix(string(release), "5.")
+}
+
+func testPrivsepInterrupt(t *testing.T) {
+	e := start(t, unprivileged, "privsep")
+	e.want("PID COMM")
+	// The loader has the link, and neither the program nor the ring.
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", e.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bpf []string
+	for _, fd := range fds {
+		if target, _ := os.Readlink(fd); strings.HasPrefix(target, "anon_inode:bpf") {
+			bpf = append(bpf, target)
+		}
+	}
+	if want := []string{"anon_inode:bpf_link"}; !slices.Equal(bpf, want) {
+		t.Errorf("the loader has %q, want %q", bpf, want)
+	}
+	e.want(pidPattern(t, execute(t).Process.Pid) + " true")
+	e.interrupt()
+	e.wantEnd()
+}
+
+func testPrivsepKill(t *testing.T) {
+	e := start(t, unprivileged, "privsep")
+	e.want("PID COMM")
+	if err := e.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for e.stdout.Scan() { // until the reader, too, has closed it
+	}
+	if err := e.cmd.Wait(); err == nil || err.Error() != "signal: killed" || e.stderr.Len() > 0 {
+		t.Errorf("ended with %v\n%s", err, &e.stderr)
+	}
 }

@@ -1,0 +1,252 @@
+// Privsep prints a line for each program that is executed on this machine, from a process
+// that has no privileges. The loader, which has them, loads and attaches a BPF program,
+// hands the descriptor of its ring to the reader, and keeps nothing but the link: while it
+// lives, events come.
+//
+// The reader is this program again. As it gets the descriptor over a Unix socket, it might
+// as well be another program that was started by somebody else.
+package main
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/libbpfgo/ringbuf"
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+)
+
+//go:embed privsep.bpf.o
+var object []byte
+
+const (
+	readerArgument = "reader"
+	socketFD       = 3     // of the reader
+	nobody         = 65534 // its user and group
+)
+
+// event is struct event of privsep.bpf.c.
+type event struct {
+	PID  uint32
+	Comm [16]byte
+}
+
+func main() {
+	role, run := "loader", load
+	if len(os.Args) == 2 && os.Args[1] == readerArgument {
+		role, run = "reader", read
+	}
+	if err := run(); err != nil {
+		fmt.Fprintf(os.Stderr, "privsep: %s: %v\n", role, err)
+		os.Exit(1)
+	}
+}
+
+// load is what the loader does.
+func load() error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socketpair: %w", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "socket")
+	conn, err := unixConn(fds[0])
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	link, err := attachAndSend(conn)
+	if err != nil {
+		return err
+	}
+	defer link.Close()
+
+	cmd := exec.Command("/proc/self/exe", readerArgument)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{theirs}
+	if err := startUnprivileged(cmd); err != nil {
+		return fmt.Errorf("start reader: %w", err)
+	}
+	theirs.Close()
+	// No more events come, and the reader, which finds the socket closed, reads those that
+	// there are. If the loader is killed, the kernel closes both. A second signal does not
+	// wait for the reader.
+	context.AfterFunc(ctx, func() {
+		stop()
+		link.Close()
+		conn.Close()
+	})
+	return cmd.Wait()
+}
+
+// attachAndSend attaches the BPF program, sends the descriptor of its ring, and returns that
+// of the link. Without the module's descriptors, the kernel keeps the program for the link
+// and the ring for the program.
+func attachAndSend(conn *net.UnixConn) (link *os.File, err error) {
+	module, err := bpfobj.Load(object, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer module.Close()
+	events, err := module.GetMap("events")
+	if err != nil {
+		return nil, err
+	}
+	rights := syscall.UnixRights(events.FileDescriptor())
+	if _, _, err := conn.WriteMsgUnix([]byte{0}, rights, nil); err != nil {
+		return nil, err
+	}
+	prog, err := module.GetProgram("sched_process_exec")
+	if err != nil {
+		return nil, err
+	}
+	attached, err := prog.AttachRawTracepoint("sched_process_exec")
+	if err != nil {
+		return nil, err
+	}
+	// Not dup(2), which makes descriptors that the reader would inherit.
+	fd, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(attached.FileDescriptor()), syscall.F_DUPFD_CLOEXEC, 0)
+	if errno != 0 {
+		return nil, fmt.Errorf("duplicate link: %w", errno)
+	}
+	return os.NewFile(fd, "link"), nil
+}
+
+// startUnprivileged starts a process of a user that has no capabilities, and none of
+// root's groups. From its thread the process inherits no_new_privs: setuid programs and
+// capabilities of files give it none either. The thread ends with the goroutine.
+func startUnprivileged(cmd *exec.Cmd) error {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		const prSetNoNewPrivs = 38 // include/uapi/linux/prctl.h
+		if _, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetNoNewPrivs, 1, 0, 0, 0, 0); errno != 0 {
+			started <- fmt.Errorf("prctl(PR_SET_NO_NEW_PRIVS): %w", errno)
+			return
+		}
+		started <- cmd.Start()
+	}()
+	return <-started
+}
+
+// read is what the reader does.
+func read() error {
+	conn, err := unixConn(socketFD)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	fd, err := receiveFD(conn)
+	if err != nil {
+		return err
+	}
+	reader, err := ringbuf.NewReader(ringbuf.FD(fd))
+	syscall.Close(fd)
+	if errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("%w: before Linux 6.0, kernel.unprivileged_bpf_disabled must be 0", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+
+	// Ctrl-C is for the loader, which closes the socket when there is nothing more to come.
+	signal.Ignore(syscall.SIGINT)
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, syscall.SIGTERM)
+	go func() {
+		<-terminate
+		conn.Close()
+	}()
+	go func() {
+		conn.Read(make([]byte, 1))
+		reader.Flush()
+	}()
+	return print(reader)
+}
+
+// print prints who it is, and events until the reader is flushed.
+func print(reader *ringbuf.Reader) error {
+	privileges, err := privileges()
+	if err != nil {
+		return err
+	}
+	fmt.Println(privileges)
+	const row = "%8v  %s\n"
+	fmt.Printf(row, "PID", "COMM")
+	var (
+		record ringbuf.Record
+		e      event
+	)
+	for {
+		err := reader.ReadInto(&record)
+		if errors.Is(err, ringbuf.ErrFlushed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := binary.Decode(record.RawSample, binary.NativeEndian, &e); err != nil {
+			return fmt.Errorf("event of %d bytes: %w", len(record.RawSample), err)
+		}
+		comm, _, _ := bytes.Cut(e.Comm[:], []byte{0})
+		fmt.Printf(row, e.PID, comm)
+	}
+}
+
+// privileges returns what the kernel says that this process may do.
+func privileges() (string, error) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return "", err
+	}
+	var lines []string
+	for line := range strings.Lines(string(status)) {
+		switch name, value, _ := strings.Cut(line, ":"); name {
+		case "Uid", "Gid", "Groups", "CapPrm", "CapEff", "NoNewPrivs":
+			lines = append(lines, name+": "+strings.Join(strings.Fields(value), " "))
+		}
+	}
+	return strings.Join(lines, ", "), nil
+}
+
+// receiveFD returns the descriptor that the loader sent.
+func receiveFD(conn *net.UnixConn) (int, error) {
+	rights := make([]byte, syscall.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(make([]byte, 1), rights)
+	if err != nil {
+		return 0, err
+	}
+	messages, err := syscall.ParseSocketControlMessage(rights[:n])
+	if err != nil || len(messages) != 1 {
+		return 0, fmt.Errorf("%d control messages, not 1: %v", len(messages), err)
+	}
+	fds, err := syscall.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return 0, fmt.Errorf("%d descriptors, not 1: %v", len(fds), err)
+	}
+	return fds[0], nil
+}
+
+// unixConn returns the connection of a socket's descriptor, which it closes.
+func unixConn(fd int) (*net.UnixConn, error) {
+	file := os.NewFile(uintptr(fd), "socket")
+	defer file.Close()
+	conn, err := net.FileConn(file)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
+}
