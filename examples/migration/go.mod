@@ -1,0 +1,15 @@
+module github.com/libbpfgo/ringbuf/examples/migration
+
+go 1.25.0
+
+require (
+	github.com/cilium/ebpf v0.22.0
+	github.com/libbpfgo/ringbuf v0.0.0
+)
+
+require (
+	github.com/aquasecurity/libbpfgo v0.9.2-libbpf-1.5.1 // indirect
+	golang.org/x/sys v0.43.0 // indirect
+)
+
+replace github.com/libbpfgo/ringbuf => ../../

@@ -1,0 +1,56 @@
+// Initringbuf prints programs that are executed, with libbpfgo's InitRingBuf.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+
+	"github.com/libbpfgo/ringbuf/examples/migration"
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+)
+
+func main() {
+	if err := run(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run() error {
+	module, err := bpfobj.Load(migration.Object, nil)
+	if err != nil {
+		return err
+	}
+	defer module.Close()
+	prog, err := module.GetProgram("sched_process_exec")
+	if err != nil {
+		return err
+	}
+	if _, err := prog.AttachRawTracepoint("sched_process_exec"); err != nil {
+		return err
+	}
+
+	events := make(chan []byte)
+	reader, err := module.InitRingBuf("events", events)
+	if err != nil {
+		return err
+	}
+	reader.Poll(300)
+	defer reader.Close()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	fmt.Println(migration.Header)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case sample := <-events:
+			if err := migration.Print(sample); err != nil {
+				return err
+			}
+		}
+	}
+}

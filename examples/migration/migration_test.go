@@ -1,0 +1,104 @@
+package migration_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/libbpfgo/ringbuf/examples/migration"
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+// TestAllPrintTheSameEvent has the three programs run at the same time.
+func TestAllPrintTheSameEvent(t *testing.T) {
+	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
+	dir := t.TempDir()
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", dir, "./...").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var programs []*program
+	for _, name := range []string{"initringbuf", "cilium", "ringbuf"} {
+		programs = append(programs, start(ctx, t, filepath.Join(dir, name)))
+	}
+	cmd := exec.Command("true")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	event := fmt.Sprintf("%d true", cmd.Process.Pid)
+	wanted := func(line string) bool { return line == event }
+	if inNamespace(t) {
+		wanted = func(line string) bool { return strings.HasSuffix(line, " true") }
+	}
+	for _, p := range programs {
+		p.next(wanted)
+		p.interrupt()
+	}
+}
+
+// inNamespace reports whether the kernel itself has other numbers for processes.
+func inNamespace(t *testing.T) bool {
+	t.Helper()
+	namespace, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return namespace != "pid:[4026531836]" // PROC_PID_INIT_INO in include/linux/proc_ns.h
+}
+
+// A program is one that runs.
+type program struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	stdout *bufio.Scanner
+	stderr bytes.Buffer
+}
+
+// start starts a program, and waits until events come.
+func start(ctx context.Context, t *testing.T, path string) *program {
+	t.Helper()
+	p := &program{t: t, cmd: exec.CommandContext(ctx, path)}
+	p.cmd.Stderr = &p.stderr
+	stdout, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.stdout = bufio.NewScanner(stdout)
+	p.next(func(line string) bool { return line == migration.Header })
+	return p
+}
+
+// next reads what the program prints, up to the line that is wanted.
+func (p *program) next(wanted func(line string) bool) {
+	p.t.Helper()
+	for p.stdout.Scan() {
+		if wanted(p.stdout.Text()) {
+			return
+		}
+	}
+	p.t.Fatalf("%s ended: %v\n%s", p.cmd, p.cmd.Wait(), &p.stderr)
+}
+
+// interrupt ends the program, which must be without an error.
+func (p *program) interrupt() {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+		p.t.Fatal(err)
+	}
+	for p.stdout.Scan() {
+	}
+	if err := p.cmd.Wait(); err != nil || p.stderr.Len() > 0 {
+		p.t.Errorf("%s ended with %v\n%s", p.cmd, err, &p.stderr)
+	}
+}
