@@ -61,7 +61,7 @@ func start(t *testing.T, first, name string, args ...string) *example {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	e := &example{t: t, cmd: exec.CommandContext(ctx, filepath.Join(programs, name), args...)}
 	e.cmd.Stderr = &e.stderr
-	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	e.cmd.Cancel = func() error { return syscall.Kill(-e.cmd.Process.Pid, syscall.SIGQUIT) }
 	e.cmd.WaitDelay = 5 * time.Second
 	stdout, err := e.cmd.StdoutPipe()
