@@ -355,6 +355,87 @@ func TestNoSampleWaitsLongerThanTwiceMaxDelay(t *testing.T) {
 	}
 }
 
+// TestALongDelayLooksAtTheRing submits records that the kernel does not notify of to a
+// Reader that waits for its first ones.
+func TestALongDelayLooksAtTheRing(t *testing.T) {
+	for name, blockFor := range map[string]time.Duration{"blocked": time.Hour, "parked": 0} {
+		t.Run(name, func(t *testing.T) {
+			ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(longDelay))
+			r.queue.rings.(*libbpfRings).blockFor = blockFor
+			for range 3 {
+				result := goRead(t, r)
+				wantWaiting(t, result) // longer than the delay
+				begin := time.Now()
+				ring.Emit(quiet("x"))
+				wantResult(t, result, "x", nil)
+				if took := time.Since(begin); took > longDelay+100*time.Millisecond {
+					t.Errorf("it took %v", took)
+				}
+			}
+		})
+	}
+}
+
+// TestAFillingRingEndsAPause has ticks an hour apart, and wakeups that are forced.
+func TestAFillingRingEndsAPause(t *testing.T) {
+	const eighth = 1 << 20 / 8 / (bpftest.HeaderSize + bpftest.NumberedSize)
+	flood := func(t *testing.T, ring *bpftest.Ring, woken <-chan struct{}) {
+		t.Helper()
+		waits := func(what string) {
+			t.Helper()
+			select {
+			case <-woken:
+				t.Fatalf("%s ended the pause", what)
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+		waits("nothing")
+		ring.Count(0, 0, eighth-10, bpftest.NoWakeup)
+		ring.Count(0, 0, 1, bpftest.ForceWakeup)
+		waits("a wakeup while the ring was nearly empty")
+		ring.Count(0, 0, 20, bpftest.NoWakeup)
+		waits("a ring that fills up without a wakeup")
+		ring.Count(0, 0, 1, bpftest.ForceWakeup)
+		select {
+		case <-woken:
+		case <-time.After(10 * time.Second):
+			t.Fatal("a wakeup did not end the pause")
+		}
+	}
+	t.Run("blocked", func(t *testing.T) {
+		ring, r := newTickingReader(t, time.Hour)
+		lib := r.queue.rings.(*libbpfRings)
+		woken := make(chan struct{})
+		var b batch
+		go func() {
+			defer close(woken)
+			if err := lib.tick(&b, time.Hour); err != nil {
+				t.Error(err)
+			}
+		}()
+		flood(t, ring, woken)
+		if len(b.entries) == 0 {
+			t.Error("nothing was drained")
+		}
+	})
+	t.Run("parked", func(t *testing.T) {
+		ring, r := newTickingReader(t, time.Hour)
+		woken := make(chan struct{})
+		go func() {
+			defer close(woken)
+			if _, err := r.Read(); err != nil {
+				t.Error(err)
+			}
+		}()
+		awaitPolling(t, r)
+		flood(t, ring, woken)
+		// What follows is read at once too.
+		for range eighth {
+			mustRead(t, r)
+		}
+	})
+}
+
 func TestFirstSampleAfterIdlenessComesAtOnce(t *testing.T) {
 	ring, r := newTickingReader(t, 300*time.Millisecond)
 	r.SetDeadline(time.Now().Add(time.Second))

@@ -131,7 +131,7 @@ int cgo_ringbuf_wake(struct cgo_ringbuf *r);
 /* Makes park_fd readable on notifications (or no longer). -EBADF as above. */
 int cgo_ringbuf_arm(struct cgo_ringbuf *r, bool armed);
 
-/* Reports whether more than an eighth of a ring is to be drained. */
+/* Reports whether an eighth of a ring or more is to be drained. */
 bool cgo_ringbuf_filled(struct cgo_ringbuf *r);
 
 __u64 cgo_ringbuf_consumer(struct cgo_ringbuf *r, int ring);
