@@ -172,24 +172,43 @@ func (u *unread) keep(sample []byte) bool {
 	return !m.large()
 }
 
-// hold is called between peek and take by who wants the sample without copying it, until
-// they call release of what hold returned, or pass that here again. If it is not the
-// same, they must peek again.
-func (u *unread) hold(held *memory) *memory {
-	m := u.memory.Load()
-	if m != held {
-		held.release()
-		m.views.Add(1)
-	}
-	return m
+// A view is an unread batch for who uses samples without copying them: until release
+// nobody writes to its memory.
+type view struct {
+	memory   *memory
+	base     uint64 // as of unread
+	put      uint64
+	producer uint64
+	ring     int
+	lost     uint64
+	lostAt   uint64
 }
 
-// release ends a hold. m may be nil.
-func (m *memory) release() {
-	if m != nil {
-		m.views.Add(-1)
+// view returns a view of the batch, or reports that all of it was taken.
+func (u *unread) view() (v view, ok bool) {
+	for {
+		at := u.taken.Load()
+		if at == u.put.Load() {
+			return view{}, false
+		}
+		v = view{
+			memory:   u.memory.Load(),
+			base:     u.base.Load(),
+			put:      u.put.Load(),
+			producer: u.producer.Load(),
+			ring:     int(u.ring.Load()),
+			lost:     u.lost.Load(),
+			lostAt:   u.lostAt.Load(),
+		}
+		v.memory.views.Add(1)
+		if u.taken.Load() == at { // so all of that is of one batch, and it is not reused
+			return v, true
+		}
+		v.release()
 	}
 }
+
+func (v *view) release() { v.memory.views.Add(-1) }
 
 // add puts the entries of a batch.
 func (u *unread) add(b *batch) {

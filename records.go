@@ -2,6 +2,7 @@ package ringbuf
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"iter"
 )
@@ -25,36 +26,51 @@ func (r *Reader) Records(ctx context.Context) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		q := r.queue
 		defer context.AfterFunc(ctx, q.interrupt)()
-		var held *memory
-		defer func() { held.release() }()
-		done := ctx.Done()
-		for {
+		for q.yield(ctx, yield) {
+		}
+	}
+}
+
+// yield yields what is unread of the batch, as far as others do not take it, or makes sure
+// that there is some. It reports whether there may be more.
+func (q *queue) yield(ctx context.Context, yield func(Record, error) bool) bool {
+	v, ok := q.unread.view()
+	if !ok {
+		err := q.refill(ctx)
+		if err != nil && !errors.Is(err, ErrClosed) {
+			yield(Record{}, err)
+		}
+		return err == nil
+	}
+	defer v.release()
+	// What the loop needs for each record is in local variables: it is as fast as that.
+	bytes, base, end := v.memory.bytes, v.base, v.put
+	done := ctx.Done()
+	for {
+		if done != nil {
 			select {
 			case <-done:
 				yield(Record{}, ctx.Err())
-				return
+				return false
 			default:
 			}
-			sample, remaining, at, ok := q.unread.peek()
-			if !ok {
-				held.release()
-				held = nil
-				if err := q.refill(ctx); err != nil {
-					if !errors.Is(err, ErrClosed) {
-						yield(Record{}, err)
-					}
-					return
-				}
-				continue
-			}
-			if m := q.unread.hold(held); m != held {
-				held = m
-				continue
-			}
-			ring, lost := q.unread.origin(at)
-			if q.unread.take(at, sample) && !yield(Record{sample, remaining, ring, lost}, nil) {
-				return
-			}
+		}
+		at := q.unread.taken.Load()
+		if at >= end {
+			return true
+		}
+		head := bytes[at-base:]
+		size := binary.NativeEndian.Uint32(head[8:])
+		rec := Record{
+			RawSample: head[entryHeaderSize:][:size:size],
+			Remaining: int(v.producer - binary.NativeEndian.Uint64(head)),
+			Ring:      v.ring,
+		}
+		if at == v.lostAt {
+			rec.Lost = v.lost
+		}
+		if q.unread.take(at, rec.RawSample) && !yield(rec, nil) {
+			return false
 		}
 	}
 }

@@ -24,8 +24,9 @@
 /* Returned by the callback to end a drain: "stored, stop here". */
 #define STOP (-ECANCELED)
 
-/* How many bytes ahead of a sample to fetch those that follow. */
+/* How many bytes ahead of a sample to fetch those that follow, and their headers. */
 #define AHEAD 8192
+#define AHEAD_LIBBPF 4096
 
 static __u64 align8(__u64 n)
 {
@@ -97,15 +98,19 @@ static bool leaves_one(const struct cgo_ring *ring, __u64 pos)
  * Fetches what comes a while after the sample, so that the copying of later ones
  * does not wait for memory, nor for the translation of its address: two pages were
  * measured best. What is not yet produced is left to the producer's cache.
+ *
+ * libbpf reads the headers elsewhere, in its own mapping, to which data points.
  */
-static void prefetch(const struct cgo_ring *ring, const void *data, size_t len, __u64 end)
+static void prefetch(const struct cgo_ring *ring, const void *sample, const void *data, size_t len,
+		     __u64 end)
 {
 	size_t i;
 
 	if (end + AHEAD + len >= ring->producer)
 		return;
 	for (i = 0; i < len; i += 64)
-		__builtin_prefetch(data + AHEAD + i);
+		__builtin_prefetch(sample + AHEAD + i);
+	__builtin_prefetch(data + AHEAD_LIBBPF);
 }
 
 /*
@@ -206,7 +211,7 @@ static int take_sample(void *ctx, void *data, size_t len)
 	 * sets the consumer position accordingly, which does not remain unnoticed.
 	 */
 	sample = ring->data + (start & (ring->size - 1)) + BPF_RINGBUF_HDR_SZ;
-	prefetch(ring, sample, len, end);
+	prefetch(ring, sample, data, len, end);
 	entry->end = end;
 	entry->len = len;
 	entry->gap = end - ring->last > UINT32_MAX ? UINT32_MAX : end - ring->last;
