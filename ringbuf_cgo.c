@@ -824,3 +824,17 @@ void cgo_ringbuf_free(struct cgo_ringbuf *r)
 	free(r->rings);
 	free(r);
 }
+
+int cgo_ringbuf_open_pinned(const char *path)
+{
+	int fd = bpf_obj_get(path);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int cgo_ringbuf_open_id(__u32 id)
+{
+	int fd = bpf_map_get_fd_by_id(id);
+
+	return fd < 0 ? -errno : fd;
+}

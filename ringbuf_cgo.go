@@ -513,3 +513,33 @@ func (r *libbpfRings) close() error {
 	C.cgo_ringbuf_free(r.c)
 	return err
 }
+
+// openPinned returns a new descriptor of the ring buffer that is pinned at path.
+func openPinned(path string) (fd int, err error) {
+	pathC, err := syscall.BytePtrFromString(path)
+	if err != nil {
+		return -1, err
+	}
+	// SAFETY: pathC ends with 0, and C and the kernel read it during the call only.
+	return checked(C.cgo_ringbuf_open_pinned((*C.char)(unsafe.Pointer(pathC))))
+}
+
+// openID returns a new descriptor of the ring buffer with this id.
+func openID(id uint32) (fd int, err error) { return checked(C.cgo_ringbuf_open_id(C.__u32(id))) }
+
+// checked returns a descriptor that C opened if it is one of a ring buffer that can be
+// read, and else closes it.
+func checked(fdC C.int) (fd int, err error) {
+	if err := errnoOf(fdC); err != nil {
+		return -1, err
+	}
+	info, err := infoOf(fdC)
+	if err == nil {
+		err = info.check()
+	}
+	if err != nil {
+		syscall.Close(int(fdC))
+		return -1, err
+	}
+	return int(fdC), nil
+}

@@ -139,4 +139,8 @@ __u64 cgo_ringbuf_producer(struct cgo_ringbuf *r, int ring);
 void cgo_ringbuf_ring_counters(struct cgo_ringbuf *r, int ring, struct cgo_ring_counters *out);
 void cgo_ringbuf_counters(struct cgo_ringbuf *r, __u64 *drains, __u64 *wakeups, __u64 *ticks);
 
+/* A new descriptor of what is pinned at path, or of the map with this id. */
+int cgo_ringbuf_open_pinned(const char *path);
+int cgo_ringbuf_open_id(__u32 id);
+
 #endif

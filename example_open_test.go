@@ -1,0 +1,40 @@
+package ringbuf_test
+
+import (
+	"errors"
+	"io/fs"
+	"log"
+
+	"github.com/libbpfgo/ringbuf"
+)
+
+// Another process has pinned the ring, and goes on writing to it or has ended.
+func ExampleOpen() {
+	events, err := ringbuf.Open("/sys/fs/bpf/agent/events")
+	if errors.Is(err, fs.ErrNotExist) {
+		log.Fatal("the agent is not running: ", err)
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	reader, err := ringbuf.NewReader(events)
+	if err != nil {
+		log.Fatal(err)
+	}
+	events.Close() // reader does not need it
+	defer reader.Close()
+}
+
+// The id is one that bpftool map shows.
+func ExampleOpenID() {
+	events, err := ringbuf.OpenID(42)
+	if err != nil {
+		log.Fatal(err)
+	}
+	reader, err := ringbuf.NewReader(events)
+	if err != nil {
+		log.Fatal(err)
+	}
+	events.Close() // reader does not need it
+	defer reader.Close()
+}
