@@ -32,7 +32,8 @@ export CGO_LDFLAGS := $(LLD) -L$(PREFIX)/lib -lbpf -lelf -lz
 
 BPF_SOURCES := $(wildcard bench/*.bpf.c examples/*/*.bpf.c internal/*/*.bpf.c selftest/*/*.bpf.c)
 BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
-C_SOURCES := $(wildcard *.c *.h scripts/*.c internal/tso/*.c) $(BPF_SOURCES)
+BPF_HEADER := bpf/ringbuf.bpf.h
+C_SOURCES := $(wildcard *.c *.h scripts/*.c internal/tso/*.c) $(BPF_SOURCES) $(BPF_HEADER)
 
 # What loads BPF programs needs root; nothing else gets it.
 ifneq ($(shell id -u),0)
@@ -75,8 +76,8 @@ bpf-objects: $(BPF_OBJECTS)
 	@:
 
 # clang does not look into the multiarch directory when its target is bpf.
-%.bpf.o: %.bpf.c $(PREFIX)/built
-	clang -g -O2 -Wall -Werror -target bpf -I$(PREFIX)/include \
+%.bpf.o: %.bpf.c $(BPF_HEADER) $(PREFIX)/built
+	clang -g -O2 -Wall -Werror -target bpf -I$(PREFIX)/include -I$(dir $(BPF_HEADER)) \
 		-idirafter /usr/include/$(shell cc -print-multiarch 2>/dev/null) -c $< -o $@
 
 # An eval of what this prints fails when it fails.
