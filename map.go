@@ -20,12 +20,13 @@ func (fd FD) FileDescriptor() int { return int(fd) }
 
 // mapInfo is the part of the kernel's struct bpf_map_info that matters here.
 type mapInfo struct {
-	name     string
-	kind     uint32
-	kindName string
-	id       uint32
-	flags    uint32
-	size     uint32 // max_entries: of a ring buffer, its size in bytes
+	name      string
+	kind      uint32
+	kindName  string
+	id        uint32
+	flags     uint32
+	size      uint32 // max_entries: of a ring buffer, its size in bytes
+	valueSize uint32
 }
 
 const (

@@ -122,14 +122,14 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 	}
 	defer closeMaps()
 	for _, m := range maps {
-		fdC, info, err := dupRing(m)
+		fd, info, err := dupMap(m, mapInfo.check)
 		if err != nil && len(maps) > 1 {
 			err = fmt.Errorf("map %d: %w", len(r.maps), err)
 		}
 		if err != nil {
 			return nil, err
 		}
-		fdsC = append(fdsC, fdC)
+		fdsC = append(fdsC, C.int(fd))
 		for i, other := range r.maps {
 			if other.id == info.id {
 				return nil, fmt.Errorf("maps %d and %d are the same ring buffer %q", i, len(r.maps), info.name)
@@ -167,27 +167,6 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 	return r, nil
 }
 
-// dupRing duplicates the descriptor of a map that libbpf can consume.
-func dupRing(m Map) (C.int, mapInfo, error) {
-	if m == nil {
-		return -1, mapInfo{}, errors.New("no map given")
-	}
-	fd := m.FileDescriptor()
-	fdC := C.cgo_ringbuf_dup(C.int(fd))
-	if err := errnoOf(fdC); err != nil {
-		return -1, mapInfo{}, fmt.Errorf("descriptor %d: %w", fd, err)
-	}
-	info, err := infoOf(fdC)
-	if err == nil {
-		err = info.check()
-	}
-	if err != nil {
-		syscall.Close(int(fdC))
-		return -1, mapInfo{}, fmt.Errorf("descriptor %d: %w", fd, err)
-	}
-	return fdC, info, nil
-}
-
 // openParkFile hands a duplicate of c.park_fd to Go. Who is parked hears no more of
 // an epoll instance when its last descriptor is closed, nor that it was. So of the two
 // on which that depends there are two each, in case that somebody closes one by mistake.
@@ -206,6 +185,29 @@ func (r *libbpfRings) openParkFile() error {
 	return r.parkFile.SetReadDeadline(time.Time{})
 }
 
+// dupMap returns a descriptor of m for the caller to close, if check has nothing against
+// that map.
+func dupMap(m Map, check func(mapInfo) error) (fd int, info mapInfo, err error) {
+	if m == nil {
+		return -1, info, errors.New("no map given")
+	}
+	given := m.FileDescriptor()
+	fdC := C.cgo_ringbuf_dup(C.int(given))
+	runtime.KeepAlive(m) // whose descriptor may be closed as soon as it is garbage
+	if err := errnoOf(fdC); err != nil {
+		return -1, info, fmt.Errorf("descriptor %d: %w", given, err)
+	}
+	info, err = infoOf(fdC)
+	if err == nil {
+		err = check(info)
+	}
+	if err != nil {
+		syscall.Close(int(fdC))
+		return -1, info, fmt.Errorf("descriptor %d: %w", given, err)
+	}
+	return int(fdC), info, nil
+}
+
 func infoOf(fdC C.int) (mapInfo, error) {
 	if err := checkIsMap(int(fdC)); err != nil {
 		return mapInfo{}, err
@@ -215,12 +217,13 @@ func infoOf(fdC C.int) (mapInfo, error) {
 		return mapInfo{}, fmt.Errorf("get map info: %w", err)
 	}
 	info := mapInfo{
-		name:     C.GoString(&infoC.name[0]),
-		kind:     uint32(infoC._type),
-		kindName: fmt.Sprintf("%d", infoC._type),
-		id:       uint32(infoC.id),
-		flags:    uint32(infoC.map_flags),
-		size:     uint32(infoC.max_entries),
+		name:      C.GoString(&infoC.name[0]),
+		kind:      uint32(infoC._type),
+		kindName:  fmt.Sprintf("%d", infoC._type),
+		id:        uint32(infoC.id),
+		flags:     uint32(infoC.map_flags),
+		size:      uint32(infoC.max_entries),
+		valueSize: uint32(infoC.value_size),
 	}
 	if nameC := C.libbpf_bpf_map_type_str(uint32(infoC._type)); nameC != nil {
 		info.kindName = C.GoString(nameC)
