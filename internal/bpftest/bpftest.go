@@ -296,11 +296,15 @@ func (r *Ring) update(m *bpf.BPFMap, key uint32, value unsafe.Pointer) {
 
 // run runs prog once and returns what it returned.
 func run(tb testing.TB, prog *bpf.BPFProg, args ...uint64) uint32 {
+	return runWith(tb, prog, bpf.RunOpts{}, args...)
+}
+
+func runWith(tb testing.TB, prog *bpf.BPFProg, opts bpf.RunOpts, args ...uint64) uint32 {
 	var ctx []byte
 	for _, arg := range args {
 		ctx = binary.NativeEndian.AppendUint64(ctx, arg)
 	}
-	opts := bpf.RunOpts{CtxIn: ctx, CtxSizeIn: uint32(len(ctx))}
+	opts.CtxIn, opts.CtxSizeIn = ctx, uint32(len(ctx))
 	if err := prog.Run(&opts); err != nil {
 		tb.Errorf("run BPF program %s: %v", prog.Name(), err)
 	}

@@ -1,0 +1,85 @@
+//go:build ignore
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Writes numbered records by way of bpf/ringbuf.bpf.h. Loads on kernel 5.10 and newer.
+ */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include "ringbuf.bpf.h"
+
+/* Known to losses.go. */
+#define MAX_TRIES 256
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 12);
+} events SEC(".maps");
+
+RINGBUF_COUNTER(losses);
+
+/* As in bpftest.bpf.c. */
+struct numbered {
+	__u32 cpu;
+	__u32 producer;
+	__u64 seq;
+};
+
+const volatile __u64 threshold; /* of ringbuf_quiet(), or 0: notify as always */
+
+static __always_inline __u64 flags(void)
+{
+	return threshold ? ringbuf_quiet(&events, &losses, threshold) : 0;
+}
+
+/* Records with odd numbers by ringbuf_output(), the others by ringbuf_reserve(). */
+__noinline int try_one(__u32 producer, __u64 seq)
+{
+	struct numbered n = {.cpu = bpf_get_smp_processor_id(), .producer = producer, .seq = seq};
+	struct numbered *record;
+
+	if (seq & 1)
+		return ringbuf_output(&events, &losses, &n, sizeof(n), flags()) == 0;
+	record = ringbuf_reserve(&events, &losses, sizeof(*record), 0);
+	if (!record)
+		return 0;
+	*record = n;
+	bpf_ringbuf_submit(record, flags());
+	return 1;
+}
+
+/*
+ * Context: the producer's number, its next sequence number, and how many records to try
+ * to write. Returns how many were accepted.
+ */
+SEC("raw_tp/try_some")
+int try_some(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 i, accepted = 0;
+
+	for (i = 0; i < MAX_TRIES && i < ctx->args[2]; i++)
+		accepted += try_one(ctx->args[0], ctx->args[1] + i);
+	return accepted;
+}
+
+/*
+ * Context: as of try_some. Reserves a record before it writes the others, and submits it
+ * after them. Returns the flags that it did so with.
+ */
+SEC("raw_tp/hold_one")
+int hold_one(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct numbered *record = ringbuf_reserve(&events, &losses, sizeof(*record), 0);
+	__u64 chosen;
+	__u32 i;
+
+	if (!record)
+		return -1;
+	*record = (struct numbered){.producer = ctx->args[0]};
+	for (i = 0; i < MAX_TRIES && i < ctx->args[2]; i++)
+		try_one(ctx->args[0], ctx->args[1] + i);
+	chosen = flags();
+	bpf_ringbuf_submit(record, chosen);
+	return chosen;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,97 @@
+package bpftest
+
+import (
+	_ "embed"
+	"testing"
+	"unsafe"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+)
+
+// maxTries is the limit of losses.bpf.c.
+const maxTries = 256
+
+//go:embed losses.bpf.o
+var lossesObject []byte
+
+// A LossRing is a BPF ring buffer with programs that write Numbered samples into it by way
+// of bpf/ringbuf.bpf.h, which counts those that are refused.
+type LossRing struct {
+	tb      testing.TB
+	events  *bpf.BPFMap
+	losses  *bpf.BPFMap
+	trySome *bpf.BPFProg
+	holdOne *bpf.BPFProg
+}
+
+// NewLoss returns a ring of the given size in bytes, as New does. A threshold other than
+// 0 is that of ringbuf_quiet, by which records are then submitted.
+func NewLoss(tb testing.TB, size int, threshold uint64) *LossRing {
+	tb.Helper()
+	module, err := bpfobj.Load(lossesObject, func(module *bpf.Module) error {
+		events, err := module.GetMap("events")
+		if err != nil {
+			return err
+		}
+		if err := events.SetMaxEntries(uint32(size)); err != nil {
+			return err
+		}
+		return module.InitGlobalVariable("threshold", threshold)
+	})
+	if err != nil {
+		skipOrFail(tb, err)
+	}
+	tb.Cleanup(module.Close)
+	r := &LossRing{tb: tb}
+	for name, m := range map[string]**bpf.BPFMap{"events": &r.events, "losses": &r.losses} {
+		if *m, err = module.GetMap(name); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	for name, p := range map[string]**bpf.BPFProg{"try_some": &r.trySome, "hold_one": &r.holdOne} {
+		if *p, err = module.GetProgram(name); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return r
+}
+
+// FileDescriptor returns the ring buffer's descriptor.
+func (r *LossRing) FileDescriptor() int { return r.events.FileDescriptor() }
+
+// Counter returns the map that counts.
+func (r *LossRing) Counter() *bpf.BPFMap { return r.losses }
+
+// Try tries to write n records numbered from seq on, and returns how many were accepted.
+// The program runs on the given CPU, also if that is running others, which it then
+// interrupts. Try may be called concurrently.
+func (r *LossRing) Try(cpu, producer int, seq uint64, n int) (accepted int) {
+	for n > 0 {
+		some := min(n, maxTries)
+		accepted += int(r.run(r.trySome, cpu, uint64(producer), seq, uint64(some)))
+		seq += uint64(some)
+		n -= some
+	}
+	return accepted
+}
+
+// Hold reserves a record, writes n others as Try does, at most 256, and then submits the
+// first one, with flags that it returns.
+func (r *LossRing) Hold(cpu, n int) (flags uint32) {
+	return r.run(r.holdOne, cpu, 0, 0, uint64(n))
+}
+
+// SetSlot sets struct ringbuf_counter of a CPU.
+func (r *LossRing) SetSlot(cpu int, lost, position, forced uint64) {
+	r.tb.Helper()
+	key, slot := uint32(cpu), [8]uint64{lost, position, forced}
+	if err := r.losses.Update(unsafe.Pointer(&key), unsafe.Pointer(&slot)); err != nil {
+		r.tb.Fatal(err)
+	}
+}
+
+func (r *LossRing) run(prog *bpf.BPFProg, cpu int, args ...uint64) uint32 {
+	return runWith(r.tb, prog, bpf.RunOpts{Flags: bpf.RunFlagRunOnCPU, CPU: uint32(cpu)}, args...)
+}

@@ -1,0 +1,148 @@
+package ringbuf
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+)
+
+const (
+	// BPF_MAP_TYPE_ARRAY and BPF_F_MMAPABLE of include/uapi/linux/bpf.h.
+	mapTypeArray = 2
+	flagMmapable = 1 << 10
+)
+
+// A lossSlot is struct ringbuf_counter of bpf/ringbuf.bpf.h: what was refused on one CPU.
+type lossSlot struct {
+	lost     atomic.Uint64
+	position atomic.Uint64
+	_        [6]uint64
+}
+
+const lossSlotSize = int(unsafe.Sizeof(lossSlot{}))
+
+// A lossCounter is a map of RINGBUF_COUNTER in bpf/ringbuf.bpf.h, mapped into memory.
+type lossCounter struct {
+	slots []lossSlot // in mem
+	seen  []uint64   // what look found lost in each slot
+	base  uint64     // lost before it was opened
+
+	mu    sync.Mutex // of what follows: lost may be called while close is
+	mem   []byte     // the mapping, nil after close
+	final uint64     // what lost returns then
+}
+
+// openLossCounter maps the counter m. It takes a descriptor for reading and writing: what
+// can never be written to mmap(2) does not share, and bpf_map_mmap() in kernel/bpf/syscall.c
+// refuses that.
+func openLossCounter(m Map) (*lossCounter, error) {
+	fd, info, err := dupMap(m, mapInfo.checkCounter)
+	if err != nil {
+		return nil, err
+	}
+	defer syscall.Close(fd)
+	slots := int(info.size)
+	if cpus := possibleCPUs(); cpus > 0 {
+		slots = min(slots, cpus)
+	}
+	mem, err := syscall.Mmap(fd, 0, slots*lossSlotSize, syscall.PROT_READ, syscall.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %q: mmap loss counter, through a descriptor that must be for reading and writing: %w", info.name, err)
+	}
+	c := &lossCounter{mem: mem, seen: make([]uint64, slots)}
+	// SAFETY: the mapping is page-aligned, has that many slots and stays until close.
+	c.slots = unsafe.Slice((*lossSlot)(unsafe.Pointer(&mem[0])), slots)
+	c.base, _ = c.look()
+	return c, nil
+}
+
+// checkCounter says why a map is no loss counter.
+func (i mapInfo) checkCounter() error {
+	if i.kind == mapTypeArray && int(i.valueSize) == lossSlotSize && i.flags&flagMmapable != 0 {
+		return nil
+	}
+	return fmt.Errorf("map %q is not a RINGBUF_COUNTER of bpf/ringbuf.bpf.h: "+
+		"it has type %s, values of %d bytes and flags %#x, not type array, %d bytes and BPF_F_MMAPABLE (%#x)",
+		i.name, i.kindName, i.valueSize, i.flags, lossSlotSize, flagMmapable)
+}
+
+// possibleCPUs returns the highest CPU number that this kernel may use, plus one, or 0
+// where that cannot be known. The numbers may have gaps: how many there are does not do.
+func possibleCPUs() int {
+	list, err := os.ReadFile("/sys/devices/system/cpu/possible") // such as 0-3,8-11
+	if err != nil {
+		return 0
+	}
+	return afterLastCPU(string(list))
+}
+
+func afterLastCPU(list string) int {
+	list = strings.TrimSpace(list)
+	last, err := strconv.Atoi(list[strings.LastIndexAny(list, ",-")+1:])
+	if err != nil {
+		return 0
+	}
+	return last + 1
+}
+
+// look returns how many records were refused since it was called last, and, if any
+// were, the producer position behind which the first of them is missing. That may be too
+// low, as far as what the ring has room for, and also be one that was returned before. It is
+// too high only if one drain read past it and there was another loss meanwhile, for which the
+// ring must be smaller than a batch.
+//
+// One goroutine at a time may call it, and not during close or after.
+func (c *lossCounter) look() (lost, position uint64) {
+	for i := range c.slots {
+		slot := &c.slots[i]
+		// In this order: see ringbuf_lose() there.
+		n := slot.lost.Load()
+		if n == c.seen[i] {
+			continue
+		}
+		p := slot.position.Load()
+		if lost == 0 || p < position {
+			position = p
+		}
+		lost += n - c.seen[i]
+		c.seen[i] = n
+	}
+	return lost, position
+}
+
+// lost returns how many records were refused since the counter was opened, or until it was
+// closed. Any goroutine may call it at any time.
+func (c *lossCounter) lost() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lostLocked()
+}
+
+func (c *lossCounter) lostLocked() uint64 {
+	if c.mem == nil {
+		return c.final
+	}
+	sum := -c.base
+	for i := range c.slots {
+		sum += c.slots[i].lost.Load()
+	}
+	return sum
+}
+
+// close unmaps the counter. Further calls do nothing.
+func (c *lossCounter) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mem == nil {
+		return nil
+	}
+	c.final = c.lostLocked()
+	err := syscall.Munmap(c.mem)
+	c.mem, c.slots = nil, nil
+	return err
+}

@@ -1,0 +1,463 @@
+package ringbuf
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+func mustOpenLossCounter(t *testing.T, m Map) *lossCounter {
+	t.Helper()
+	c, err := openLossCounter(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return c
+}
+
+func wantLook(t *testing.T, c *lossCounter, lost, position uint64) {
+	t.Helper()
+	if n, p := c.look(); n != lost || p != position {
+		t.Errorf("look returned %d lost at %d, want %d at %d", n, p, lost, position)
+	}
+}
+
+func wantLost(t *testing.T, c *lossCounter, want uint64) {
+	t.Helper()
+	if got := c.lost(); got != want {
+		t.Errorf("%d were lost, want %d", got, want)
+	}
+}
+
+const numberedRecord = bpftest.HeaderSize + bpftest.NumberedSize
+
+// numberedCapacity is how many records of LossRing.Try a ring has room for. The kernel
+// leaves the last 8 bytes of a ring unused.
+func numberedCapacity(size int) int { return (size - 8) / numberedRecord }
+
+func TestLossIsPlacedWhereItIsNotYetReadPast(t *testing.T) {
+	size := os.Getpagesize()
+	n := numberedCapacity(size)
+	ring := bpftest.NewLoss(t, size, 0)
+	c := mustOpenLossCounter(t, ring.Counter())
+	consumer := consumerPosition(t, ring)
+	wantLook(t, c, 0, 0)
+	// All in records.
+	total := 0
+	for _, step := range []struct {
+		name                         string
+		consumed                     int
+		tried, accepted, lost, place int
+	}{
+		{"the first, of a ring from which nothing was read", 0, n + 5, n, 5, n},
+		{"another one there", 0, 1, 0, 1, n},
+		{"after some were read", 10, 17, 10, 7, n},
+		{"when the reader is where the first is missing", n, n - 10 + 4, n - 10, 4, n},
+		{"when it is past that", n + 1, 3, 1, 2, 2*n + 1},
+	} {
+		*consumer = uint64(step.consumed * numberedRecord)
+		if got := ring.Try(0, 0, 0, step.tried); got != step.accepted {
+			t.Fatalf("%s: %d were accepted, want %d", step.name, got, step.accepted)
+		}
+		t.Log(step.name)
+		wantLook(t, c, uint64(step.lost), uint64(step.place*numberedRecord))
+		wantLook(t, c, 0, 0)
+		total += step.lost
+		wantLost(t, c, uint64(total))
+	}
+}
+
+func TestLossCounterCountsFromWhenItWasOpened(t *testing.T) {
+	size := os.Getpagesize()
+	n := numberedCapacity(size)
+	ring := bpftest.NewLoss(t, size, 0)
+	ring.SetSlot(0, 3, 1<<40, 1<<40) // of another ring, which had the counter before
+	c := mustOpenLossCounter(t, ring.Counter())
+	wantLost(t, c, 0)
+	wantLook(t, c, 0, 0)
+	ring.Try(0, 0, 0, n+2)
+	wantLost(t, c, 2)
+	wantLook(t, c, 2, uint64(n*numberedRecord))
+
+	if err := errors.Join(c.close(), c.close()); err != nil {
+		t.Fatal(err)
+	}
+	ring.Try(0, 0, 0, 1)
+	wantLost(t, c, 2)
+}
+
+func TestLookReturnsTheFirstPlaceOfAllCPUs(t *testing.T) {
+	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
+	c := mustOpenLossCounter(t, ring.Counter())
+	if len(c.slots) == 1 {
+		c.slots = c.slots[:2] // the mapping has them
+		c.seen = make([]uint64, 2)
+	}
+	ring.SetSlot(0, 1, 400, 0)
+	ring.SetSlot(len(c.slots)-1, 2, 300, 0)
+	wantLook(t, c, 3, 300)
+	ring.SetSlot(0, 5, 500, 0)
+	wantLook(t, c, 4, 500)
+	ring.SetSlot(0, 6, 600, 0)
+	ring.SetSlot(len(c.slots)-1, 3, 700, 0)
+	wantLook(t, c, 2, 600)
+	wantLook(t, c, 0, 0)
+}
+
+// lossProducers write concurrently: several for each of two CPUs, which interrupt each
+// other there.
+type lossProducers struct {
+	ring  *bpftest.LossRing
+	tried int // by each
+
+	sync.WaitGroup
+	accepted [4]int
+}
+
+func (p *lossProducers) cpu(producer int) int { return producer % 2 * (runtime.NumCPU() - 1) }
+
+func (p *lossProducers) start() {
+	for producer := range p.accepted {
+		p.Add(1)
+		go func() {
+			defer p.Done()
+			for done := 0; done < p.tried; done += 20 {
+				p.accepted[producer] += p.ring.Try(p.cpu(producer), producer, uint64(done), 20)
+			}
+		}()
+	}
+}
+
+// lost returns how many were lost on each CPU.
+func (p *lossProducers) lost() map[int]uint64 {
+	lost := make(map[int]uint64)
+	for producer, accepted := range p.accepted {
+		lost[p.cpu(producer)] += uint64(p.tried - accepted)
+	}
+	return lost
+}
+
+// wantCounted compares the counter with what the producers know, and looks with it.
+func (p *lossProducers) wantCounted(t *testing.T, c *lossCounter, looked uint64) {
+	t.Helper()
+	var total uint64
+	for cpu, want := range p.lost() {
+		if got := c.slots[cpu].lost.Load(); got != want {
+			t.Errorf("%d were lost on CPU %d, want %d", got, cpu, want)
+		}
+		total += want
+	}
+	wantLost(t, c, total)
+	if looked != total {
+		t.Errorf("looks found %d, want %d", looked, total)
+	}
+}
+
+func TestEachRefusedRecordIsCountedOnce(t *testing.T) {
+	size := os.Getpagesize()
+	ring := bpftest.NewLoss(t, size, 0)
+	c := mustOpenLossCounter(t, ring.Counter())
+	p := lossProducers{ring: ring, tried: 100_000}
+	p.start()
+	p.Wait()
+	accepted := 0
+	for _, n := range p.accepted {
+		accepted += n
+	}
+	if want := numberedCapacity(size); accepted != want {
+		t.Errorf("%d were accepted, want %d", accepted, want)
+	}
+	looked, position := c.look()
+	if want := uint64(numberedCapacity(size) * numberedRecord); position != want {
+		t.Errorf("the position is %d, want %d", position, want)
+	}
+	p.wantCounted(t, c, looked)
+}
+
+func TestEachRecordIsReadOrCountedAsLost(t *testing.T) {
+	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
+	c := mustOpenLossCounter(t, ring.Counter())
+	r := mustNewReader(t, ring)
+	p := lossProducers{ring: ring, tried: 50_000}
+	p.start()
+
+	stop := make(chan struct{})
+	looks := make(chan uint64)
+	go func() {
+		var looked uint64
+		for {
+			lost, position := c.look()
+			if produced := r.queue.ring.producerPos(); position > produced {
+				t.Errorf("a loss at %d, beyond the producer position, %d", position, produced)
+			}
+			looked += lost
+			select {
+			case <-stop:
+				lost, _ = c.look()
+				looks <- looked + lost
+				return
+			default:
+			}
+			if counted := c.lost(); counted < looked {
+				t.Errorf("%d were lost, %d of them found", counted, looked)
+			}
+			runtime.Gosched()
+		}
+	}()
+	go func() {
+		p.Wait()
+		r.SetDeadline(time.Unix(0, 1))
+	}()
+	var read [len(p.accepted)]int
+	var rec Record
+	err := r.ReadInto(&rec)
+	for ; err == nil; err = r.ReadInto(&rec) {
+		read[bpftest.DecodeNumbered(rec.RawSample).Producer]++
+	}
+	close(stop)
+	looked := <-looks
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+	if read != p.accepted {
+		t.Errorf("%d of the producers' records were read, %d accepted", read, p.accepted)
+	}
+	p.wantCounted(t, c, looked)
+	t.Logf("%d were read, %d lost", read, p.lost())
+}
+
+func TestLossCounterMayBeClosedWhileItIsAsked(t *testing.T) {
+	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
+	ring.SetSlot(0, 1, 0, 0)
+	for range 100 {
+		c := mustOpenLossCounter(t, ring.Counter())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range 10 {
+				wantLost(t, c, 0)
+			}
+		}()
+		if err := c.close(); err != nil {
+			t.Error(err)
+		}
+		<-done
+	}
+}
+
+func TestWhatIsNoLossCounterIsRefused(t *testing.T) {
+	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
+	create := func(name string, kind bpf.MapType, valueSize int, flags uint32) Map {
+		m, err := bpf.CreateMap(kind, name, 4, valueSize, 4, &bpf.BPFMapCreateOpts{MapFlags: flags})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { syscall.Close(m.FileDescriptor()) })
+		return m
+	}
+	withFlags := func(flags uint32) Map {
+		fd := mapByID(t, ring.Counter(), flags)
+		t.Cleanup(func() { syscall.Close(fd) })
+		return FD(fd)
+	}
+	const readOnly, writeOnly = 1 << 3, 1 << 4 // BPF_F_RDONLY, BPF_F_WRONLY
+	const no = "is not a RINGBUF_COUNTER of bpf/ringbuf.bpf.h"
+	for _, tt := range []struct {
+		name  string
+		m     Map
+		errno syscall.Errno
+		want  []string
+	}{
+		{"none", nil, 0, []string{"no map"}},
+		{"closed descriptor", FD(1 << 20), syscall.EBADF, []string{"descriptor 1048576"}},
+		{"file", FD(0), 0, []string{"is not a BPF map"}},
+		{"ring buffer", ring, 0, []string{no, `"events"`, "type ringbuf"}},
+		{"per-CPU array", create("percpu", bpf.MapTypePerCPUArray, 64, 0), 0, []string{no, `"percpu"`, "type percpu_array"}},
+		{"other values", create("narrow", bpf.MapTypeArray, 8, flagMmapable), 0, []string{no, `"narrow"`, "values of 8 bytes"}},
+		{"not to be mapped", create("unmapped", bpf.MapTypeArray, 64, 0), 0, []string{no, `"unmapped"`, "flags 0x0"}},
+		{"read-only descriptor", withFlags(readOnly), syscall.EINVAL, []string{`"losses"`, "for reading and writing"}},
+		{"write-only descriptor", withFlags(writeOnly), syscall.EACCES, []string{`"losses"`, "for reading and writing"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			before := resources()
+			c, err := openLossCounter(tt.m)
+			if err == nil {
+				c.close()
+				t.Fatal("openLossCounter succeeded")
+			}
+			t.Log(err)
+			for _, want := range tt.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("the error %q does not mention %q", err, want)
+				}
+			}
+			if tt.errno != 0 && !errors.Is(err, tt.errno) {
+				t.Errorf("the error %q does not wrap %v", err, tt.errno)
+			}
+			if err := awaitResources(before); err != nil {
+				t.Errorf("it left behind: %v", err)
+			}
+		})
+	}
+}
+
+func TestLossCounterOutlivesItsDescriptor(t *testing.T) {
+	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
+	fd := mapByID(t, ring.Counter(), 0)
+	c := mustOpenLossCounter(t, FD(fd))
+	syscall.Close(fd)
+	ring.SetSlot(0, 7, 0, 0)
+	wantLost(t, c, 7)
+}
+
+func TestLossCounterMayHaveFewerSlotsThanThereAreCPUs(t *testing.T) {
+	bpftest.NewLoss(t, os.Getpagesize(), 0) // skips where there is no BPF
+	m, err := bpf.CreateMap(bpf.MapTypeArray, "small", 4, lossSlotSize, 1, &bpf.BPFMapCreateOpts{MapFlags: flagMmapable})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(m.FileDescriptor())
+	c := mustOpenLossCounter(t, m)
+	if len(c.slots) != 1 {
+		t.Errorf("there are %d slots, want 1", len(c.slots))
+	}
+}
+
+func TestPossibleCPUsMayHaveGaps(t *testing.T) {
+	for list, want := range map[string]int{"0\n": 1, "0-3\n": 4, "0,2\n": 3, "0-3,8-11\n": 12, "": 0, "\n": 0} {
+		if got := afterLastCPU(list); got != want {
+			t.Errorf("the CPUs %q end before %d, want %d", list, got, want)
+		}
+	}
+}
+
+// A notified tells when the kernel notifies of a ring.
+type notified int
+
+func watchNotifications(t *testing.T, m Map) notified {
+	t.Helper()
+	fd, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(fd) })
+	const edgeTriggered = 1 << 31 // syscall.EPOLLET is negative
+	event := syscall.EpollEvent{Events: syscall.EPOLLIN | edgeTriggered}
+	if err := syscall.EpollCtl(fd, syscall.EPOLL_CTL_ADD, m.FileDescriptor(), &event); err != nil {
+		t.Fatal(err)
+	}
+	return notified(fd)
+}
+
+// want compares whether the kernel has notified since the last call. It waits for what
+// should come.
+func (w notified) want(t *testing.T, want bool) {
+	t.Helper()
+	timeout := 0
+	if want {
+		timeout = 10_000
+	}
+	var events [1]syscall.EpollEvent
+	n, err := syscall.EpollWait(int(w), events[:], timeout)
+	for err == syscall.EINTR {
+		n, err = syscall.EpollWait(int(w), events[:], timeout)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := n > 0; got != want {
+		t.Fatalf("notified: %v, want %v", got, want)
+	}
+}
+
+func TestQuietForcesAWakeupForEachHalfOfTheThreshold(t *testing.T) {
+	size := os.Getpagesize()
+	n := numberedCapacity(size)
+	threshold := size / 4
+	ring := bpftest.NewLoss(t, size, uint64(threshold))
+	consumer := consumerPosition(t, ring)
+	w := watchNotifications(t, ring)
+	var forced []int
+	last := 0
+	write := func(from, to, consumed int) {
+		t.Helper()
+		*consumer = uint64(consumed * numberedRecord)
+		for i := from; i < to; i++ {
+			if ring.Try(0, 0, uint64(i), 1) != 1 {
+				t.Fatalf("record %d was refused", i)
+			}
+			// What ringbuf_quiet sees: its own record if that is reserved.
+			producer := (i + (i+1)%2) * numberedRecord
+			want := producer-consumed*numberedRecord >= threshold && producer-last >= threshold/2
+			w.want(t, want)
+			if want {
+				last = producer
+				forced = append(forced, producer)
+			}
+		}
+	}
+	write(0, n, 0)
+	// From a quarter of the ring on, at each eighth, up to a record later.
+	if len(forced) != 6 {
+		t.Errorf("wakeups of a ring that fills up: at %d, want 6", forced)
+	}
+	// The Reader was woken, and left the newest record.
+	forced = nil
+	write(n, 2*n-1, n-1)
+	if len(forced) != 6 {
+		t.Errorf("wakeups when it fills up again: at %d, want 6", forced)
+	}
+	// It keeps up: nothing to notify of.
+	forced = nil
+	for i := 2*n - 1; i < 4*n; i++ {
+		write(i, i+1, i-1)
+	}
+	if len(forced) != 0 {
+		t.Errorf("wakeups of a ring that is nearly empty: at %d", forced)
+	}
+	// A refused record changes nothing.
+	write(4*n, 5*n-1, 4*n-1)
+	if got := ring.Try(0, 0, 0, 2); got != 0 {
+		t.Fatalf("%d were accepted", got)
+	}
+	w.want(t, false)
+}
+
+func TestQuietNotifiesOfTheRecordThatHeldBackTheOthers(t *testing.T) {
+	size := os.Getpagesize()
+	threshold := size / 4
+	past := threshold/numberedRecord + 1 // and less than threshold/2 beyond it
+	for _, tt := range []struct {
+		name     string
+		others   int
+		flags    uint32
+		notified bool
+	}{
+		{"below the threshold", past / 2, bpftest.NoWakeup, false},
+		{"past the threshold", past, 0, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ring := bpftest.NewLoss(t, size, uint64(threshold))
+			w := watchNotifications(t, ring)
+			ring.SetSlot(0, 0, 0, uint64(threshold)) // the others force no wakeup
+			if flags := ring.Hold(0, tt.others); flags != tt.flags {
+				t.Errorf("it was submitted with flags %d, want %d", flags, tt.flags)
+			}
+			w.want(t, tt.notified)
+		})
+	}
+}
