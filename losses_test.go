@@ -461,3 +461,25 @@ func TestQuietNotifiesOfTheRecordThatHeldBackTheOthers(t *testing.T) {
 		})
 	}
 }
+
+func TestRingsInMapsOfMapsAreCountedAndNotifiedOf(t *testing.T) {
+	size := os.Getpagesize()
+	n := numberedCapacity(size)
+	ring := bpftest.NewLoss(t, size, 0)
+	c := mustOpenLossCounter(t, ring.Counter())
+	ring.Try(0, 0, 0, n-2)
+	w := watchNotifications(t, ring)
+	w.want(t, true) // of what is there
+	if !ring.TryInner(0, uint64(size)) {
+		t.Error("the last record but one was refused")
+	}
+	w.want(t, false)
+	if !ring.TryInner(0, uint64(size/2)) {
+		t.Error("the last record was refused")
+	}
+	w.want(t, true)
+	if ring.TryInner(0, uint64(size/2)) {
+		t.Error("a record was accepted that the ring has no room for")
+	}
+	wantLook(t, c, 1, uint64(n*numberedRecord))
+}

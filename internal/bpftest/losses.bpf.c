@@ -17,6 +17,13 @@ struct {
 
 RINGBUF_COUNTER(losses);
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, typeof(events));
+} rings SEC(".maps") = {.values = {&events}};
+
 /* As in bpftest.bpf.c. */
 struct numbered {
 	__u32 cpu;
@@ -80,6 +87,27 @@ int hold_one(struct bpf_raw_tracepoint_args *ctx)
 	chosen = flags();
 	bpf_ringbuf_submit(record, chosen);
 	return chosen;
+}
+
+/*
+ * Context: as of try_some, but for one record. Writes it into the ring that it finds in a map
+ * of maps.
+ */
+SEC("raw_tp/try_inner")
+int try_inner(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 zero = 0;
+	void *ring = bpf_map_lookup_elem(&rings, &zero);
+	struct numbered *record;
+
+	if (!ring)
+		return -1;
+	record = ringbuf_reserve(ring, &losses, sizeof(*record), 0);
+	if (!record)
+		return 0;
+	*record = (struct numbered){.producer = ctx->args[0], .seq = ctx->args[1]};
+	bpf_ringbuf_submit(record, ringbuf_quiet(ring, &losses, ctx->args[2]));
+	return 1;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

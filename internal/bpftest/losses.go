@@ -24,6 +24,7 @@ type LossRing struct {
 	losses  *bpf.BPFMap
 	trySome *bpf.BPFProg
 	holdOne *bpf.BPFProg
+	inner   *bpf.BPFProg
 }
 
 // NewLoss returns a ring of the given size in bytes, as New does. A threshold other than
@@ -50,7 +51,7 @@ func NewLoss(tb testing.TB, size int, threshold uint64) *LossRing {
 			tb.Fatal(err)
 		}
 	}
-	for name, p := range map[string]**bpf.BPFProg{"try_some": &r.trySome, "hold_one": &r.holdOne} {
+	for name, p := range map[string]**bpf.BPFProg{"try_some": &r.trySome, "hold_one": &r.holdOne, "try_inner": &r.inner} {
 		if *p, err = module.GetProgram(name); err != nil {
 			tb.Fatal(err)
 		}
@@ -81,6 +82,12 @@ func (r *LossRing) Try(cpu, producer int, seq uint64, n int) (accepted int) {
 // first one, with flags that it returns.
 func (r *LossRing) Hold(cpu, n int) (flags uint32) {
 	return r.run(r.holdOne, cpu, 0, 0, uint64(n))
+}
+
+// TryInner tries to write a record into the ring as a map that is found in another, with a
+// threshold of its own. It reports whether that was accepted.
+func (r *LossRing) TryInner(cpu int, threshold uint64) bool {
+	return r.run(r.inner, cpu, 0, 0, threshold) == 1
 }
 
 // SetSlot sets struct ringbuf_counter of a CPU.
