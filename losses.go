@@ -90,11 +90,12 @@ func afterLastCPU(list string) int {
 	return last + 1
 }
 
-// look returns how many records were refused since it was called last, and, if any
-// were, the producer position behind which the first of them is missing. That may be too
-// low, as far as what the ring has room for, and also be one that was returned before. It is
-// too high only if one drain read past it and there was another loss meanwhile, for which the
-// ring must be smaller than a batch.
+// look returns how many records were refused since it was called last and, if any were,
+// the producer position at the first of them: it is missing before the record that begins
+// there. The position may be too low, even one that was returned before, because an earlier
+// loss keeps its place until the consumer is past that. It is too high only if a single drain
+// read past the first loss and there was another before it ended, for which the ring must be
+// smaller than a batch.
 //
 // One goroutine at a time may call it, and not during close or after.
 func (c *lossCounter) look() (lost, position uint64) {
