@@ -60,6 +60,7 @@ func bars(r *results) []bar {
 		{"stream of 64 B, throughput", stream64, "rate", ringbufReadInto, ciliumReadInto, "≥", 1.25},
 		{"stream of 64 B, CPU per sample", stream64, "cpu_ns", ringbufReadInto, ciliumReadInto, "≤", 0.65},
 		{"stream of 512 B, throughput", stream512, "rate", ringbufReadInto, ciliumReadInto, "≥", 1.1},
+		{fmt.Sprintf("stream of 64 B, %d producers, throughput", manyProducers), streamOf(largeRing, 64, manyProducers), "rate", ringbufSharded, ringbufRecords, "≥", 1.5},
 		{"drain of 64 B, time", drain64, "ns", ringbufReadInto, ciliumReadInto, "≤", 0.9},
 		{"drain of 1024 B, time", drain1024, "ns", ringbufReadInto, ciliumReadInto, "≤", 1.2},
 		{"drain of 64 B, time", drain64, "ns", ringbufRecords, ciliumReadInto, "≤", 0.75},

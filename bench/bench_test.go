@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,13 +56,13 @@ func positive(t *testing.T, v values, names ...string) {
 func TestEveryReaderReadsWhatWasAccepted(t *testing.T) {
 	requireKernel(t)
 	const run = 20 * time.Millisecond
-	for _, reader := range allReaders {
+	for _, reader := range append(slices.Clone(allReaders), ringbufSharded) {
 		for _, c := range []struct {
 			config
 			values []string
 		}{
 			{config{Measure: measureDrain, Ring: 1 << 16, Size: 64}, []string{"ns"}},
-			{streamOf(smallRing, 512, 2), []string{"rate", "cpu_ns"}},
+			{streamOf(smallRing, 512, 2), []string{"rate", "cpu_ns", "producer_ns"}},
 			{pacedAt(smallRing, 20_000), []string{"mean", "p50", "p99", "cpu"}},
 			{latencyAt(5_000), []string{"p50", "p90", "p99", "p999"}},
 		} {
@@ -164,7 +165,7 @@ func fake(plan []step, rounds int) *results {
 		for range rounds {
 			for _, reader := range s.readers {
 				v := values{}
-				for _, name := range strings.Fields("ns allocations rate refused cpu_ns cpu mean p50 p90 p99 p999 threads rss") {
+				for _, name := range strings.Fields("ns allocations rate refused cpu_ns producer_ns cpu mean p50 p90 p99 p999 threads rss") {
 					v[name] = 2
 				}
 				r.add(s.config, reader, v)
@@ -197,6 +198,14 @@ func TestReportIsComplete(t *testing.T) {
 		}
 		if !strings.Contains(string(report), "]("+chart+")") {
 			t.Errorf("the report does not show %s", chart)
+		}
+	}
+	_, sharded, _ := strings.Cut(string(report), "\n## Sharded\n")
+	sharded, _, _ = strings.Cut(sharded, "\n## ")
+	const cell = "0.00 / 2e+02 % / 2 / 2"
+	for _, reader := range []string{ringbufRecords, ringbufSharded} {
+		if row := fmt.Sprintf("| %s | %s | %s |\n", reader, cell, cell); !strings.Contains(sharded, row) {
+			t.Errorf("the report has no %q in\n%s", row, sharded)
 		}
 	}
 	raw, err := os.ReadFile(filepath.Join(dir, "results.json"))
@@ -247,7 +256,7 @@ func countLossyFloods(t *testing.T, reader string, ring, floods int) (lossy int)
 	// Children die with the thread that starts them.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	consumer, err := start(t.Context(), roleConsume, consumerOrder{Reader: reader}, w)
+	consumer, err := start(t.Context(), roleConsume, consumerOrder{Reader: reader, Rings: 1}, w)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,10 +24,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The descriptors that a child inherits.
+// The descriptors that a child inherits of its first workload. Those of the next follow.
 const (
-	ringFD    = 3
-	programFD = 4
+	ringFD      = 3
+	programFD   = 4
+	workloadFDs = 2 // of each
 )
 
 const (
@@ -87,7 +88,7 @@ type child struct {
 
 // start starts a child and waits until it is ready. It is killed when ctx is done,
 // or when the thread that called start ends.
-func start(ctx context.Context, role string, order any, w *workload) (*child, error) {
+func start(ctx context.Context, role string, order any, workloads ...*workload) (*child, error) {
 	argument, err := json.Marshal(order)
 	if err != nil {
 		return nil, err
@@ -99,8 +100,8 @@ func start(ctx context.Context, role string, order any, w *workload) (*child, er
 	}
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	c.cmd.Stderr = &c.stderr
-	if w != nil {
-		c.cmd.ExtraFiles = []*os.File{w.ring, w.program}
+	for _, w := range workloads {
+		c.cmd.ExtraFiles = append(c.cmd.ExtraFiles, w.ring, w.program)
 	}
 	if role == roleProduce {
 		// The runtime signals goroutines that run for long, also in a run of the program.

@@ -63,6 +63,7 @@ func (t *tally) take(sample []byte) (more bool) {
 // consumerOrder is for the role consume.
 type consumerOrder struct {
 	Reader  string
+	Rings   int
 	Latency bool
 }
 
@@ -73,7 +74,11 @@ type consumed struct {
 
 // consume reads until the end sample.
 func consume(o consumerOrder) error {
-	r, err := openReader(o.Reader, ringFD)
+	var rings []int
+	for i := range o.Rings {
+		rings = append(rings, ringFD+i*workloadFDs)
+	}
+	r, err := openReader(o.Reader, rings...)
 	if err != nil {
 		return err
 	}

@@ -78,6 +78,7 @@ func measure(c config, reader string, d time.Duration) (values, error) {
 		v["rate"] = samples / t.wall.Seconds()
 		v["refused"] = float64(t.refused) / (samples + float64(t.refused))
 		v["cpu_ns"] = float64(t.cpu.Nanoseconds()) / samples
+		v["producer_ns"] = float64(t.producing.Nanoseconds()) / (samples + float64(t.refused))
 	case measurePaced:
 		v["refused"] = float64(t.refused)
 		maps.Copy(v, t.run)
@@ -91,23 +92,32 @@ func measure(c config, reader string, d time.Duration) (values, error) {
 type tracing struct {
 	accepted, refused uint64
 	run, latency      values        // of the producer, of the consumer
+	producing         time.Duration // CPU time of the producers, flat out
 	cpu, wall         time.Duration // of the consumer, until it had read everything
 }
 
 // trace runs producers for the duration d against a reader.
 func trace(c config, reader string, d time.Duration) (t tracing, err error) {
-	w, err := load(c.Ring)
-	if err != nil {
-		return t, err
+	rings := 1
+	if reader == ringbufSharded {
+		rings = c.Producers
 	}
-	defer w.close()
+	var workloads []*workload
+	for range rings {
+		w, err := load(c.Ring)
+		if err != nil {
+			return t, err
+		}
+		defer w.close()
+		workloads = append(workloads, w)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), d+2*patience)
 	defer cancel()
 
 	var consumer *child
 	if reader != none {
-		order := consumerOrder{Reader: reader, Latency: c.Measure == measureLatency}
-		if consumer, err = start(ctx, roleConsume, order, w); err != nil {
+		order := consumerOrder{Reader: reader, Rings: rings, Latency: c.Measure == measureLatency}
+		if consumer, err = start(ctx, roleConsume, order, workloads...); err != nil {
 			return t, err
 		}
 		defer consumer.stop()
@@ -118,7 +128,7 @@ func trace(c config, reader string, d time.Duration) (t tracing, err error) {
 		if c.Rate > 0 {
 			order.Interval = time.Second / time.Duration(c.Rate)
 		}
-		p, err := start(ctx, roleProduce, order, w)
+		p, err := start(ctx, roleProduce, order, workloads[i%rings])
 		if err != nil {
 			return t, err
 		}
@@ -143,6 +153,7 @@ func trace(c config, reader string, d time.Duration) (t tracing, err error) {
 		}
 		t.accepted += result.Accepted
 		t.refused += result.Refused
+		t.producing += result.CPU
 		t.run = result.Run
 	}
 	if consumer == nil {
@@ -150,10 +161,14 @@ func trace(c config, reader string, d time.Duration) (t tracing, err error) {
 		return t, nil
 	}
 
-	ender := newProgram(w.program.Fd(), order{Seq: 255 << 56, Size: endSize})
-	defer ender.close()
-	if err := awaitEmpty(ender); err != nil {
-		return t, consumer.fail(fmt.Errorf("%w, of samples that take %d each", err, recordSize(c.Size)))
+	// When all rings are empty, the sample that ends one is the last of all.
+	var ender *program
+	for _, w := range workloads {
+		ender = newProgram(w.program.Fd(), order{Seq: 255 << 56, Size: endSize})
+		defer ender.close()
+		if err := awaitEmpty(ender); err != nil {
+			return t, consumer.fail(fmt.Errorf("%w, of samples that take %d each", err, recordSize(c.Size)))
+		}
 	}
 	after, err := consumer.cpuTime()
 	if err != nil {
@@ -219,7 +234,7 @@ const (
 func measureWaiting(c config, reader string) (values, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
-	consumer, err := start(ctx, roleWait, waitOrder{Reader: reader, Readers: c.Readers}, nil)
+	consumer, err := start(ctx, roleWait, waitOrder{Reader: reader, Readers: c.Readers})
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,10 @@
 
 package main
 
-import "runtime"
+import (
+	"runtime"
+	"slices"
+)
 
 // A step is a configuration and the readers that take turns in it.
 type step struct {
@@ -54,8 +57,12 @@ func fullPlan() []step {
 	}
 	for _, ring := range rings {
 		for _, size := range streamSizes {
-			for _, producers := range producerCounts() {
-				plan = append(plan, step{streamOf(ring, size, producers), allReaders})
+			for _, producers := range producerCounts {
+				readers := allReaders
+				if ring == largeRing && producers == manyProducers {
+					readers = append(slices.Clone(readers), ringbufSharded)
+				}
+				plan = append(plan, step{streamOf(ring, size, producers), readers})
 			}
 		}
 		for _, rate := range pacedRates {
@@ -79,13 +86,10 @@ func fullPlan() []step {
 // maxEventChannels.
 const libbpfgoMost = 512
 
-// producerCounts are one producer, and one for each CPU.
-func producerCounts() []int {
-	if n := runtime.NumCPU(); n > 1 {
-		return []int{1, n}
-	}
-	return []int{1}
-}
+// manyProducers is one for each CPU.
+var manyProducers = max(2, runtime.NumCPU())
+
+var producerCounts = []int{1, manyProducers}
 
 func quickPlan() []step {
 	plan := []step{
@@ -93,6 +97,7 @@ func quickPlan() []step {
 		{drainOf(1024), []string{ringbufReadInto, ringbufRecords, ciliumReadInto}},
 		{streamOf(largeRing, 64, 1), []string{ringbufReadInto, ciliumReadInto, libbpfgoChannel}},
 		{streamOf(largeRing, 512, 1), []string{ringbufReadInto, ciliumReadInto}},
+		{streamOf(largeRing, 64, manyProducers), []string{ringbufRecords, ringbufSharded}},
 		{latencyAt(5_000), []string{ringbufReadIntoEager, ciliumReadInto}},
 		{latencyAt(1_000), []string{ringbufReadInto, ringbufReadIntoEager}},
 		{latencyAt(10), []string{ringbufReadInto, ciliumReadInto}},

@@ -26,7 +26,8 @@ type producerOrder struct {
 
 type produced struct {
 	Accepted, Refused uint64
-	Run               values // nanoseconds of a run of one sample, if there was a pace
+	Run               values        // nanoseconds of a run of one sample, if there was a pace
+	CPU               time.Duration // if there was none
 }
 
 const (
@@ -67,6 +68,10 @@ func produce(o producerOrder) error {
 func flatOut(p *program, d time.Duration) (produced, error) {
 	var result produced
 	p.order.Count = burst
+	before, err := threadTime()
+	if err != nil {
+		return result, err
+	}
 	for start := time.Now(); time.Since(start) < d; {
 		if err := p.run(); err != nil {
 			return result, err
@@ -74,7 +79,16 @@ func flatOut(p *program, d time.Duration) (produced, error) {
 		result.Refused += uint64(p.order.Refused)
 		result.Accepted += uint64(burst - p.order.Refused)
 	}
-	return result, nil
+	after, err := threadTime()
+	result.CPU = after - before
+	return result, err
+}
+
+// threadTime returns the CPU time that this thread has taken.
+func threadTime() (time.Duration, error) {
+	var t unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t)
+	return time.Duration(t.Nano()), err
 }
 
 func paced(p *program, o producerOrder, free *freeRing) (produced, error) {

@@ -16,7 +16,7 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 )
 
-// A reader reads one ring: read until the tally has all it wants.
+// A reader reads one ring, or several: read until the tally has all it wants.
 type reader struct {
 	read  func(t *tally) error
 	close func() error
@@ -29,6 +29,7 @@ const (
 	ringbufRecords       = "ringbuf.Records"
 	ringbufReadEager     = "ringbuf.Read eager"
 	ringbufReadIntoEager = "ringbuf.ReadInto eager"
+	ringbufSharded       = "ringbuf.Records sharded" // each producer has a ring of its own
 	ciliumRead           = "cilium Read"
 	ciliumReadInto       = "cilium ReadInto"
 	libbpfgoChannel      = "libbpfgo channel"
@@ -36,26 +37,27 @@ const (
 	none                 = "none"
 )
 
-// allReaders is the order in which they take turns and are reported.
+// allReaders is the order in which those of one ring take turns and are reported.
 var allReaders = []string{
 	ringbufRead, ringbufReadInto, ringbufRecords, ringbufReadEager, ringbufReadIntoEager,
 	ciliumRead, ciliumReadInto, libbpfgoChannel, libbpfFloor,
 }
 
-// openReader opens the named reader of the ring with that descriptor, which stays
-// the caller's.
-func openReader(name string, ring int) (reader, error) {
+// openReader opens the named reader of the rings with these descriptors, which stay the
+// caller's. Only this module's reads several.
+func openReader(name string, rings ...int) (reader, error) {
+	ring := rings[0]
 	switch name {
 	case ringbufRead:
-		return openRingbuf(read, ring)
+		return openRingbuf(read, rings)
 	case ringbufReadInto:
-		return openRingbuf(readInto, ring)
-	case ringbufRecords:
-		return openRingbuf(readRecords, ring)
+		return openRingbuf(readInto, rings)
+	case ringbufRecords, ringbufSharded:
+		return openRingbuf(readRecords, rings)
 	case ringbufReadEager:
-		return openRingbuf(read, ring, ringbuf.WithMaxDelay(0))
+		return openRingbuf(read, rings, ringbuf.WithMaxDelay(0))
 	case ringbufReadIntoEager:
-		return openRingbuf(readInto, ring, ringbuf.WithMaxDelay(0))
+		return openRingbuf(readInto, rings, ringbuf.WithMaxDelay(0))
 	case ciliumRead, ciliumReadInto:
 		return openCilium(name == ciliumReadInto, ring)
 	case libbpfgoChannel:
@@ -66,8 +68,12 @@ func openReader(name string, ring int) (reader, error) {
 	return reader{}, errors.New("there is no reader " + name)
 }
 
-func openRingbuf(read func(*ringbuf.Reader, *tally) error, ring int, options ...ringbuf.Option) (reader, error) {
-	r, err := ringbuf.NewReader(ringbuf.FD(ring), options...)
+func openRingbuf(read func(*ringbuf.Reader, *tally) error, rings []int, options ...ringbuf.Option) (reader, error) {
+	var maps []ringbuf.Map
+	for _, ring := range rings {
+		maps = append(maps, ringbuf.FD(ring))
+	}
+	r, err := ringbuf.NewMultiReader(maps, options...)
 	if err != nil {
 		return reader{}, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -50,7 +51,10 @@ func micros(names ...string) []value {
 	return all
 }
 
-var consumerCPU = value{"cpu", "%.2g %%", 1}
+var (
+	consumerCPU  = value{"cpu", "%.2g %%", 1}
+	streamValues = []value{{"rate", "%.2f", 1e-6}, {"refused", "%.2g %%", 100}, {"cpu_ns", "%.3g", 1}}
+)
 
 // sections returns all but the table of bars.
 func sections() []section {
@@ -83,14 +87,27 @@ func sections() []section {
 			cpu.columns = append(cpu.columns, column{head, c, []value{consumerCPU}})
 		}
 		for _, size := range streamSizes {
-			for _, producers := range producerCounts() {
+			for _, producers := range producerCounts {
 				stream.columns = append(stream.columns, column{
 					fmt.Sprintf("%d B, producers: %d", size, producers), streamOf(ring, size, producers),
-					[]value{{"rate", "%.2f", 1e-6}, {"refused", "%.2g %%", 100}, {"cpu_ns", "%.3g", 1}},
+					streamValues,
 				})
 			}
 		}
 		all = append(all, cost, cpu, stream)
+	}
+
+	sharded := section{
+		title: "Sharded",
+		text: fmt.Sprintf("Streams of %d producers into one ring of %s, as above, and into one each, of which one Reader\n"+
+			"reads all: as above / CPU of a producer in ns per sample, whether accepted or refused.", manyProducers, bytesName(largeRing)),
+		readers: []string{ringbufRecords, ringbufSharded},
+	}
+	for _, size := range streamSizes {
+		sharded.columns = append(sharded.columns, column{
+			fmt.Sprintf("%d B", size), streamOf(largeRing, size, manyProducers),
+			append(slices.Clone(streamValues), value{"producer_ns", "%.3g", 1}),
+		})
 	}
 
 	drain := section{
@@ -124,7 +141,7 @@ func sections() []section {
 			[]value{{"threads", "%.0f", 1}, {"rss", "%.0f", 1. / (1 << 20)}, consumerCPU},
 		})
 	}
-	return append(all, drain, latency, idle)
+	return append(all, sharded, drain, latency, idle)
 }
 
 // writeLegend says what was measured, where, and how to read the bars.
@@ -133,9 +150,10 @@ func writeLegend(w io.Writer, e environment) error {
 Medians of %d rounds, in which the readers took turns, of %d ms each (latency longer). A
 ratio, x over y, is the median of x divided by y in each round. Without "eager", this
 module's Reader is as NewReader makes it, and moderates notifications; "eager" is
-WithMaxDelay(0). Producer and consumer are processes of their own. The consumer touches
-every byte and checks that no sample is missing; "libbpf C no-op" only counts them, and
-"none" is no reader at all. A bar is what this module aims for; noise makes some miss.
+WithMaxDelay(0), and "sharded" one Reader of several rings, one for each producer. Producer
+and consumer are processes of their own. The consumer touches every byte and checks that
+no sample is missing; "libbpf C no-op" only counts them, and "none" is no reader at all. A
+bar is what this module aims for; noise makes some miss.
 
 `, e.Kernel, e.CPUs, e.CPU, e.Go, e.Cilium, e.Libbpfgo, e.Libbpf, e.Rounds, e.RunMillis)
 	return err
