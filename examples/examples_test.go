@@ -11,12 +11,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
@@ -197,6 +199,57 @@ func TestTcpconnectEndsByItself(t *testing.T) {
 	}
 	connect(t, listener)
 	e.want("1 connections seen, 0 lost")
+	e.wantEnd()
+}
+
+const shardedHeader = `LOST DRAINS WAKEUPS TICKS FULLEST CPU0( CPU\d+)*`
+
+type cpuSet [8192 / 64]uint64 // large enough for any kernel
+
+// call calls sched_getaffinity(2) or sched_setaffinity(2) for this thread.
+func (s *cpuSet) call(t *testing.T, trap uintptr) {
+	t.Helper()
+	// SAFETY: the kernel accesses s during the call only.
+	if _, _, errno := syscall.RawSyscall(trap, 0, unsafe.Sizeof(*s), uintptr(unsafe.Pointer(s))); errno != 0 {
+		t.Errorf("affinity: %v", errno)
+	}
+}
+
+// callOn makes system calls on one of our own CPUs until ctx is done. The thread must not
+// end with its goroutine: it may be the one that started the example, which would be killed.
+func callOn(ctx context.Context, t *testing.T, cpu int, own cpuSet) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var only cpuSet
+	only[cpu/64] = 1 << (cpu % 64)
+	only.call(t, syscall.SYS_SCHED_SETAFFINITY)
+	defer own.call(t, syscall.SYS_SCHED_SETAFFINITY)
+	for ctx.Err() == nil {
+		syscall.Getppid()
+	}
+}
+
+func TestSharded(t *testing.T) {
+	e := start(t, shardedHeader, "sharded")
+	var own cpuSet
+	own.call(t, syscall.SYS_SCHED_GETAFFINITY)
+	for cpu := range 64 * len(own) {
+		if own[cpu/64]>>(cpu%64)&1 == 0 {
+			continue
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		go callOn(ctx, t, cpu, own)
+		// At least 100,000, which nobody else makes.
+		e.want(fmt.Sprintf(`(\d+ ){5}%% (\d+ ){%d}\d{6,}( \d+)*`, cpu))
+		stop()
+	}
+	e.interrupt()
+	e.wantEnd()
+}
+
+func TestShardedEndsByItself(t *testing.T) {
+	e := start(t, shardedHeader, "sharded", "-n", "1")
+	e.want(`(\d+ ){5}%( \d+)+`)
 	e.wantEnd()
 }
 

@@ -1,0 +1,175 @@
+// Sharded prints a line each second with the number of system calls on each CPU, its own
+// among them, until it is interrupted. Each CPU has a ring of its own, so that none waits
+// for another to write, and one Reader reads them all. What it costs is memory, and the
+// order of events on different CPUs.
+package main
+
+import (
+	"context"
+	_ "embed"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+
+	"github.com/libbpfgo/ringbuf"
+	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+)
+
+//go:embed sharded.bpf.o
+var object []byte
+
+const ringSize = 1 << 20 // bytes, for each CPU
+
+func main() {
+	n := flag.Int("n", 0, "end after `n` seconds")
+	flag.Parse()
+	if err := run(*n); err != nil {
+		fmt.Fprintln(os.Stderr, "sharded:", err)
+		os.Exit(1)
+	}
+}
+
+func run(n int) error {
+	// Those that are possible, not those that are there: CPUs can be added.
+	cpus, err := bpf.NumPossibleCPUs()
+	if err != nil {
+		return err
+	}
+	module, err := bpfobj.Load(object, func(module *bpf.Module) error {
+		rings, err := module.GetMap("rings")
+		if err != nil {
+			return err
+		}
+		return rings.SetMaxEntries(uint32(cpus))
+	})
+	if err != nil {
+		return err
+	}
+	defer module.Close()
+	rings, err := createRings(module, cpus)
+	if err != nil {
+		return err
+	}
+	reader, err := ringbuf.NewMultiReader(rings)
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	prog, err := module.GetProgram("sys_enter")
+	if err != nil {
+		return err
+	}
+	if _, err := prog.AttachRawTracepoint("sys_enter"); err != nil {
+		return err
+	}
+
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	counts := make([]atomic.Uint64, cpus)
+	counted := make(chan error)
+	go func() {
+		err := count(ctx, reader, counts)
+		stop()
+		counted <- err
+	}()
+	err = print(ctx, n, module, reader, counts)
+	stop()
+	return errors.Join(err, <-counted)
+}
+
+// createRings creates a ring for each CPU, and puts it where the BPF program finds it.
+func createRings(module *bpf.Module, cpus int) (maps []ringbuf.Map, err error) {
+	rings, err := module.GetMap("rings")
+	if err != nil {
+		return nil, err
+	}
+	for cpu := range uint32(cpus) {
+		ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "events", 0, 0, ringSize, nil)
+		if err != nil {
+			return nil, err
+		}
+		fd := uint32(ring.FileDescriptor())
+		// SAFETY: libbpf reads key and value during the call only.
+		if err := rings.Update(unsafe.Pointer(&cpu), unsafe.Pointer(&fd)); err != nil {
+			return nil, err
+		}
+		maps = append(maps, ring)
+	}
+	return maps, nil
+}
+
+// count counts the events of each ring until ctx is done.
+func count(ctx context.Context, reader *ringbuf.Reader, counts []atomic.Uint64) error {
+	for record, err := range reader.Records(ctx) {
+		if errors.Is(err, context.Canceled) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		counts[record.Ring].Add(1)
+	}
+	return nil
+}
+
+// print prints n lines, or if that is 0, lines until ctx is done: what happened in the last
+// second, and how full a ring ever was.
+func print(ctx context.Context, n int, module *bpf.Module, reader *ringbuf.Reader, counts []atomic.Uint64) error {
+	fmt.Printf("%8s %8s %8s %8s %8s", "LOST", "DRAINS", "WAKEUPS", "TICKS", "FULLEST")
+	for cpu := range counts {
+		fmt.Printf(" %8s", fmt.Sprint("CPU", cpu))
+	}
+	fmt.Println()
+	second := time.NewTicker(time.Second)
+	defer second.Stop()
+	var lostBefore uint64
+	var before ringbuf.Stats
+	for lines := 0; n == 0 || lines < n; lines++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-second.C:
+		}
+		lost, err := lostEvents(module)
+		if err != nil {
+			return err
+		}
+		stats := reader.Stats()
+		fullest := 0
+		for _, ring := range stats.Rings {
+			fullest = max(fullest, 100*ring.Highest/ring.Size)
+		}
+		fmt.Printf("%8d %8d %8d %8d %6d %%", lost-lostBefore, stats.Drains-before.Drains,
+			stats.Wakeups-before.Wakeups, stats.Ticks-before.Ticks, fullest)
+		for cpu := range counts {
+			fmt.Printf(" %8d", counts[cpu].Swap(0))
+		}
+		fmt.Println()
+		lostBefore, before = lost, stats
+	}
+	return nil
+}
+
+// lostEvents returns the program's variable lost.
+func lostEvents(module *bpf.Module) (uint64, error) {
+	variables, err := module.GetMap(".bss")
+	if err != nil {
+		return 0, err
+	}
+	key := uint32(0)
+	// SAFETY: libbpf reads the key during the call only.
+	value, err := variables.GetValue(unsafe.Pointer(&key))
+	if err != nil {
+		return 0, err
+	}
+	return binary.NativeEndian.Uint64(value), nil
+}
