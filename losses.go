@@ -5,7 +5,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -28,13 +27,10 @@ const lossSlotSize = int(unsafe.Sizeof(lossSlot{}))
 
 // A lossCounter is a map of RINGBUF_COUNTER in bpf/ringbuf.bpf.h, mapped into memory.
 type lossCounter struct {
+	mem   []byte
 	slots []lossSlot // in mem
 	seen  []uint64   // what look found lost in each slot
 	base  uint64     // lost before it was opened
-
-	mu    sync.Mutex // of what follows: lost may be called while close is
-	mem   []byte     // the mapping, nil after close
-	final uint64     // what lost returns then
 }
 
 // openLossCounter maps the counter m. It takes a descriptor for reading and writing: what
@@ -93,11 +89,11 @@ func afterLastCPU(list string) int {
 // look returns how many records were refused since it was called last and, if any were,
 // the producer position at the first of them: it is missing before the record that begins
 // there. The position may be too low, even one that was returned before, because an earlier
-// loss keeps its place until the consumer is past that. It is too high only if a single drain
-// read past the first loss and there was another before it ended, for which the ring must be
-// smaller than a batch.
+// loss keeps its place until the consumer gets there. It is too high only if the consumer
+// was there and the ring full again since the last call, which a call after each drain
+// excludes, unless the ring is smaller than a batch.
 //
-// One goroutine at a time may call it, and not during close or after.
+// One goroutine at a time may call it, until close.
 func (c *lossCounter) look() (lost, position uint64) {
 	for i := range c.slots {
 		slot := &c.slots[i]
@@ -116,18 +112,9 @@ func (c *lossCounter) look() (lost, position uint64) {
 	return lost, position
 }
 
-// lost returns how many records were refused since the counter was opened, or until it was
-// closed. Any goroutine may call it at any time.
+// lost returns how many records were refused since the counter was opened. Any goroutine
+// may call it until close.
 func (c *lossCounter) lost() uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.lostLocked()
-}
-
-func (c *lossCounter) lostLocked() uint64 {
-	if c.mem == nil {
-		return c.final
-	}
 	sum := -c.base
 	for i := range c.slots {
 		sum += c.slots[i].lost.Load()
@@ -135,15 +122,4 @@ func (c *lossCounter) lostLocked() uint64 {
 	return sum
 }
 
-// close unmaps the counter. Further calls do nothing.
-func (c *lossCounter) close() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.mem == nil {
-		return nil
-	}
-	c.final = c.lostLocked()
-	err := syscall.Munmap(c.mem)
-	c.mem, c.slots = nil, nil
-	return err
-}
+func (c *lossCounter) close() error { return syscall.Munmap(c.mem) }

@@ -2,6 +2,7 @@ package ringbuf
 
 import (
 	"errors"
+	"iter"
 	"os"
 	"runtime"
 	"strings"
@@ -49,7 +50,7 @@ const numberedRecord = bpftest.HeaderSize + bpftest.NumberedSize
 // leaves the last 8 bytes of a ring unused.
 func numberedCapacity(size int) int { return (size - 8) / numberedRecord }
 
-func TestLossIsPlacedWhereItIsNotYetReadPast(t *testing.T) {
+func TestLossIsPlacedWhereTheReaderIsNotYet(t *testing.T) {
 	size := os.Getpagesize()
 	n := numberedCapacity(size)
 	ring := bpftest.NewLoss(t, size, 0)
@@ -66,8 +67,9 @@ func TestLossIsPlacedWhereItIsNotYetReadPast(t *testing.T) {
 		{"the first, of a ring from which nothing was read", 0, n + 5, n, 5, n},
 		{"another one there", 0, 1, 0, 1, n},
 		{"after some were read", 10, 17, 10, 7, n},
-		{"when the reader is where the first is missing", n, n - 10 + 4, n - 10, 4, n},
-		{"when it is past that", n + 1, 3, 1, 2, 2*n + 1},
+		{"when the reader is where the first is missing", n, n - 10 + 4, n - 10, 4, 2 * n},
+		{"before it gets to where the next is", n + 1, 3, 1, 2, 2 * n},
+		{"when it is past that", 2*n + 1, n + 3, n, 3, 3*n + 1},
 	} {
 		*consumer = uint64(step.consumed * numberedRecord)
 		if got := ring.Try(0, 0, 0, step.tried); got != step.accepted {
@@ -92,12 +94,6 @@ func TestLossCounterCountsFromWhenItWasOpened(t *testing.T) {
 	ring.Try(0, 0, 0, n+2)
 	wantLost(t, c, 2)
 	wantLook(t, c, 2, uint64(n*numberedRecord))
-
-	if err := errors.Join(c.close(), c.close()); err != nil {
-		t.Fatal(err)
-	}
-	ring.Try(0, 0, 0, 1)
-	wantLost(t, c, 2)
 }
 
 func TestLookReturnsTheFirstPlaceOfAllCPUs(t *testing.T) {
@@ -201,7 +197,7 @@ func TestEachRecordIsReadOrCountedAsLost(t *testing.T) {
 		var looked uint64
 		for {
 			lost, position := c.look()
-			if produced := r.queue.ring.producerPos(); position > produced {
+			if produced := r.queue.rings.producerPos(0); position > produced {
 				t.Errorf("a loss at %d, beyond the producer position, %d", position, produced)
 			}
 			looked += lost
@@ -238,25 +234,6 @@ func TestEachRecordIsReadOrCountedAsLost(t *testing.T) {
 	}
 	p.wantCounted(t, c, looked)
 	t.Logf("%d were read, %d lost", read, p.lost())
-}
-
-func TestLossCounterMayBeClosedWhileItIsAsked(t *testing.T) {
-	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
-	ring.SetSlot(0, 1, 0, 0)
-	for range 100 {
-		c := mustOpenLossCounter(t, ring.Counter())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			for range 10 {
-				wantLost(t, c, 0)
-			}
-		}()
-		if err := c.close(); err != nil {
-			t.Error(err)
-		}
-		<-done
-	}
 }
 
 func TestWhatIsNoLossCounterIsRefused(t *testing.T) {
@@ -341,6 +318,167 @@ func TestPossibleCPUsMayHaveGaps(t *testing.T) {
 	for list, want := range map[string]int{"0\n": 1, "0-3\n": 4, "0,2\n": 3, "0-3,8-11\n": 12, "": 0, "\n": 0} {
 		if got := afterLastCPU(list); got != want {
 			t.Errorf("the CPUs %q end before %d, want %d", list, got, want)
+		}
+	}
+}
+
+// readIn returns a function that reads the next record in one of the ways to do so.
+func readIn(t *testing.T, way string, r *Reader) (next func() Record, stop func()) {
+	switch way {
+	case "Read":
+		return func() Record { return mustRead(t, r) }, func() {}
+	case "ReadInto":
+		var rec Record
+		return func() Record {
+			if err := r.ReadInto(&rec); err != nil {
+				t.Fatal(err)
+			}
+			return rec
+		}, func() {}
+	default:
+		pull, stop := iter.Pull2(r.Records(t.Context()))
+		return func() Record {
+			rec, err, ok := pull()
+			if err != nil || !ok {
+				t.Fatal(err, ok)
+			}
+			return rec
+		}, stop
+	}
+}
+
+func TestLostIsWithTheRecordAfterTheLoss(t *testing.T) {
+	const size = 1 << 16
+	n := numberedCapacity(size)
+	for _, way := range []string{"Read", "ReadInto", "Records"} {
+		t.Run(way, func(t *testing.T) {
+			ring := bpftest.NewLoss(t, size, 0)
+			ring.Try(0, 0, 0, n+3) // does not count
+			r := mustNewReader(t, ring, WithLossCounter(ring.Counter()), WithMaxDelay(0))
+			next, stop := readIn(t, way, r)
+			defer stop()
+			want := map[int]uint64{} // by number of the record
+			written, read := n, 0
+			write := func(accepted, lost int) {
+				t.Helper()
+				if got := ring.Try(0, 0, 0, accepted+lost); got != accepted {
+					t.Fatalf("%d records were accepted, want %d", got, accepted)
+				}
+				written += accepted
+			}
+			readTo := func(end int) {
+				t.Helper()
+				for ; read < end; read++ {
+					if got := next().Lost; got != want[read] {
+						t.Errorf("%d were lost before record %d, want %d", got, read, want[read])
+					}
+				}
+			}
+			drained := func() int { return int(r.queue.rings.drainedTo(0)) / numberedRecord }
+
+			write(0, 5)
+			want[n] = 5
+			readTo(1)
+			write(drained(), 4) // full again: the loss has the place of the first
+			want[n] += 4
+			readTo(n)
+			write(n-(written-drained()), 3) // full after the Reader got there
+			want[written] = 3
+			readTo(written)
+			write(n, 2) // full after it was empty
+			want[written] = 2
+			readTo(written)
+			write(1, 0)
+			readTo(written)
+			if got := r.Stats().Lost; got != 5+4+3+2 {
+				t.Errorf("Stats tell of %d", got)
+			}
+		})
+	}
+}
+
+// TestNoLossIsToldOfTooLate has producers on two CPUs for a ring that is always full. When a
+// record is read, as many as are missing so far were reported as lost.
+func TestNoLossIsToldOfTooLate(t *testing.T) {
+	eachPace(t, func(t *testing.T, pace Option) {
+		for _, size := range []int{1 << 16, 1 << 19} {
+			ring := bpftest.NewLoss(t, size, 0)
+			r := mustNewReader(t, ring, WithLossCounter(ring.Counter()), pace)
+			p := lossProducers{ring: ring, tried: 200_000}
+			p.start()
+			go func() {
+				p.Wait()
+				r.SetDeadline(time.Unix(0, 1))
+			}()
+			var read [len(p.accepted)]int
+			var missing [len(p.accepted)]uint64
+			var lost, missed uint64
+			for rec, err := range r.Records(t.Context()) {
+				if errors.Is(err, os.ErrDeadlineExceeded) {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				lost += rec.Lost
+				s := bpftest.DecodeNumbered(rec.RawSample)
+				gap := s.Seq - uint64(read[s.Producer])
+				read[s.Producer]++
+				missed += gap - missing[s.Producer]
+				missing[s.Producer] = gap
+				if missed > lost {
+					t.Fatalf("ring of %d bytes: %d records are missing, %d reported as lost", size, missed, lost)
+				}
+			}
+			if read != p.accepted {
+				t.Errorf("ring of %d bytes: %d of the producers' records were read, %d accepted", size, read, p.accepted)
+			}
+			var total uint64
+			for _, n := range p.lost() {
+				total += n
+			}
+			if got := r.Stats().Lost; got != total || lost > total {
+				t.Errorf("ring of %d bytes: %d were lost, Stats tell of %d, records of %d", size, total, got, lost)
+			}
+			if total < 1000 {
+				t.Errorf("ring of %d bytes: only %d were lost", size, total)
+			}
+			t.Logf("ring of %d bytes: %d were read, %d lost", size, read, total)
+		}
+	})
+}
+
+func TestLossesOfSeveralRingsComeWithTheNextRecord(t *testing.T) {
+	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
+	other := bpftest.New(t, os.Getpagesize())
+	r, err := NewMultiReader([]Map{other, ring}, WithLossCounter(ring.Counter()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	ring.Try(0, 0, 0, numberedCapacity(os.Getpagesize())+3)
+	other.Emit(text("x"), text("y"))
+	for i, want := range []uint64{3, 0, 0} {
+		if got := mustRead(t, r).Lost; got != want {
+			t.Errorf("%d were lost before record %d, want %d", got, i, want)
+		}
+	}
+}
+
+func TestWithLossCounterRefusesOtherMaps(t *testing.T) {
+	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
+	for m, want := range map[Map]string{nil: "loss counter: no map", Map(ring): "loss counter: descriptor"} {
+		before := resources()
+		r, err := NewReader(ring, WithLossCounter(m))
+		if err == nil {
+			r.Close()
+			t.Fatal("NewReader succeeded")
+		}
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error is %q, without %q", err, want)
+		}
+		if err := awaitResources(before); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -32,7 +32,8 @@ type Record struct {
 	Ring int
 
 	// Lost is the number of records that the kernel refused, because the ring was full,
-	// after the record before this one; 0 without WithLossCounter, which see.
+	// after the record before this one and before this one. It is 0 without
+	// WithLossCounter, which see.
 	Lost uint64
 }
 
@@ -53,7 +54,9 @@ type Reader struct {
 type Option func(*options)
 
 type options struct {
-	maxDelay time.Duration // negative: the default
+	maxDelay    time.Duration // negative: the default
+	lossCounter Map
+	countLosses bool
 }
 
 // WithMaxDelay limits the delay by which wakeup moderation may hold a sample back: while
@@ -75,6 +78,25 @@ type options struct {
 // that time.
 func WithMaxDelay(d time.Duration) Option {
 	return func(o *options) { o.maxDelay = max(d, 0) }
+}
+
+// WithLossCounter lets the Reader tell of records that the kernel refused because the ring
+// was full: Stats counts them, and Record.Lost says where they are missing. BPF
+// programs count them in m, a map that they declare with RINGBUF_COUNTER and pass to
+// ringbuf_reserve and ringbuf_output of bpf/ringbuf.bpf.h, in this module.
+//
+// Lost is the number of records that were refused after the record before and before this
+// one. So the sum of Lost is never less than the number of records that are missing so far.
+// A loss may come too early: that of a drain, which is up to 64 KiB of samples, comes with
+// the first record that follows one of them, and where the ring is full again before the
+// Reader has passed the place where it was full before, with the record there. If no record
+// comes after a loss, only Stats tells of it. Of a Reader of several rings nobody knows which
+// one it was: the loss comes with the next record that is drained, of any of them.
+//
+// What was counted before NewReader does not count. Like the map of the ring, m may be
+// closed afterwards. Its descriptor must be for reading and writing.
+func WithLossCounter(m Map) Option {
+	return func(o *options) { o.lossCounter, o.countLosses = m, true }
 }
 
 // NewReader returns a Reader of the ring buffer m.

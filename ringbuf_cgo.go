@@ -73,7 +73,9 @@ type libbpfRings struct {
 	c    *C.struct_cgo_ringbuf
 	maps []mapInfo
 
-	pace moderator
+	pace     moderator
+	losses   *lossCounter // or nil
+	lookedAt uint64       // producer position of the only ring when losses were looked at
 
 	blockFor time.Duration
 
@@ -138,6 +140,12 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 		r.maps = append(r.maps, info)
 	}
 	r.pace = newModerator(o, r.sizes()...)
+	if o.countLosses {
+		var err error
+		if r.losses, err = openLossCounter(o.lossCounter); err != nil {
+			return nil, fmt.Errorf("loss counter: %w", err)
+		}
+	}
 
 	sizesC := make([]C.__u64, len(r.maps))
 	for i, info := range r.maps {
@@ -146,6 +154,7 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 	var stepC *C.char
 	var failedC C.int
 	if err := errnoOf(C.cgo_ringbuf_open(&fdsC[0], &sizesC[0], C.int(len(fdsC)), &r.c, &failedC, &stepC)); err != nil {
+		r.closeLosses()
 		return nil, fmt.Errorf("%s of type ringbuf: %s: %w", r.label(int(max(failedC, 0))), C.GoString(stepC), err)
 	}
 	closeMaps() // the mappings hold them
@@ -266,9 +275,27 @@ func (r *libbpfRings) poll(b *batch, deadline time.Time) error {
 		err = r.fillOrWait(b, now, left, deadline)
 	}
 	r.found = len(b.entries) > 0
+	if r.losses != nil {
+		r.lookForLosses(b)
+	}
 	// Whoever called wake until now did so for what the queue looks at next.
 	r.woken.Store(false)
 	return err
+}
+
+// lookForLosses notes in b what was lost since the last time.
+func (r *libbpfRings) lookForLosses(b *batch) {
+	var produced uint64
+	if len(r.maps) == 1 {
+		produced = uint64(r.ring(0).producer)
+	}
+	lost, position := r.losses.look()
+	if lost > 0 {
+		// It happened when what was produced until the last time was there already. And
+		// who writes to the map may write anything.
+		b.refused = append(b.refused, refused{min(max(position, r.lookedAt), produced), lost})
+	}
+	r.lookedAt = produced
 }
 
 // fillOrWait drains all that is there, or when the kernel notifies.
@@ -492,6 +519,9 @@ func (r *libbpfRings) stats() Stats {
 		Wakeups: uint64(wakeupsC) + r.parkedWakeups.Load(),
 		Ticks:   uint64(ticksC),
 	}
+	if r.losses != nil {
+		s.Lost = r.losses.lost()
+	}
 	for i, info := range r.maps {
 		var c C.struct_cgo_ring_counters
 		C.cgo_ringbuf_ring_counters(r.c, C.int(i), &c)
@@ -514,7 +544,14 @@ func (r *libbpfRings) close() error {
 		err = r.parkFile.Close()
 	}
 	C.cgo_ringbuf_free(r.c)
-	return err
+	return errors.Join(err, r.closeLosses())
+}
+
+func (r *libbpfRings) closeLosses() error {
+	if r.losses == nil {
+		return nil
+	}
+	return r.losses.close()
 }
 
 // openPinned returns a new descriptor of the ring buffer that is pinned at path.

@@ -41,7 +41,7 @@ _Static_assert(RINGBUF_MAX_CPUS > 0 && !(RINGBUF_MAX_CPUS & (RINGBUF_MAX_CPUS - 
 /* The slot of a CPU, a cache line of its own. Known to losses.go. */
 struct ringbuf_counter {
 	__u64 lost;	/* records that were refused, ever */
-	__u64 position; /* producer position at the first of them that is not yet read past */
+	__u64 position; /* producer position at the first of them that is not yet reached */
 	__u64 forced;	/* producer position at the last forced wakeup */
 	__u64 unused[5];
 };
@@ -78,11 +78,10 @@ static __always_inline void ringbuf_lose(void *ring, void *counter)
 	producer = bpf_ringbuf_query(ring, BPF_RB_PROD_POS);
 	/*
 	 * The next record begins where the producer position is. An earlier loss keeps its
-	 * place until the consumer is past that, not only there: the Reader may not yet have
-	 * looked, and to tell of a loss too early does less harm than too late. A place
-	 * ahead of the producer is one of another ring.
+	 * place until the consumer gets there: to tell of a loss too early does less harm
+	 * than too late. A place ahead of the producer is one of another ring.
 	 */
-	if (!slot->lost || slot->position - consumer > producer - consumer)
+	if (slot->position - consumer - 1 >= producer - consumer)
 		slot->position = producer;
 	/*
 	 * The compiler is to keep the order; arm64 may not, and then the Reader finds an
