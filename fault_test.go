@@ -83,9 +83,9 @@ func testAddressSpace(t *testing.T) {
 		name  string
 		pages int
 	}{
+		{"reserve memory for large samples: ", 1 + size/page},
 		{"mmap consumer page: ", 1},
 		{"mmap data pages: ", 1 + 2*size/page},
-		{"reserve memory for large samples: ", 1 + size/page},
 		{"mmap data pages for libbpf: ", 1 + 2*size/page},
 	} {
 		for range 8 {
@@ -469,7 +469,7 @@ func testLostDescriptors(t *testing.T) {
 	ring, r := newRingAndReader(t, os.Getpagesize())
 	r.Close()                                 // what Go opens by itself is open now
 	const libbpfs = "libbpf's epoll instance" // nobody but libbpf needs that one
-	for i, kind := range []string{"epoll instance", libbpfs, "eventfd", "netpoller's epoll instance", "netpoller's descriptor"} {
+	for i, kind := range []string{"netpoller's descriptor", libbpfs, "epoll instance", "eventfd", "netpoller's epoll instance"} {
 		for _, tt := range []struct {
 			name    string
 			prepare func(r *libbpfRings)
@@ -514,8 +514,8 @@ func testLostDescriptors(t *testing.T) {
 	}
 }
 
-// openedSince returns the descriptors of a new Reader, in the order in which they were
-// opened.
+// openedSince returns the descriptors of a new Reader in the order in which they were
+// opened, but for the last, which comes first: it has the number of the map's.
 func openedSince(t *testing.T, before map[int]bool) (fds []int) {
 	t.Helper()
 	var files []string
@@ -532,7 +532,7 @@ func openedSince(t *testing.T, before map[int]bool) (fds []int) {
 		}
 		files = append(files, strings.TrimPrefix(file, "anon_inode:"))
 	}
-	const want = "[[eventpoll] [eventpoll] [eventfd] [eventpoll] [eventpoll]]"
+	const want = "[[eventpoll] [eventpoll] [eventpoll] [eventfd] [eventpoll]]"
 	if got := fmt.Sprint(files); got != want {
 		t.Fatalf("a Reader has the descriptors %v, want %v", got, want)
 	}

@@ -31,8 +31,8 @@ func (r *Reader) Records(ctx context.Context) iter.Seq2[Record, error] {
 	}
 }
 
-// yield yields what is unread of the batch, as far as others do not take it, or makes sure
-// that there is some. It reports whether there may be more.
+// yield yields what is unread of the batch, or makes sure that there is some. It reports
+// whether there may be more.
 func (q *queue) yield(ctx context.Context, yield func(Record, error) bool) bool {
 	v, ok := q.unread.view()
 	if !ok {
@@ -43,8 +43,11 @@ func (q *queue) yield(ctx context.Context, yield func(Record, error) bool) bool 
 		return err == nil
 	}
 	defer v.release()
-	// What the loop needs for each record is in local variables: it is as fast as that.
-	bytes, base, end := v.memory.bytes, v.base, v.put
+	return v.yield(ctx, &q.unread, yield)
+}
+
+// yield yields what others do not take. It reports whether the loop goes on.
+func (v view) yield(ctx context.Context, u *unread, yield func(Record, error) bool) bool {
 	done := ctx.Done()
 	for {
 		if done != nil {
@@ -55,21 +58,19 @@ func (q *queue) yield(ctx context.Context, yield func(Record, error) bool) bool 
 			default:
 			}
 		}
-		at := q.unread.taken.Load()
-		if at >= end {
+		at := u.taken.Load()
+		if at >= v.put {
 			return true
 		}
-		head := bytes[at-base:]
+		head := v.memory.bytes[at-v.base:]
+		end := binary.NativeEndian.Uint64(head)
 		size := binary.NativeEndian.Uint32(head[8:])
-		rec := Record{
-			RawSample: head[entryHeaderSize:][:size:size],
-			Remaining: int(v.producer - binary.NativeEndian.Uint64(head)),
-			Ring:      v.ring,
-		}
+		sample := head[entryHeaderSize:][:size:size]
+		var lost uint64
 		if at == v.lostAt {
-			rec.Lost = v.lost
+			lost = v.lost
 		}
-		if q.unread.take(at, rec.RawSample) && !yield(rec, nil) {
+		if u.take(at, sample) && !yield(Record{sample, int(v.producer - end), v.ring, lost}, nil) {
 			return false
 		}
 	}

@@ -24,9 +24,8 @@
 /* Returned by the callback to end a drain: "stored, stop here". */
 #define STOP (-ECANCELED)
 
-/* How many bytes ahead of a sample to fetch those that follow, and their headers. */
+/* How many bytes ahead of a sample to fetch those that follow. */
 #define AHEAD 8192
-#define AHEAD_LIBBPF 4096
 
 static __u64 align8(__u64 n)
 {
@@ -98,11 +97,8 @@ static bool leaves_one(const struct cgo_ring *ring, __u64 pos)
  * Fetches what comes a while after the sample, so that the copying of later ones
  * does not wait for memory, nor for the translation of its address: two pages were
  * measured best. What is not yet produced is left to the producer's cache.
- *
- * libbpf reads the headers elsewhere, in its own mapping, to which data points.
  */
-static void prefetch(const struct cgo_ring *ring, const void *sample, const void *data, size_t len,
-		     __u64 end)
+static void prefetch(const struct cgo_ring *ring, const void *sample, size_t len, __u64 end)
 {
 	size_t i;
 
@@ -110,7 +106,6 @@ static void prefetch(const struct cgo_ring *ring, const void *sample, const void
 		return;
 	for (i = 0; i < len; i += 64)
 		__builtin_prefetch(sample + AHEAD + i);
-	__builtin_prefetch(data + AHEAD_LIBBPF);
 }
 
 /*
@@ -211,7 +206,7 @@ static int take_sample(void *ctx, void *data, size_t len)
 	 * sets the consumer position accordingly, which does not remain unnoticed.
 	 */
 	sample = ring->data + (start & (ring->size - 1)) + BPF_RINGBUF_HDR_SZ;
-	prefetch(ring, sample, data, len, end);
+	prefetch(ring, sample, len, end);
 	entry->end = end;
 	entry->len = len;
 	entry->gap = end - ring->last > UINT32_MAX ? UINT32_MAX : end - ring->last;
@@ -706,23 +701,6 @@ static int add_ring(struct cgo_ringbuf *r, int map_fd, __u64 size, const char **
 	return 0;
 }
 
-static int open_spill(struct cgo_ringbuf *r)
-{
-	int i;
-
-	for (i = 0; i < r->count; i++)
-		if (r->rings[i].size > r->largest)
-			r->largest = r->rings[i].size;
-	/* Only what is touched of it takes memory. */
-	r->spill = mmap(NULL, spill_size(r), PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (r->spill == MAP_FAILED) {
-		r->spill = NULL;
-		return -errno;
-	}
-	return 0;
-}
-
 /* The epoll instance that Go's netpoller watches: see cgo_ringbuf_arm(). */
 static int open_park_fd(struct cgo_ringbuf *r)
 {
@@ -771,6 +749,23 @@ static struct cgo_ringbuf *allocate(int rings)
 	return r;
 }
 
+static int open_spill(struct cgo_ringbuf *r, const __u64 *sizes, int rings)
+{
+	int i;
+
+	for (i = 0; i < rings; i++)
+		if (sizes[i] > r->largest)
+			r->largest = sizes[i];
+	/* Only what is touched of it takes memory. */
+	r->spill = mmap(NULL, spill_size(r), PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (r->spill == MAP_FAILED) {
+		r->spill = NULL;
+		return -errno;
+	}
+	return 0;
+}
+
 int cgo_ringbuf_open(const int *map_fds, const __u64 *sizes, int rings, struct cgo_ringbuf **out,
 		     int *failed, const char **step)
 {
@@ -782,6 +777,12 @@ int cgo_ringbuf_open(const int *map_fds, const __u64 *sizes, int rings, struct c
 	r = allocate(rings);
 	if (!r)
 		return -ENOMEM;
+
+	*step = "reserve memory for large samples";
+	err = open_spill(r, sizes, rings);
+	if (err)
+		goto err_out;
+
 	for (i = 0; i < rings; i++) {
 		err = add_ring(r, map_fds[i], sizes[i], step);
 		if (err) {
@@ -789,11 +790,6 @@ int cgo_ringbuf_open(const int *map_fds, const __u64 *sizes, int rings, struct c
 			goto err_out;
 		}
 	}
-
-	*step = "reserve memory for large samples";
-	err = open_spill(r);
-	if (err)
-		goto err_out;
 
 	err = open_waits(r, step);
 	if (err)
