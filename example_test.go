@@ -1,6 +1,7 @@
 package ringbuf_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log"
@@ -78,6 +79,116 @@ func ExampleReader_Flush() {
 	if err := reader.Close(); err != nil {
 		log.Fatal(err)
 	}
+}
+
+// A loop that ends when ctx is done, for example by signal.NotifyContext, or when the Reader
+// is closed. It copies no sample.
+func ExampleReader_Records() {
+	var reader *ringbuf.Reader
+	var ctx context.Context
+
+	for record, err := range reader.Records(ctx) {
+		if errors.Is(err, context.Canceled) {
+			break
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%x\n", record.RawSample)
+	}
+}
+
+// Another goroutine may wait in Read meanwhile, and goes on waiting when ctx is done.
+func ExampleReader_ReadContext() {
+	var reader *ringbuf.Reader
+
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	record, err := reader.ReadContext(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		fmt.Println("nothing happened for a second")
+		return
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%x\n", record.RawSample)
+}
+
+// One Reader of two rings, of which neither holds up the other: one for what is rare and must
+// not be lost, and one for what is frequent. For a ring for each CPU see examples/sharded.
+func ExampleNewMultiReader() {
+	var module *bpf.Module
+
+	names := []string{"alerts", "events"}
+	var maps []ringbuf.Map
+	for _, name := range names {
+		m, err := module.GetMap(name)
+		if err != nil {
+			log.Fatal(err)
+		}
+		maps = append(maps, m)
+	}
+	reader, err := ringbuf.NewMultiReader(maps)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer reader.Close()
+
+	for record, err := range reader.Records(context.Background()) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%s: %x\n", names[record.Ring], record.RawSample)
+	}
+}
+
+// The BPF program has RINGBUF_COUNTER(losses), and reserves records by
+//
+//	struct event *e = ringbuf_reserve(&events, &losses, sizeof(*e), 0);
+func ExampleWithLossCounter() {
+	var module *bpf.Module
+
+	events, err := module.GetMap("events")
+	if err != nil {
+		log.Fatal(err)
+	}
+	losses, err := module.GetMap("losses")
+	if err != nil {
+		log.Fatal(err)
+	}
+	reader, err := ringbuf.NewReader(events, ringbuf.WithLossCounter(losses))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer reader.Close()
+
+	for record, err := range reader.Records(context.Background()) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		if record.Lost > 0 {
+			fmt.Println("records are missing here:", record.Lost)
+		}
+		fmt.Printf("%x\n", record.RawSample)
+	}
+	fmt.Println("records lost altogether:", reader.Stats().Lost)
+}
+
+// For a log, that a workload writes to and nobody watches. The BPF program submits records by
+//
+//	bpf_ringbuf_submit(e, ringbuf_quiet(&events, &losses, RING_SIZE / 4));
+//
+// so the kernel notifies only when a quarter of the ring is filled, and the Reader looks
+// at it every 100 ms.
+func ExampleWithMaxDelay() {
+	var events ringbuf.Map
+
+	reader, err := ringbuf.NewReader(events, ringbuf.WithMaxDelay(100*time.Millisecond))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer reader.Close()
 }
 
 // A descriptor is all that is needed of a map, for example one that a privileged

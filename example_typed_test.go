@@ -1,6 +1,7 @@
 package ringbuf_test
 
 import (
+	"context"
 	"fmt"
 	"log"
 	"unsafe"
@@ -38,5 +39,17 @@ func ExampleAs() {
 		}
 		args := record.RawSample[unsafe.Sizeof(*e):]
 		fmt.Printf("%d %s %q\n", e.PID, e.Comm, args[:e.ArgsSize])
+	}
+}
+
+// Who needs no other field of Record may loop over values of a type.
+func ExampleSamples() {
+	var reader *ringbuf.Reader
+
+	for e, err := range ringbuf.Samples[event](context.Background(), reader) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%d %s\n", e.PID, e.Comm)
 	}
 }

@@ -15,8 +15,8 @@ type MapHandle struct {
 	cleanup runtime.Cleanup
 }
 
-// Open returns a handle of the ring buffer that is pinned at path, in a BPF file system
-// (bpffs). That takes permission to read and write the file, and otherwise what NewReader
+// Open returns a handle of the ring buffer, or loss counter, that is pinned at path, in a BPF
+// file system (bpffs). That takes permission to read and write the file, and otherwise what NewReader
 // takes.
 //
 // The error names path and wraps the errno: ENOENT if there is no file, EACCES if it is not
@@ -34,7 +34,7 @@ func Open(path string) (*MapHandle, error) {
 	return newMapHandle(fd), nil
 }
 
-// OpenID returns a handle of the ring buffer with this id, as bpftool shows it, for as long
+// OpenID returns a handle of the ring buffer, or loss counter, with this id, as bpftool shows it, for as long
 // as the map exists. It takes CAP_SYS_ADMIN (bpf_map_get_fd_by_id() in
 // kernel/bpf/syscall.c), since it passes by the permissions of all files.
 //

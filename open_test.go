@@ -76,6 +76,19 @@ func TestAPinnedRingOutlivesWhoeverOpenedIt(t *testing.T) {
 	wantAvailable(t, r, 0)
 }
 
+func TestALossCounterCanBeOpened(t *testing.T) {
+	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
+	ring.SetSlot(0, 3, 0, 0)
+	h, err := OpenID(mapID(t, ring.Counter()))
+	mustOpen(t, h, err)
+	r := mustNewReader(t, ring, WithLossCounter(h))
+	mustClose(t, h)
+	ring.SetSlot(0, 5, 0, 0)
+	if got := r.Stats().Lost; got != 2 {
+		t.Errorf("Stats tell of %d lost records, want 2", got)
+	}
+}
+
 func TestARingOpenedByItsIDOutlivesItsModule(t *testing.T) {
 	ring := bpftest.New(t, os.Getpagesize())
 	ring.Emit(text("sample"))

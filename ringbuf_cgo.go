@@ -568,13 +568,13 @@ func openPinned(path string) (fd int, err error) {
 func openID(id uint32) (fd int, err error) { return checked(C.cgo_ringbuf_open_id(C.__u32(id))) }
 
 // checked returns a descriptor that C opened if it is one of a ring buffer that can be
-// read, and else closes it.
+// read, or of a loss counter, and else closes it.
 func checked(fdC C.int) (fd int, err error) {
 	if err := errnoOf(fdC); err != nil {
 		return -1, err
 	}
 	info, err := infoOf(fdC)
-	if err == nil {
+	if err == nil && info.checkCounter() != nil {
 		err = info.check()
 	}
 	if err != nil {

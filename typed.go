@@ -1,7 +1,9 @@
 package ringbuf
 
 import (
+	"context"
 	"fmt"
+	"iter"
 	"reflect"
 	"sync"
 	"unsafe"
@@ -39,6 +41,28 @@ func As[T any](rec Record) (*T, error) {
 	// SAFETY: the sample has at least the size of T and is aligned as T, and any bytes make a
 	// valid T without pointers: checkView. The view keeps the memory alive as RawSample does.
 	return (*T)(unsafe.Pointer(unsafe.SliceData(rec.RawSample))), nil
+}
+
+// Samples returns an iterator over the samples of r as values of type T, each a view that is
+// valid until the next iteration. It is Records and As in one: see both. For a sample
+// that does not fit, the error of As comes in its place, and the loop goes on; for a T that
+// As refuses, it comes once, and no record is read.
+func Samples[T any](ctx context.Context, r *Reader) iter.Seq2[*T, error] {
+	return func(yield func(*T, error) bool) {
+		if err := checkType(reflect.TypeFor[T]()); err != nil {
+			yield(nil, fmt.Errorf("ringbuf: %w", err))
+			return
+		}
+		for rec, err := range r.Records(ctx) {
+			var v *T
+			if err == nil {
+				v, err = As[T](rec)
+			}
+			if !yield(v, err) {
+				return
+			}
+		}
+	}
 }
 
 // viewable has the types that passed checkType, of which a program has but a few.

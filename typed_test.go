@@ -2,7 +2,9 @@ package ringbuf
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -316,4 +318,52 @@ func BenchmarkAs(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+func TestSamplesAreRecordsOfOneType(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("12345678"), text("1234567"), text("87654321+"))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var got []string
+	for v, err := range Samples[[8]byte](ctx, r) {
+		switch {
+		case err == nil:
+			got = append(got, string(v[:]))
+		case v != nil:
+			t.Errorf("%v comes with a value", err)
+		case errors.Is(err, context.Canceled):
+			got = append(got, "canceled")
+		default:
+			got = append(got, err.Error())
+		}
+		if len(got) == 3 {
+			cancel()
+		}
+	}
+	want := []string{"12345678", "ringbuf: sample of 7 bytes is too short for [8]uint8 of 8 bytes", "87654321", "canceled"}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("the loop saw %q, want %q", got, want)
+	}
+
+	ring.Emit(text("12345678"))
+	times := 0
+	for v, err := range Samples[[8]bool](t.Context(), r) {
+		if times++; v != nil || err == nil || !strings.Contains(err.Error(), "is a bool") {
+			t.Errorf("the loop saw %v, %v", v, err)
+		}
+	}
+	if times != 1 {
+		t.Errorf("the loop saw %d errors, want 1", times)
+	}
+	wantSample(t, r, "12345678")
+}
+
+func TestSamplesEndWhereTheLoopDoes(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("12345678"), text("87654321"))
+	for range Samples[uint64](t.Context(), r) {
+		break
+	}
+	wantSample(t, r, "87654321")
 }

@@ -11,7 +11,6 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -186,10 +185,7 @@ func print(reader *ringbuf.Reader) error {
 	fmt.Println(privileges)
 	const row = "%8v  %s\n"
 	fmt.Printf(row, "PID", "COMM")
-	var (
-		record ringbuf.Record
-		e      event
-	)
+	var record ringbuf.Record
 	for {
 		err := reader.ReadInto(&record)
 		if errors.Is(err, ringbuf.ErrFlushed) {
@@ -198,8 +194,9 @@ func print(reader *ringbuf.Reader) error {
 		if err != nil {
 			return err
 		}
-		if _, err := binary.Decode(record.RawSample, binary.NativeEndian, &e); err != nil {
-			return fmt.Errorf("event of %d bytes: %w", len(record.RawSample), err)
+		e, err := ringbuf.As[event](record)
+		if err != nil {
+			return err
 		}
 		comm, _, _ := bytes.Cut(e.Comm[:], []byte{0})
 		fmt.Printf(row, e.PID, comm)

@@ -7,7 +7,6 @@ package main
 import (
 	"context"
 	_ "embed"
-	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -59,7 +58,11 @@ func run(n int) error {
 	if err != nil {
 		return err
 	}
-	reader, err := ringbuf.NewMultiReader(rings)
+	losses, err := module.GetMap("losses")
+	if err != nil {
+		return err
+	}
+	reader, err := ringbuf.NewMultiReader(rings, ringbuf.WithLossCounter(losses))
 	if err != nil {
 		return err
 	}
@@ -81,9 +84,9 @@ func run(n int) error {
 		stop()
 		counted <- err
 	}()
-	err = print(ctx, n, module, reader, counts)
+	print(ctx, n, reader, counts)
 	stop()
-	return errors.Join(err, <-counted)
+	return <-counted
 }
 
 // createRings creates a ring for each CPU, and puts it where the BPF program finds it.
@@ -123,7 +126,7 @@ func count(ctx context.Context, reader *ringbuf.Reader, counts []atomic.Uint64) 
 
 // print prints n lines, or if that is 0, lines until ctx is done: what happened in the last
 // second, and how full a ring ever was.
-func print(ctx context.Context, n int, module *bpf.Module, reader *ringbuf.Reader, counts []atomic.Uint64) error {
+func print(ctx context.Context, n int, reader *ringbuf.Reader, counts []atomic.Uint64) {
 	fmt.Printf("%8s %8s %8s %8s %8s", "LOST", "DRAINS", "WAKEUPS", "TICKS", "FULLEST")
 	for cpu := range counts {
 		fmt.Printf(" %8s", fmt.Sprint("CPU", cpu))
@@ -131,45 +134,24 @@ func print(ctx context.Context, n int, module *bpf.Module, reader *ringbuf.Reade
 	fmt.Println()
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
-	var lostBefore uint64
 	var before ringbuf.Stats
 	for lines := 0; n == 0 || lines < n; lines++ {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-second.C:
-		}
-		lost, err := lostEvents(module)
-		if err != nil {
-			return err
 		}
 		stats := reader.Stats()
 		fullest := 0
 		for _, ring := range stats.Rings {
 			fullest = max(fullest, 100*ring.Highest/ring.Size)
 		}
-		fmt.Printf("%8d %8d %8d %8d %6d %%", lost-lostBefore, stats.Drains-before.Drains,
+		fmt.Printf("%8d %8d %8d %8d %6d %%", stats.Lost-before.Lost, stats.Drains-before.Drains,
 			stats.Wakeups-before.Wakeups, stats.Ticks-before.Ticks, fullest)
 		for cpu := range counts {
 			fmt.Printf(" %8d", counts[cpu].Swap(0))
 		}
 		fmt.Println()
-		lostBefore, before = lost, stats
+		before = stats
 	}
-	return nil
-}
-
-// lostEvents returns the program's variable lost.
-func lostEvents(module *bpf.Module) (uint64, error) {
-	variables, err := module.GetMap(".bss")
-	if err != nil {
-		return 0, err
-	}
-	key := uint32(0)
-	// SAFETY: libbpf reads the key during the call only.
-	value, err := variables.GetValue(unsafe.Pointer(&key))
-	if err != nil {
-		return 0, err
-	}
-	return binary.NativeEndian.Uint64(value), nil
 }

@@ -3,6 +3,7 @@
 /* Submits one event for each system call, into the ring of the CPU that it is made on. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
+#include "ringbuf.bpf.h"
 
 /* What the kernel needs to know of all rings. Since 5.10 their size may be another. */
 struct ring {
@@ -24,8 +25,8 @@ struct event {
 	__u32 syscall;
 };
 
-/* Events for which there was no room. */
-__u64 lost;
+/* One for all rings, since no CPU uses more than one of them. */
+RINGBUF_COUNTER(losses);
 
 /* TP_PROTO(struct pt_regs *regs, long id) */
 SEC("raw_tp/sys_enter")
@@ -37,11 +38,9 @@ int sys_enter(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!ring)
 		return 0;
-	event = bpf_ringbuf_reserve(ring, sizeof(*event), 0);
-	if (!event) {
-		__sync_fetch_and_add(&lost, 1);
+	event = ringbuf_reserve(ring, &losses, sizeof(*event), 0);
+	if (!event)
 		return 0;
-	}
 	event->pid = bpf_get_current_pid_tgid() >> 32;
 	event->syscall = ctx->args[1];
 	bpf_ringbuf_submit(event, 0);

@@ -10,15 +10,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"iter"
 	"net/netip"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
-	"unsafe"
-
-	bpf "github.com/aquasecurity/libbpfgo"
 
 	"github.com/libbpfgo/ringbuf"
 	"github.com/libbpfgo/ringbuf/internal/bpfobj"
@@ -62,7 +58,11 @@ func run(n int) error {
 	if err != nil {
 		return err
 	}
-	reader, err := ringbuf.NewReader(events)
+	losses, err := module.GetMap("losses")
+	if err != nil {
+		return err
+	}
+	reader, err := ringbuf.NewReader(events, ringbuf.WithLossCounter(losses))
 	if err != nil {
 		return err
 	}
@@ -74,11 +74,7 @@ func run(n int) error {
 	if err != nil {
 		return err
 	}
-	lost, err := lostEvents(module)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("%d connections seen, %d lost\n", seen, lost)
+	fmt.Printf("%d connections seen, %d lost\n", seen, reader.Stats().Lost)
 	return nil
 }
 
@@ -86,14 +82,10 @@ func run(n int) error {
 func print(ctx context.Context, reader *ringbuf.Reader, n int) (seen int, err error) {
 	const row = "%-15s %8v  %-16s %-6s %v\n"
 	fmt.Printf(row, "TIME", "PID", "COMM", "FAMILY", "DESTINATION")
-	for record, err := range records(ctx, reader) {
+	for e, err := range ringbuf.Samples[event](ctx, reader) {
 		if errors.Is(err, context.Canceled) {
 			break
 		}
-		if err != nil {
-			return seen, err
-		}
-		e, err := as[event](record)
 		if err != nil {
 			return seen, err
 		}
@@ -113,48 +105,4 @@ func (e *event) destination() (family string, to netip.AddrPort) {
 		return "IPv4", netip.AddrPortFrom(netip.AddrFrom4([4]byte(e.Addr[:])), port)
 	}
 	return "IPv6", netip.AddrPortFrom(netip.AddrFrom16(e.Addr), port)
-}
-
-// records yields records until the Reader is closed, or an error. That of a ctx that is done
-// comes after what was in the ring.
-func records(ctx context.Context, reader *ringbuf.Reader) iter.Seq2[ringbuf.Record, error] {
-	return func(yield func(ringbuf.Record, error) bool) {
-		defer context.AfterFunc(ctx, func() { reader.SetDeadline(time.Unix(0, 0)) })()
-		for {
-			record, err := reader.Read()
-			switch {
-			case errors.Is(err, ringbuf.ErrClosed):
-				return
-			case errors.Is(err, os.ErrDeadlineExceeded):
-				err = ctx.Err()
-			}
-			if !yield(record, err) || err != nil {
-				return
-			}
-		}
-	}
-}
-
-// as decodes the sample of a record.
-func as[T any](record ringbuf.Record) (*T, error) {
-	v := new(T)
-	if _, err := binary.Decode(record.RawSample, binary.NativeEndian, v); err != nil {
-		return nil, fmt.Errorf("sample of %d bytes: %w", len(record.RawSample), err)
-	}
-	return v, nil
-}
-
-// lostEvents returns the program's variable lost.
-func lostEvents(module *bpf.Module) (uint64, error) {
-	variables, err := module.GetMap(".bss")
-	if err != nil {
-		return 0, err
-	}
-	key := uint32(0)
-	// SAFETY: libbpf reads the key during the call only.
-	value, err := variables.GetValue(unsafe.Pointer(&key))
-	if err != nil {
-		return 0, err
-	}
-	return binary.NativeEndian.Uint64(value), nil
 }

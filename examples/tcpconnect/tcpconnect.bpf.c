@@ -6,6 +6,7 @@
 #include <linux/in6.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
+#include "ringbuf.bpf.h"
 
 #define AF_INET 2 /* include/linux/socket.h of the kernel */
 
@@ -36,8 +37,7 @@ struct {
 	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
-/* Events for which there was no room. */
-__u64 lost;
+RINGBUF_COUNTER(losses);
 
 /*
  * TP_PROTO(const struct sock *sk, const int oldstate, const int newstate). The socket has
@@ -54,11 +54,9 @@ int inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
-	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {
-		__sync_fetch_and_add(&lost, 1);
+	event = ringbuf_reserve(&events, &losses, sizeof(*event), 0);
+	if (!event)
 		return 0;
-	}
 	event->pid = bpf_get_current_pid_tgid() >> 32;
 	event->family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	event->port = BPF_CORE_READ(sk, __sk_common.skc_dport);
