@@ -5,8 +5,9 @@ import (
 	"os"
 )
 
-// A Map is a BPF map of type BPF_MAP_TYPE_RINGBUF. *libbpfgo.BPFMap,
-// *libbpfgo.BPFMapLow and FD are Maps.
+// A Map is a BPF map: a ring buffer (BPF_MAP_TYPE_RINGBUF), or the loss counter of
+// WithLossCounter. *libbpfgo.BPFMap, *libbpfgo.BPFMapLow, *MapHandle and FD are Maps. What
+// is given one keeps it from being garbage until it has duplicated the descriptor.
 type Map interface {
 	FileDescriptor() int
 }

@@ -13,8 +13,8 @@ import (
 // ErrClosed is what errors.Is finds in the error of a Read or Flush after Close.
 var ErrClosed = os.ErrClosed
 
-// ErrFlushed is returned by Read and ReadInto, once for each call of Flush, when
-// they have returned everything that was in the ring.
+// ErrFlushed is returned by Read, once for each call of Flush, when everything that was in
+// the ring has been returned.
 var ErrFlushed = errors.New("ringbuf: flushed")
 
 // A Record is one record of the ring: a sample and what came with it.
@@ -75,7 +75,11 @@ type options struct {
 // nothing is held back.
 //
 // An explicit d is taken as given: the ring must have room for what is produced in
-// that time.
+// that time, or BPF programs must force a wakeup (BPF_RB_FORCE_WAKEUP) when it fills up.
+// If an eighth of a ring is filled, that ends the pause before the tick. And with a d of 10 ms
+// or more nothing depends on notifications: whoever waits in Read looks at the rings
+// every d, also before the first record. So with such a delay programs may notify of nothing
+// else. For both there is ringbuf_quiet in bpf/ringbuf.bpf.h.
 func WithMaxDelay(d time.Duration) Option {
 	return func(o *options) { o.maxDelay = max(d, 0) }
 }
@@ -85,13 +89,14 @@ func WithMaxDelay(d time.Duration) Option {
 // programs count them in m, a map that they declare with RINGBUF_COUNTER and pass to
 // ringbuf_reserve and ringbuf_output of bpf/ringbuf.bpf.h, in this module.
 //
-// Lost is the number of records that were refused after the record before and before this
-// one. So the sum of Lost is never less than the number of records that are missing so far.
-// A loss may come too early: that of a drain, which is up to 64 KiB of samples, comes with
-// the first record that follows one of them, and where the ring is full again before the
-// Reader has passed the place where it was full before, with the record there. If no record
-// comes after a loss, only Stats tells of it. Of a Reader of several rings nobody knows which
-// one it was: the loss comes with the next record that is drained, of any of them.
+// A loss comes with the record that follows it, or with an earlier one, but not later:
+// whoever adds up Lost always knows of at least as many as are missing so far. (In rings of
+// 64 KiB and less it may be a few microseconds later, if the Reader is interrupted in the
+// wrong moment.) It comes earlier if the ring is full again before the Reader gets to where
+// it was full before: then with the record there; and all losses of a batch, of up to 64 KiB,
+// come with the first of its records that follows one. If no record follows, only Stats tells.
+// Of several rings nobody knows which one it was: the loss comes with the next record that
+// is drained, of any of them.
 //
 // What was counted before NewReader does not count. Like the map of the ring, m may be
 // closed afterwards. Its descriptor must be for reading and writing.
@@ -163,7 +168,7 @@ func newReader(src rings) *Reader {
 //   - Close is called: an error that wraps ErrClosed.
 //
 // Before the first two of these errors it returns all records that are in the
-// ring. A record that is in the ring is returned whether or not the kernel
+// rings. A record that is in the ring is returned whether or not the kernel
 // notified of it (BPF_RB_NO_WAKEUP). Records that were discarded are skipped. One
 // that is reserved and not yet submitted holds back those behind it: the ring counts
 // as empty there.
@@ -254,22 +259,22 @@ func (r *Reader) ReadInto(rec *Record) error {
 	}
 }
 
-// SetDeadline sets the time after which Read and ReadInto do not wait for records.
+// SetDeadline sets the time after which Read does not wait for records.
 // It applies to calls that are already waiting too, and never waits for them. The
 // zero Time means no deadline, which is the default.
 func (r *Reader) SetDeadline(t time.Time) { r.queue.setDeadline(t) }
 
-// Flush makes Read and ReadInto return what is in the ring, also records submitted
-// with BPF_RB_NO_WAKEUP, and then, when the ring is empty, ErrFlushed once. If nobody
-// is reading, the next calls do so.
+// Flush makes Read return what is in the ring, also records submitted with
+// BPF_RB_NO_WAKEUP, and then, when the ring is empty, ErrFlushed once. If nobody is reading,
+// the next calls do so.
 //
 // To hand a pinned ring over to another process without losing a record, call
 // Flush, Read until ErrFlushed, then Close. The error wraps ErrClosed after Close.
 func (r *Reader) Flush() error { return r.queue.flush() }
 
 // AvailableBytes returns the number of bytes, headers and padding included, that
-// were produced and not yet returned by Read or ReadInto: from the end of the
-// record returned last to the producer position. It is 0 after Close.
+// were produced and not yet returned by Read: from the end of the record returned last to the
+// producer position, in all rings. It is 0 after Close.
 func (r *Reader) AvailableBytes() int { return r.queue.available() }
 
 // BufferSize returns the size of the ring in bytes; of several, the sum.
