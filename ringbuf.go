@@ -76,7 +76,7 @@ type options struct {
 //
 // An explicit d is taken as given: the ring must have room for what is produced in
 // that time, or BPF programs must force a wakeup (BPF_RB_FORCE_WAKEUP) when it fills up.
-// If an eighth of a ring is filled, that ends the pause before the tick. And with a d of 10 ms
+// If an eighth of a ring was filled since the last tick, that ends the pause before the next. And with a d of 10 ms
 // or more nothing depends on notifications: whoever waits in Read looks at the rings
 // every d, also before the first record. So with such a delay programs may notify of nothing
 // else. For both there is ringbuf_quiet in bpf/ringbuf.bpf.h.

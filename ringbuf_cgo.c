@@ -532,7 +532,7 @@ bool cgo_ringbuf_filled(struct cgo_ringbuf *r)
 	for (i = 0; i < r->count; i++) {
 		struct cgo_ring *ring = &r->rings[i];
 
-		if (ring__producer_pos(ring->lib) - ring->consumer >= ring->size / 8)
+		if (ring__producer_pos(ring->lib) - ring->producer >= ring->size / 8)
 			return true;
 	}
 	return false;

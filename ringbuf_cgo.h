@@ -131,7 +131,10 @@ int cgo_ringbuf_wake(struct cgo_ringbuf *r);
 /* Makes park_fd readable on notifications (or no longer). -EBADF as above. */
 int cgo_ringbuf_arm(struct cgo_ringbuf *r, bool armed);
 
-/* Reports whether an eighth of a ring or more is to be drained. */
+/*
+ * Reports whether an eighth of a ring or more was produced since it was last drained. Not
+ * whether so much is in it, which may be held back by a busy record.
+ */
 bool cgo_ringbuf_filled(struct cgo_ringbuf *r);
 
 __u64 cgo_ringbuf_consumer(struct cgo_ringbuf *r, int ring);
