@@ -290,15 +290,15 @@ static int drain(struct cgo_ringbuf *r, struct cgo_ring *ring)
 		if (r->leave && !leaves_one(ring, start))
 			return 0;
 		err = ring__consume(ring->lib);
-		if (err == -EUCLEAN)
-			break;
 		/* Discarded records move it further than the last sample did. */
 		consumer = ring__consumer_pos(ring->lib);
 		ring->producer = ring__producer_pos(ring->lib);
-		if (consumer <= ring->producer && discarded(ring, ring->consumer, consumer))
+		if (err != -EUCLEAN && consumer <= ring->producer &&
+		    discarded(ring, ring->consumer, consumer))
 			ring->consumer = consumer;
 		count_drain(r, ring, start);
-	} while (drained_none(r) && ring->consumer != start && r->moved - begin <= ring->size);
+	} while (err != -EUCLEAN && drained_none(r) && ring->consumer != start &&
+		 r->moved - begin <= ring->size);
 	/* Nothing but discarded records, and no end of them: look at r->wake_fd now and then. */
 	if (drained_none(r) && ring->consumer != start)
 		r->full = true;

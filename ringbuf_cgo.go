@@ -93,7 +93,6 @@ type libbpfRings struct {
 	// Made once, because a new closure for each wait would be an allocation.
 	onReady   func(uintptr) bool
 	onFilled  func(uintptr) bool
-	onNothing func(uintptr) bool
 	readies   uint64 // calls of onReady or onFilled
 	readyInto *batch
 	readyErr  error
@@ -172,7 +171,6 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 		r.readies++
 		return bool(C.cgo_ringbuf_filled(r.c))
 	}
-	r.onNothing = func(uintptr) bool { return false }
 	return r, nil
 }
 
@@ -255,11 +253,11 @@ func (r *libbpfRings) poll(b *batch, deadline time.Time) error {
 	if !deadline.IsZero() {
 		left = deadline.Sub(now)
 	}
-	pause, tick := r.pace.next(now)
-	pause = min(pause, left)
-	if look := r.pace.look(); !tick && left > look {
+	if look := r.pace.look(); left > look {
 		left, deadline = look, now.Add(look)
 	}
+	pause, tick := r.pace.next(now)
+	pause = min(pause, left)
 	var err error
 	switch {
 	case !tick || left <= 0:
@@ -431,7 +429,7 @@ func (r *libbpfRings) waitParked(b *batch, deadline time.Time) error {
 // before that while a ring fills up, it drains into b.
 func (r *libbpfRings) pauseParked(b *batch, until time.Time) error {
 	if !r.pace.listens() {
-		return r.park(until, r.onNothing)
+		return r.park(until, func(uintptr) bool { return false })
 	}
 	if err := errnoOf(C.cgo_ringbuf_arm(r.c, true)); err != nil {
 		return r.waitError(err)
