@@ -1,10 +1,6 @@
 package ringbuf
 
-import (
-	"math"
-	"slices"
-	"time"
-)
+import "time"
 
 // Wakeup moderation. The kernel notifies of a record if the consumer had caught up
 // with it, whether or not anybody waits, and the traced program pays for that. A
@@ -23,13 +19,13 @@ const (
 	startDelays = 6
 	stopTicks   = 4
 
-	// With an explicit delay of this or more, records that the kernel does not notify of
-	// wait no longer either. To look at the rings so often costs nothing to speak of.
+	// An explicit delay of this or more is long: see moderator.long. To look at the rings
+	// so often costs nothing to speak of.
 	longDelay = 10 * time.Millisecond
 
-	// A tick that finds more than one part in maxFill of a ring filled makes the
-	// next one come sooner.
-	maxFill = 4
+	// A tick that finds more than this part of a ring filled makes the next one come
+	// sooner.
+	maxFill = 0.25
 
 	// Between two ticks a trickle may turn into a flood, and the ring must have
 	// room for it, as it would have if it had been drained at once. To submit a
@@ -53,15 +49,13 @@ const (
 type moderator struct {
 	max   time.Duration // no sample waits longer than twice this; 0: never tick
 	given bool          // by the user: the ring does not limit it
-	size  uint64        // of the smallest ring, in bytes
+	rings []ringPace
 
 	ticking  bool
 	interval time.Duration // of ticks
 	caughtUp time.Time     // end of the last drain that was not stopped by a full batch
-	bytes    uint64        // drained since
-	of       []uint64      // bytes, by ring
-	fullest  uint64        // the most of these
-	record   uint64        // mean size of a record; it grows at once and shrinks slowly
+	records  uint64        // drained since, discarded ones included
+	fullest  float64       // of a ring: part that was filled
 	ticks    int           // since gathered was 0
 	gathered uint64        // records
 
@@ -69,8 +63,18 @@ type moderator struct {
 	first    time.Time
 }
 
+// A ringPace is what a moderator knows of one ring.
+type ringPace struct {
+	size   uint64 // in bytes
+	record uint64 // mean size of a record; it grows at once and shrinks slowly
+	bytes  uint64 // drained since caughtUp
+}
+
 func newModerator(o options, sizes ...int) moderator {
-	m := moderator{max: defaultMaxDelay, size: uint64(slices.Min(sizes)), of: make([]uint64, len(sizes))}
+	m := moderator{max: defaultMaxDelay}
+	for _, size := range sizes {
+		m.rings = append(m.rings, ringPace{size: uint64(size)})
+	}
 	if o.maxDelay >= 0 {
 		m.max, m.given = o.maxDelay, true
 	}
@@ -83,7 +87,7 @@ func (m *moderator) next(now time.Time) (pause time.Duration, tick bool) {
 	switch {
 	case !m.ticking:
 		return 0, false
-	case m.bytes > 0: // there is more
+	case m.fullest > 0: // there is more
 		return 0, true
 	}
 	return m.interval - now.Sub(m.caughtUp), true
@@ -104,36 +108,39 @@ func (m *moderator) note(now time.Time, d drained) {
 	if m.max == 0 {
 		return
 	}
-	m.bytes += d.moved
-	m.of[d.ring] += d.moved
-	m.fullest = max(m.fullest, m.of[d.ring])
+	r := &m.rings[d.ring]
 	if d.samples > 0 {
 		mean := d.bytes / d.samples
-		m.record = max(mean, (15*m.record+mean)/16)
+		r.record = max(mean, (15*r.record+mean)/16)
 	}
+	r.bytes += d.moved
+	m.records += d.moved / max(r.record, recordHeaderSize)
+	m.fullest = max(m.fullest, float64(r.bytes)/float64(r.size))
 	if d.more {
 		return
 	}
 	delay := m.delay()
 	if m.ticking {
 		m.ticking = !d.idle && delay >= minDelay && m.worthwhile()
-	} else if m.bytes > 0 && m.frequent(now, delay) {
+	} else if m.fullest > 0 && m.frequent(now, delay) {
 		// The first tick gathers one less than was produced.
 		m.ticking, m.ticks, m.gathered = true, 0, 1
 	}
 	m.interval = delay
-	if m.fullest > m.size/maxFill {
+	if m.fullest > maxFill {
 		elapsed := now.Sub(m.caughtUp)
-		m.interval = min(delay, max(minDelay, time.Duration(float64(elapsed)*float64(m.size/maxFill)/float64(m.fullest))))
+		m.interval = min(delay, max(minDelay, time.Duration(float64(elapsed)*maxFill/m.fullest)))
 	}
-	clear(m.of)
-	m.bytes, m.fullest, m.caughtUp = 0, 0, now
+	for i := range m.rings {
+		m.rings[i].bytes = 0
+	}
+	m.records, m.fullest, m.caughtUp = 0, 0, now
 }
 
 // worthwhile counts a tick and reports whether ticks gather enough.
 func (m *moderator) worthwhile() bool {
 	m.ticks++
-	m.gathered += m.bytes / max(m.record, recordHeaderSize)
+	m.gathered += m.records
 	if m.ticks < stopTicks {
 		return true
 	}
@@ -156,29 +163,21 @@ func (m *moderator) frequent(now time.Time, delay time.Duration) bool {
 	return delay >= minDelay && now.Sub(m.first)/startDelays <= delay
 }
 
-// delay is the interval of ticks while the ring does not fill up.
+// delay is the interval of ticks while no ring fills up.
 func (m *moderator) delay() time.Duration {
+	delay := m.max
 	if m.given {
-		return m.max
+		return delay
 	}
-	return min(m.max, m.safe())
-}
-
-// safe is the longest interval of ticks in which no flood fills a ring.
-func (m *moderator) safe() time.Duration {
-	records := m.size / max(m.record, recordHeaderSize)
-	flood := time.Duration(records * (minRecordTime + m.record/copiedPerNs))
-	return flood - wakeLatency
-}
-
-// listens reports whether a notification that comes while a ring fills up is to end the
-// pause before a tick.
-func (m *moderator) listens() bool { return m.given && m.interval > m.safe() }
-
-// look returns for how long to wait for a notification before looking at the rings.
-func (m *moderator) look() time.Duration {
-	if m.given && m.max >= longDelay {
-		return m.max
+	for _, r := range m.rings {
+		records := r.size / max(r.record, recordHeaderSize)
+		flood := time.Duration(records * (minRecordTime + r.record/copiedPerNs))
+		delay = min(delay, flood-wakeLatency)
 	}
-	return math.MaxInt64
+	return delay
 }
+
+// long reports whether the delay is one with which nothing depends on the kernel's
+// notifications: the rings are looked at as often as that, and a wakeup that a program
+// forces while one fills up ends a pause.
+func (m *moderator) long() bool { return m.given && m.max >= longDelay }

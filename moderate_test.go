@@ -358,19 +358,60 @@ func TestNoSampleWaitsLongerThanTwiceMaxDelay(t *testing.T) {
 // TestALongDelayLooksAtTheRing submits records that the kernel does not notify of to a
 // Reader that waits for its first ones.
 func TestALongDelayLooksAtTheRing(t *testing.T) {
+	test := func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		for range 3 {
+			result := goRead(t, r)
+			wantWaiting(t, result) // longer than the delay
+			ring.Emit(quiet("x"))
+			wantResult(t, result, "x", nil)
+		}
+	}
 	for name, blockFor := range map[string]time.Duration{"blocked": time.Hour, "parked": 0} {
 		t.Run(name, func(t *testing.T) {
 			ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(longDelay))
 			r.queue.rings.(*libbpfRings).blockFor = blockFor
-			for range 3 {
-				result := goRead(t, r)
-				wantWaiting(t, result) // longer than the delay
-				begin := time.Now()
-				ring.Emit(quiet("x"))
-				wantResult(t, result, "x", nil)
-				if took := time.Since(begin); took > longDelay+100*time.Millisecond {
-					t.Errorf("it took %v", took)
+			test(t, ring, r)
+		})
+	}
+	t.Run("ticking without a thread", func(t *testing.T) {
+		ring, r := newTickingReader(t, longDelay)
+		blocked.Add(1000) // no thread may be blocked any more
+		defer blocked.Add(-1000)
+		result := goRead(t, r)
+		ring.Emit(quiet("x"))
+		wantResult(t, result, "x", nil)
+		test(t, ring, r)
+	})
+}
+
+// TestLargeRecordsAfterSmallOnesEndAPause has a ring that small ones would not fill in time.
+func TestLargeRecordsAfterSmallOnesEndAPause(t *testing.T) {
+	ring, r := newTickingReader(t, time.Hour)
+	result := goRead(t, r)
+	large := bpftest.Sample{Data: make([]byte, 1<<17), Flags: bpftest.NoWakeup}
+	forced := bpftest.Sample{Data: []byte("forced"), Flags: bpftest.ForceWakeup}
+	ring.Emit(large, large, forced)
+	wantResult(t, result, string(large.Data), nil)
+}
+
+func TestWakeupsAreThoseThatEndedAPause(t *testing.T) {
+	for _, d := range []time.Duration{8 * time.Millisecond, 40 * time.Millisecond} {
+		t.Run(d.String(), func(t *testing.T) {
+			ring, r := newTickingReader(t, d)
+			r.queue.rings.(*libbpfRings).pace.max = max(d, longDelay)
+			before := r.Stats()
+			for i := range 5 {
+				ring.Count(0, uint64(i), 3, 0) // the kernel notifies of the first, at most
+				for range 2 {
+					mustRead(t, r)
 				}
+			}
+			after := r.Stats()
+			if ticks := after.Ticks - before.Ticks; ticks < 4 {
+				t.Errorf("there were %d ticks", ticks)
+			}
+			if wakeups := after.Wakeups - before.Wakeups; wakeups > 1 {
+				t.Errorf("%d wakeups are counted, want 1 at most", wakeups)
 			}
 		})
 	}

@@ -404,11 +404,7 @@ func TestStatsSayWhatWasDone(t *testing.T) {
 }
 
 func TestModeratorGoesByTheFullestRing(t *testing.T) {
-	m := newModerator(options{maxDelay: -1}, 1<<20, 1<<18, 1<<20)
-	if m.size != 1<<18 {
-		t.Errorf("the smallest ring has %d bytes", m.size)
-	}
-	m = newModerator(options{maxDelay: time.Hour}, 1<<20, 1<<20, 1<<20, 1<<20)
+	m := newModerator(options{maxDelay: time.Hour}, 1<<20, 1<<20, 1<<20, 1<<20)
 	now := pacedDrains(&m, time.Now(), startCount+1, time.Microsecond, 1)
 	round := func(bytes ...uint64) time.Duration {
 		now = now.Add(time.Hour)
@@ -423,5 +419,26 @@ func TestModeratorGoesByTheFullestRing(t *testing.T) {
 	}
 	if got := round(1, 1<<19, 1, 1); math.Abs(float64(got-30*time.Minute)) > float64(time.Second) {
 		t.Errorf("interval %v after one that found half of one ring filled", got)
+	}
+}
+
+// TestModeratorDelaysForTheRingThatAFloodFillsFirst compares with Readers of one ring.
+func TestModeratorDelaysForTheRingThatAFloodFillsFirst(t *testing.T) {
+	delay := func(sizes []int, records ...uint64) time.Duration {
+		m := newModerator(options{maxDelay: -1}, sizes...)
+		for ring, record := range records {
+			m.note(time.Now(), drained{ring: ring, moved: 10 * record, samples: 10, bytes: 10 * record})
+		}
+		return m.delay()
+	}
+	small, large := delay([]int{1 << 18}, 72), delay([]int{1 << 21}, 1032)
+	if small == large || small <= 0 || large <= 0 {
+		t.Fatalf("the delays are %v and %v", small, large)
+	}
+	if got := delay([]int{1 << 20, 1 << 18, 1 << 20}, 72, 72, 72); got != small {
+		t.Errorf("the delay with a small ring is %v, want %v", got, small)
+	}
+	if got := delay([]int{1 << 21, 1 << 20}, 1032, 72); got != large {
+		t.Errorf("the delay with a ring of large records is %v, want %v", got, large)
 	}
 }

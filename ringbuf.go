@@ -31,8 +31,8 @@ type Record struct {
 	// Ring is the index of the record's ring among the maps of NewMultiReader, else 0.
 	Ring int
 
-	// Lost is the number of records that the kernel refused, because the ring was full,
-	// after the record before this one and before this one. It is 0 without
+	// Lost is the number of records that the kernel refused, as a rule because the ring
+	// was full, after the record before this one and before this one. It is 0 without
 	// WithLossCounter, which see.
 	Lost uint64
 }
@@ -75,24 +75,24 @@ type options struct {
 // nothing is held back.
 //
 // An explicit d is taken as given: the ring must have room for what is produced in
-// that time, or BPF programs must force a wakeup (BPF_RB_FORCE_WAKEUP) when it fills up.
-// If an eighth of a ring was filled since the last tick, that ends the pause before the next. And with a d of 10 ms
-// or more nothing depends on notifications: whoever waits in Read looks at the rings
-// every d, also before the first record. So with such a delay programs may notify of nothing
-// else. For both there is ringbuf_quiet in bpf/ringbuf.bpf.h.
+// that time. A d of 10 ms or more does not depend on notifications: whoever waits in Read
+// looks at the rings every d, also before the first record. And a wakeup that a BPF program
+// forces (BPF_RB_FORCE_WAKEUP), when an eighth of a ring or more was produced since the last
+// tick, ends the pause before the next one. So programs may notify of nothing but a ring that
+// fills up, for which bpf/ringbuf.bpf.h has ringbuf_quiet.
 func WithMaxDelay(d time.Duration) Option {
 	return func(o *options) { o.maxDelay = max(d, 0) }
 }
 
-// WithLossCounter lets the Reader tell of records that the kernel refused because the ring
-// was full: Stats counts them, and Record.Lost says where they are missing. BPF
+// WithLossCounter lets the Reader tell of records that the kernel refused, because the ring
+// was full or, in an interrupt that cannot be masked, because its lock was taken: Stats counts them, and Record.Lost says where they are missing. BPF
 // programs count them in m, a map that they declare with RINGBUF_COUNTER and pass to
 // ringbuf_reserve and ringbuf_output of bpf/ringbuf.bpf.h, in this module.
 //
 // A loss comes with the record that follows it, or with an earlier one, but not later:
-// whoever adds up Lost always knows of at least as many as are missing so far. (In rings of
-// 64 KiB and less it may be a few microseconds later, if the Reader is interrupted in the
-// wrong moment.) It comes earlier if the ring is full again before the Reader gets to where
+// whoever adds up Lost always knows of at least as many as are missing so far on each CPU.
+// (It may be later by a batch if one drain goes round the whole ring, as in rings of 64 KiB
+// and less, or where most records are discarded.) It comes earlier if the ring is full again before the Reader gets to where
 // it was full before: then with the record there; and all losses of a batch, of up to 64 KiB,
 // come with the first of its records that follows one. If no record follows, only Stats tells.
 // Of several rings nobody knows which one it was: the loss comes with the next record that
@@ -135,7 +135,8 @@ func NewReader(m Map, opts ...Option) (*Reader, error) {
 //
 // What is said of one ring elsewhere is true of each. An error of Read, but for those of
 // deadline, Flush and Close, names the map; the records of the others are returned by
-// the Reads between. The default delay of wakeup moderation is that for the smallest ring.
+// the Reads between. The default delay of wakeup moderation is that of the ring which a flood
+// would fill first: one that is small, for the size of its records, has all read eagerly.
 func NewMultiReader(maps []Map, opts ...Option) (*Reader, error) {
 	o := options{maxDelay: -1}
 	for _, opt := range opts {

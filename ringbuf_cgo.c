@@ -126,7 +126,7 @@ static bool discarded(struct cgo_ring *ring, __u64 from, __u64 to)
 			break;
 		pos = record_end(pos, header);
 	}
-	if (records)
+	if (pos == to && records)
 		count(&ring->counters.discarded, records);
 	if (pos == to || from > to)
 		return pos == to;
@@ -405,8 +405,6 @@ static int wait_events(struct cgo_ringbuf *r, __s64 timeout_ns, int fd)
 	if (ppoll(fds, 2, &timeout, NULL) < 0)
 		return errno == EINTR ? 0 : -errno;
 	r->notified = fds[1].revents;
-	if (r->notified)
-		count(&r->wakeups, 1);
 	return fds[0].revents ? reset_wake(r) : 0;
 }
 
@@ -440,10 +438,14 @@ static int wait_filled(struct cgo_ringbuf *r, __s64 pause_ns)
 	int err, disarmed;
 
 	err = arm(r, EPOLLIN | EPOLLET);
-	while (!err && !r->woken && left > 0 && !cgo_ringbuf_filled(r)) {
+	while (!err && !r->woken && left > 0) {
+		/* Takes the event, also the one that arming makes of what is there. */
+		epoll_wait(r->park_fd, &event, 1, 0);
+		if (cgo_ringbuf_filled(r)) {
+			count(&r->wakeups, r->notified);
+			break;
+		}
 		err = wait_events(r, left, r->park_fd);
-		if (r->notified)
-			epoll_wait(r->park_fd, &event, 1, 0);
 		left = end - now_ns();
 	}
 	disarmed = arm(r, 0);
@@ -483,6 +485,8 @@ int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit,
 	 */
 	if (!err && drained_none(r) && !r->busy && !r->full && timeout_ns > 0) {
 		err = wait_events(r, timeout_ns, r->ring_fd);
+		if (r->notified)
+			count(&r->wakeups, 1);
 		if (!err)
 			err = drain_next(r);
 		/*

@@ -93,7 +93,7 @@ type libbpfRings struct {
 	// Made once, because a new closure for each wait would be an allocation.
 	onReady   func(uintptr) bool
 	onFilled  func(uintptr) bool
-	readies   uint64 // calls of onReady or onFilled
+	readies   int // calls of onReady or onFilled
 	readyInto *batch
 	readyErr  error
 
@@ -253,8 +253,8 @@ func (r *libbpfRings) poll(b *batch, deadline time.Time) error {
 	if !deadline.IsZero() {
 		left = deadline.Sub(now)
 	}
-	if look := r.pace.look(); left > look {
-		left, deadline = look, now.Add(look)
+	if r.pace.long() && left > r.pace.max {
+		left, deadline = r.pace.max, now.Add(r.pace.max)
 	}
 	pause, tick := r.pace.next(now)
 	pause = min(pause, left)
@@ -291,7 +291,11 @@ func (r *libbpfRings) lookForLosses(b *batch) {
 	if lost > 0 {
 		// It happened when what was produced until the last time was there already. And
 		// who writes to the map may write anything.
-		b.refused = append(b.refused, refused{min(max(position, r.lookedAt), produced), lost})
+		if n := len(b.refused); n > 0 && len(b.entries) == 0 {
+			b.refused[n-1].records += lost // not to grow while no sample comes
+		} else {
+			b.refused = append(b.refused, refused{min(max(position, r.lookedAt), produced), lost})
+		}
 	}
 	r.lookedAt = produced
 }
@@ -344,7 +348,7 @@ func (r *libbpfRings) fill(b *batch, wait time.Duration) error {
 func (r *libbpfRings) tick(b *batch, pause time.Duration) error {
 	buf, limit := r.room(b)
 	// SAFETY: as in fill.
-	return r.collect(b, C.cgo_ringbuf_tick(r.c, unsafe.Pointer(&buf[0]), C.size_t(len(buf)), C.size_t(limit), C.__s64(pause), C.bool(r.pace.listens())))
+	return r.collect(b, C.cgo_ringbuf_tick(r.c, unsafe.Pointer(&buf[0]), C.size_t(len(buf)), C.size_t(limit), C.__s64(pause), C.bool(r.pace.long())))
 }
 
 // room returns memory of b to drain into, and about how much of it to fill.
@@ -428,7 +432,7 @@ func (r *libbpfRings) waitParked(b *batch, deadline time.Time) error {
 // pauseParked waits in Go's netpoller until the given time or wake. If the kernel notifies
 // before that while a ring fills up, it drains into b.
 func (r *libbpfRings) pauseParked(b *batch, until time.Time) error {
-	if !r.pace.listens() {
+	if !r.pace.long() {
 		return r.park(until, func(uintptr) bool { return false })
 	}
 	if err := errnoOf(C.cgo_ringbuf_arm(r.c, true)); err != nil {
@@ -450,8 +454,8 @@ func (r *libbpfRings) park(deadline time.Time, ready func(uintptr) bool) error {
 		r.readies = 0
 		err = r.parked.Read(ready)
 		// The first was before the wait.
-		if r.readies > 1 {
-			r.parkedWakeups.Add(r.readies - 1)
+		if err == nil && r.readies > 1 {
+			r.parkedWakeups.Add(1)
 		}
 	}
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {

@@ -38,7 +38,8 @@ func main() {
 }
 
 func run(n int) error {
-	// Those that are possible, not those that are there: CPUs can be added.
+	// Those that are possible, not those that are there: CPUs can be added. (Where their
+	// numbers have gaps, this would have to be the highest number and one.)
 	cpus, err := bpf.NumPossibleCPUs()
 	if err != nil {
 		return err
