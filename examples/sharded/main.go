@@ -64,6 +64,9 @@ func run(n int) error {
 		return err
 	}
 	reader, err := ringbuf.NewMultiReader(rings, ringbuf.WithLossCounter(losses))
+	for _, ring := range rings {
+		syscall.Close(ring.FileDescriptor()) // the array has it, and the Reader
+	}
 	if err != nil {
 		return err
 	}
