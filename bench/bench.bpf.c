@@ -6,6 +6,7 @@
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
+#include "ringbuf.bpf.h"
 
 #define MAX_SIZE 4096
 
@@ -13,6 +14,7 @@
 struct order {
 	__u64 seq;    /* of the next sample, the producer's number in the upper 8 bits; updated */
 	__u64 unread; /* out: bytes in the ring that no reader has consumed */
+	__u64 quiet;  /* threshold of ringbuf_quiet(), or 0: notify as always */
 	__u32 count;
 	__u32 size;
 	__u32 timed;   /* stamp each sample with the time of its submission */
@@ -31,6 +33,9 @@ struct {
 	__uint(max_entries, 1 << 12);
 } events SEC(".maps");
 
+/* For ringbuf_quiet(). What was refused, order says. */
+RINGBUF_COUNTER(losses);
+
 /*
  * One for each producer. Not one for each CPU, since programs of this type may be
  * preempted.
@@ -45,6 +50,7 @@ struct {
 struct work {
 	struct sample *sample;
 	__u64 seq;
+	__u64 quiet;
 	__u32 size;
 	__u32 timed;
 	__u32 refused;
@@ -53,6 +59,7 @@ struct work {
 static int produce_one(__u32 index, struct work *w)
 {
 	struct sample *sample = w->sample;
+	__u64 flags = 0;
 	__u32 size;
 
 	sample->seq = w->seq;
@@ -62,8 +69,10 @@ static int produce_one(__u32 index, struct work *w)
 	size = w->size;
 	if (size > MAX_SIZE)
 		return 1;
+	if (w->quiet)
+		flags = ringbuf_quiet(&events, &losses, w->quiet);
 	/* A refused sample does not use up a number, so readers see no gap. */
-	if (bpf_ringbuf_output(&events, sample, size, 0))
+	if (bpf_ringbuf_output(&events, sample, size, flags))
 		w->refused++;
 	else
 		w->seq++;
@@ -80,6 +89,7 @@ int produce(struct order *order)
 	if (!w.sample)
 		return -1;
 	w.seq = order->seq;
+	w.quiet = order->quiet;
 	w.size = order->size;
 	w.timed = order->timed;
 	bpf_loop(order->count, produce_one, &w, 0);

@@ -56,7 +56,7 @@ func positive(t *testing.T, v values, names ...string) {
 func TestEveryReaderReadsWhatWasAccepted(t *testing.T) {
 	requireKernel(t)
 	const run = 20 * time.Millisecond
-	for _, reader := range append(slices.Clone(allReaders), ringbufSharded) {
+	for _, reader := range append(slices.Clone(allReaders), ringbufSharded, ringbufDelayed, ringbufQuiet) {
 		for _, c := range []struct {
 			config
 			values []string
@@ -208,6 +208,16 @@ func TestReportIsComplete(t *testing.T) {
 			t.Errorf("the report has no %q in\n%s", row, sharded)
 		}
 	}
+	for _, ring := range quietRings {
+		_, quiet, _ := strings.Cut(string(report), "\n## Quiet notifications, ring of "+bytesName(ring)+"\n")
+		quiet, _, _ = strings.Cut(quiet, "\n## ")
+		cells := strings.Repeat(" | 0.002 / 0.002 / 0.002 / 2 % / 2", len(pacedRates))
+		for _, reader := range quietReaders {
+			if row := "| " + reader + cells + " |\n"; !strings.Contains(quiet, row) {
+				t.Errorf("the report has no %q in\n%s", row, quiet)
+			}
+		}
+	}
 	raw, err := os.ReadFile(filepath.Join(dir, "results.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -240,6 +250,29 @@ func TestModerationSurvivesFloods(t *testing.T) {
 	}
 }
 
+// TestQuietNotificationsSurviveFloods has programs that notify nobody until a quarter of the
+// ring is filled. The rest takes longer to fill than the scheduler takes to run the Reader.
+func TestQuietNotificationsSurviveFloods(t *testing.T) {
+	requireKernel(t)
+	const (
+		floods = 20
+		noise  = floods / 3
+	)
+	lossy := map[string]int{}
+	for range 2 {
+		for _, reader := range []string{ringbufReadIntoEager, ringbufDelayed, ringbufQuiet} {
+			lossy[reader] += countLossyFloods(t, reader, largeRing, floods/2)
+		}
+	}
+	t.Logf("of %d floods samples were refused: %v", floods, lossy)
+	if lossy[ringbufQuiet] > lossy[ringbufReadIntoEager]+noise {
+		t.Errorf("quiet notifications lose samples")
+	}
+	if lossy[ringbufDelayed] < floods-noise {
+		t.Errorf("with the kernel's notifications a delay of %v should lose samples", longDelay)
+	}
+}
+
 // countLossyFloods returns of how many floods the kernel refused samples.
 func countLossyFloods(t *testing.T, reader string, ring, floods int) (lossy int) {
 	t.Helper()
@@ -261,7 +294,7 @@ func countLossyFloods(t *testing.T, reader string, ring, floods int) (lossy int)
 		t.Fatal(err)
 	}
 	defer consumer.stop()
-	p := newProgram(w.program.Fd(), order{Size: size})
+	p := newProgram(w.program.Fd(), order{Size: size, Quiet: uint64(quietThreshold(reader, ring))})
 	defer p.close()
 	run := func(count int) {
 		p.order.Count = uint32(count)
@@ -277,8 +310,13 @@ func countLossyFloods(t *testing.T, reader string, ring, floods int) (lossy int)
 			run(1)
 			next = next.Add(trickle)
 		}
-		run(4 * ring / recordSize(size))
-		if p.order.Refused > 0 {
+		// In runs that are short, for a kernel that does not preempt them.
+		refused := uint32(0)
+		for left := 4 * ring / recordSize(size); left > 0; left -= burst {
+			run(min(left, burst))
+			refused += p.order.Refused
+		}
+		if refused > 0 {
 			lossy++
 		}
 		p.order.Count = 0

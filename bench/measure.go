@@ -124,7 +124,10 @@ func trace(c config, reader string, d time.Duration) (t tracing, err error) {
 	}
 	var producers []*child
 	for i := range c.Producers {
-		order := producerOrder{Number: i, Size: c.Size, Duration: d, Timed: c.Measure == measureLatency, Unread: reader == none}
+		order := producerOrder{
+			Number: i, Size: c.Size, Duration: d,
+			Timed: c.Measure == measureLatency, Unread: reader == none, Quiet: quietThreshold(reader, c.Ring),
+		}
 		if c.Rate > 0 {
 			order.Interval = time.Second / time.Duration(c.Rate)
 		}

@@ -14,12 +14,14 @@ type step struct {
 }
 
 const (
+	tinyRing  = 64 << 10
 	smallRing = 256 << 10
 	largeRing = 16 << 20
 )
 
 var (
 	rings        = []int{smallRing, largeRing}
+	quietRings   = []int{tinyRing, smallRing, largeRing}
 	drainSizes   = []int{16, 64, 256, 1024, 4096}
 	streamSizes  = []int{64, 512}
 	pacedRates   = []int{1_000, 5_000, 20_000, 100_000, 500_000}
@@ -50,6 +52,9 @@ var latencyReaders = allReaders[:len(allReaders)-1]
 // idleReaders are those of which an idle one can differ from another.
 var idleReaders = []string{ringbufReadInto, ringbufReadIntoEager, ciliumReadInto, libbpfgoChannel}
 
+// quietReaders show what quiet notifications gain.
+var quietReaders = []string{none, ringbufReadInto, ringbufDelayed, ringbufQuiet}
+
 func fullPlan() []step {
 	var plan []step
 	for _, size := range drainSizes {
@@ -66,8 +71,12 @@ func fullPlan() []step {
 			}
 		}
 		for _, rate := range pacedRates {
-			plan = append(plan, step{pacedAt(ring, rate), append([]string{none}, allReaders...)})
+			readers := append([]string{none}, allReaders...)
+			plan = append(plan, step{pacedAt(ring, rate), append(readers, ringbufDelayed, ringbufQuiet)})
 		}
+	}
+	for _, rate := range pacedRates {
+		plan = append(plan, step{pacedAt(tinyRing, rate), quietReaders})
 	}
 	for _, rate := range latencyRates {
 		plan = append(plan, step{latencyAt(rate), latencyReaders})

@@ -22,6 +22,7 @@ type producerOrder struct {
 	Duration time.Duration
 	Timed    bool // samples carry their time
 	Unread   bool // nobody reads: make room
+	Quiet    int  // threshold of notifications in bytes, or 0
 }
 
 type produced struct {
@@ -33,14 +34,14 @@ type produced struct {
 const (
 	burst      = 1024                  // samples of a run when there is no pace
 	spinBelow  = 10 * time.Millisecond // longer intervals are slept
-	discardAge = 1024                  // runs between two calls of discard
+	discardAge = 512                   // runs between two calls of discard
 )
 
 // produce writes samples for the given duration.
 func produce(o producerOrder) error {
 	runtime.LockOSThread()
 	debug.SetGCPercent(-1)
-	p := newProgram(programFD, order{Seq: uint64(o.Number) << 56, Count: 1, Size: uint32(o.Size)})
+	p := newProgram(programFD, order{Seq: uint64(o.Number) << 56, Count: 1, Size: uint32(o.Size), Quiet: uint64(o.Quiet)})
 	defer p.close()
 	if o.Timed {
 		p.order.Timed = 1

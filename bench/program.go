@@ -70,6 +70,7 @@ func (w *workload) close() {
 type order struct {
 	Seq     uint64
 	Unread  uint64
+	Quiet   uint64
 	Count   uint32
 	Size    uint32
 	Timed   uint32

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	bpf "github.com/aquasecurity/libbpfgo"
 	"github.com/cilium/ebpf"
@@ -30,6 +31,8 @@ const (
 	ringbufReadEager     = "ringbuf.Read eager"
 	ringbufReadIntoEager = "ringbuf.ReadInto eager"
 	ringbufSharded       = "ringbuf.Records sharded" // each producer has a ring of its own
+	ringbufDelayed       = "ringbuf.ReadInto 100 ms"
+	ringbufQuiet         = "ringbuf.ReadInto 100 ms, quiet" // the programs use ringbuf_quiet()
 	ciliumRead           = "cilium Read"
 	ciliumReadInto       = "cilium ReadInto"
 	libbpfgoChannel      = "libbpfgo channel"
@@ -41,6 +44,18 @@ const (
 var allReaders = []string{
 	ringbufRead, ringbufReadInto, ringbufRecords, ringbufReadEager, ringbufReadIntoEager,
 	ciliumRead, ciliumReadInto, libbpfgoChannel, libbpfFloor,
+}
+
+// longDelay is that of ringbufDelayed and ringbufQuiet.
+const longDelay = 100 * time.Millisecond
+
+// quietThreshold returns how much of a ring is to be filled before the programs make the
+// kernel notify the named reader, or 0: as always.
+func quietThreshold(reader string, ring int) int {
+	if reader == ringbufQuiet {
+		return ring / 4
+	}
+	return 0
 }
 
 // openReader opens the named reader of the rings with these descriptors, which stay the
@@ -58,6 +73,8 @@ func openReader(name string, rings ...int) (reader, error) {
 		return openRingbuf(read, rings, ringbuf.WithMaxDelay(0))
 	case ringbufReadIntoEager:
 		return openRingbuf(readInto, rings, ringbuf.WithMaxDelay(0))
+	case ringbufDelayed, ringbufQuiet:
+		return openRingbuf(readInto, rings, ringbuf.WithMaxDelay(longDelay))
 	case ciliumRead, ciliumReadInto:
 		return openCilium(name == ciliumReadInto, ring)
 	case libbpfgoChannel:
@@ -191,13 +208,18 @@ func reuseRing(module *bpf.Module, ring int) error {
 	if err != nil {
 		return err
 	}
-	scratch, err := module.GetMap("scratch")
-	if err != nil {
-		return err
+	for _, name := range []string{"scratch", "losses"} {
+		m, err := module.GetMap(name)
+		if err == nil {
+			err = m.SetAutocreate(false)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	produce, err := module.GetProgram("produce")
 	if err != nil {
 		return err
 	}
-	return errors.Join(events.ReuseFD(ring), scratch.SetAutocreate(false), produce.SetAutoload(false))
+	return errors.Join(events.ReuseFD(ring), produce.SetAutoload(false))
 }

@@ -110,6 +110,22 @@ func sections() []section {
 		})
 	}
 
+	for _, ring := range quietRings {
+		quiet := section{
+			title: "Quiet notifications, ring of " + bytesName(ring),
+			text: "The cost to the traced workload, as above / CPU of the consumer / samples that the kernel refused.\n" +
+				"Quiet: programs that use ringbuf_quiet() with a quarter of the ring, and WithMaxDelay of 100 ms.",
+			readers: quietReaders,
+		}
+		for _, rate := range pacedRates {
+			quiet.columns = append(quiet.columns, column{
+				fmt.Sprintf("%d/s", rate), pacedAt(ring, rate),
+				append(micros("mean", "p50", "p99"), consumerCPU, value{"refused", "%.0f", 1}),
+			})
+		}
+		all = append(all, quiet)
+	}
+
 	drain := section{
 		title:   "Drain",
 		text:    "Reading a full ring of " + bytesName(largeRing) + ": ns per sample.\n\n![chart](" + drainChart + ")",
