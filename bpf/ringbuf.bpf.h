@@ -133,6 +133,9 @@ static __always_inline long ringbuf_output(void *ring, void *counter, void *data
  * kernel notifies nobody by itself. Only if a record was reserved so long that the Reader
  * waits for just that one, it does: hence 0, not BPF_RB_NO_WAKEUP, past the threshold.
  *
+ * A flood must not fill the ring from the threshold on before the Reader runs: some 0.2 ms
+ * where it has a processor of its own, else 5 ms, which is 7 MiB of small records flat out.
+ *
  * The last wakeup is known for each CPU only: several of them wake the Reader more often.
  */
 static __always_inline __u64 ringbuf_quiet(void *ring, void *counter, __u64 threshold)
