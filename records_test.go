@@ -347,7 +347,7 @@ func TestRecordsAllocatesNothingForASample(t *testing.T) {
 		runtime.ReadMemStats(&after)
 		mallocs = after.Mallocs - before.Mallocs
 	}
-	if mallocs > 20 {
+	if mallocs > n/100 { // for the loop, and by others
 		t.Errorf("a loop over %d records allocates %d times", n, mallocs)
 	}
 }
