@@ -14,7 +14,7 @@ import (
 )
 
 func Example() {
-	module, err := bpf.NewModuleFromFile("program.bpf.o")
+	module, err := bpf.NewModuleFromFileArgs(bpf.NewModuleArgs{BPFObjPath: "program.bpf.o", SkipMemlockBump: true})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -175,7 +175,8 @@ func ExampleWithLossCounter() {
 	fmt.Println("records lost altogether:", reader.Stats().Lost)
 }
 
-// For a log, that a workload writes to and nobody watches. The BPF program submits records by
+// For a log, that a workload writes to and nobody watches. The BPF program has
+// RINGBUF_COUNTER(losses), and submits records by
 //
 //	bpf_ringbuf_submit(e, ringbuf_quiet(&events, &losses, RING_SIZE / 4));
 //

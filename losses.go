@@ -29,9 +29,11 @@ const lossSlotSize = int(unsafe.Sizeof(lossSlot{}))
 type lossCounter struct {
 	mem   []byte
 	slots []lossSlot // in mem
-	seen  []uint64   // what look found lost in each slot
+	seen  []seenSlot // what look found in each slot
 	base  uint64     // lost before it was opened
 }
+
+type seenSlot struct{ lost, position uint64 }
 
 // openLossCounter maps the counter m. It takes a descriptor for reading and writing: what
 // can never be written to mmap(2) does not share, and bpf_map_mmap() in kernel/bpf/syscall.c
@@ -50,10 +52,13 @@ func openLossCounter(m Map) (*lossCounter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map %q: mmap loss counter, through a descriptor that must be for reading and writing: %w", info.name, err)
 	}
-	c := &lossCounter{mem: mem, seen: make([]uint64, slots)}
+	c := &lossCounter{mem: mem, seen: make([]seenSlot, slots)}
 	// SAFETY: the mapping is page-aligned, has that many slots and stays until close.
 	c.slots = unsafe.Slice((*lossSlot)(unsafe.Pointer(&mem[0])), slots)
-	c.base, _ = c.look()
+	c.base, _ = c.look(0)
+	for i := range c.seen {
+		c.seen[i].position = 0 // of a ring that was read before
+	}
 	return c, nil
 }
 
@@ -86,28 +91,35 @@ func afterLastCPU(list string) int {
 	return last + 1
 }
 
-// look returns how many records were refused since it was called last and, if any were,
+// look returns how many records were refused since it was called last and, if that is known,
 // the producer position at the first of them: it is missing before the record that begins
-// there. The position may be too low, even one that was returned before, because an earlier
-// loss keeps its place until the consumer gets there. It is too high only if the consumer
-// was there and the ring full again since the last call, which a call after each drain
-// excludes, unless the ring is smaller than a batch.
+// there. Else, and if it is not known of all CPUs, the position is 0.
+//
+// A CPU's slot keeps the position of its first loss until the consumer gets there. So if the
+// consumer was not yet there at the last call, the losses since may be on both sides of
+// it: consumer is where it was then. That a position is too high is possible only if the consumer
+// got to the first loss and the ring was full again, all since the last call, which a call
+// after each drain excludes, unless one drain goes round the whole ring.
 //
 // One goroutine at a time may call it, until close.
-func (c *lossCounter) look() (lost, position uint64) {
+func (c *lossCounter) look(consumer uint64) (lost, position uint64) {
 	for i := range c.slots {
-		slot := &c.slots[i]
+		slot, seen := &c.slots[i], &c.seen[i]
 		// In this order: see ringbuf_lose() there.
 		n := slot.lost.Load()
-		if n == c.seen[i] {
+		if n == seen.lost {
 			continue
 		}
 		p := slot.position.Load()
-		if lost == 0 || p < position {
-			position = p
+		first := p
+		if seen.position > consumer {
+			first = 0
 		}
-		lost += n - c.seen[i]
-		c.seen[i] = n
+		if lost == 0 || first < position {
+			position = first
+		}
+		lost += n - seen.lost
+		seen.lost, seen.position = n, p
 	}
 	return lost, position
 }

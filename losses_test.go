@@ -3,6 +3,7 @@ package ringbuf
 import (
 	"errors"
 	"iter"
+	"math"
 	"os"
 	"runtime"
 	"strings"
@@ -32,7 +33,7 @@ func mustOpenLossCounter(t *testing.T, m Map) *lossCounter {
 
 func wantLook(t *testing.T, c *lossCounter, lost, position uint64) {
 	t.Helper()
-	if n, p := c.look(); n != lost || p != position {
+	if n, p := c.look(math.MaxUint64); n != lost || p != position {
 		t.Errorf("look returned %d lost at %d, want %d at %d", n, p, lost, position)
 	}
 }
@@ -101,7 +102,7 @@ func TestLookReturnsTheFirstPlaceOfAllCPUs(t *testing.T) {
 	c := mustOpenLossCounter(t, ring.Counter())
 	if len(c.slots) == 1 {
 		c.slots = c.slots[:2] // the mapping has them
-		c.seen = make([]uint64, 2)
+		c.seen = make([]seenSlot, 2)
 	}
 	ring.SetSlot(0, 1, 400, 0)
 	ring.SetSlot(len(c.slots)-1, 2, 300, 0)
@@ -163,6 +164,26 @@ func (p *lossProducers) wantCounted(t *testing.T, c *lossCounter, looked uint64)
 	}
 }
 
+// TestLookKnowsWhichPositionToTrust has losses before and after the consumer got to the first.
+func TestLookKnowsWhichPositionToTrust(t *testing.T) {
+	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
+	c := mustOpenLossCounter(t, ring.Counter())
+	for _, step := range []struct {
+		lost, position, consumer, want uint64
+	}{
+		{1, 400, 0, 400},
+		{2, 400, 300, 0},     // the consumer was before the first loss
+		{3, 900, 300, 0},     // it got there meanwhile
+		{4, 900, 899, 0},     // as before
+		{5, 1500, 900, 1500}, // it was at the last one already
+	} {
+		ring.SetSlot(0, step.lost, step.position, 0)
+		if lost, position := c.look(step.consumer); lost != 1 || position != step.want {
+			t.Errorf("%+v: look returned %d lost at %d", step, lost, position)
+		}
+	}
+}
+
 func TestEachRefusedRecordIsCountedOnce(t *testing.T) {
 	size := os.Getpagesize()
 	ring := bpftest.NewLoss(t, size, 0)
@@ -177,7 +198,7 @@ func TestEachRefusedRecordIsCountedOnce(t *testing.T) {
 	if want := numberedCapacity(size); accepted != want {
 		t.Errorf("%d were accepted, want %d", accepted, want)
 	}
-	looked, position := c.look()
+	looked, position := c.look(math.MaxUint64)
 	if want := uint64(numberedCapacity(size) * numberedRecord); position != want {
 		t.Errorf("the position is %d, want %d", position, want)
 	}
@@ -196,14 +217,14 @@ func TestEachRecordIsReadOrCountedAsLost(t *testing.T) {
 	go func() {
 		var looked uint64
 		for {
-			lost, position := c.look()
+			lost, position := c.look(math.MaxUint64)
 			if produced := r.queue.rings.producerPos(0); position > produced {
 				t.Errorf("a loss at %d, beyond the producer position, %d", position, produced)
 			}
 			looked += lost
 			select {
 			case <-stop:
-				lost, _ = c.look()
+				lost, _ = c.look(math.MaxUint64)
 				looks <- looked + lost
 				return
 			default:
@@ -406,6 +427,7 @@ func TestNoLossIsToldOfTooLate(t *testing.T) {
 			r := mustNewReader(t, ring, WithLossCounter(ring.Counter()), pace)
 			p := lossProducers{ring: ring, tried: 200_000}
 			p.start()
+			defer p.Wait()
 			go func() {
 				p.Wait()
 				r.SetDeadline(time.Unix(0, 1))
@@ -467,6 +489,10 @@ func TestLossesOfSeveralRingsComeWithTheNextRecord(t *testing.T) {
 
 func TestWithLossCounterRefusesOtherMaps(t *testing.T) {
 	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
+	counter := WithLossCounter(ring.Counter())
+	if r, err := NewReader(ring, counter, counter); err == nil || !strings.Contains(err.Error(), "2 loss counters") {
+		t.Errorf("with two counters NewReader returned %v, %v", r, err)
+	}
 	for m, want := range map[Map]string{nil: "loss counter: no map", Map(ring): "loss counter: descriptor"} {
 		before := resources()
 		r, err := NewReader(ring, WithLossCounter(m))

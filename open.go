@@ -21,8 +21,8 @@ type MapHandle struct {
 //
 // The error names path and wraps the errno: ENOENT if there is no file, EACCES if it is not
 // permitted or is no pinned object (bpf_inode_type() in kernel/bpf/inode.c), EPERM where
-// CAP_BPF is missing. What is pinned there may also be something else than a map, or a map
-// that NewReader refuses.
+// CAP_BPF is missing. It is an error, too, if what is pinned there is no map, or one that
+// NewReader refuses.
 func Open(path string) (*MapHandle, error) {
 	fd, err := openPinned(path)
 	if errors.Is(err, syscall.EACCES) {
@@ -39,7 +39,7 @@ func Open(path string) (*MapHandle, error) {
 // kernel/bpf/syscall.c), since it passes by the permissions of all files.
 //
 // The error names the id and wraps the errno: ENOENT if there is no such map, EPERM where the
-// capability is missing. The map may also be one that NewReader refuses.
+// capability is missing. It is an error, too, if the map is one that NewReader refuses.
 func OpenID(id uint32) (*MapHandle, error) {
 	fd, err := openID(id)
 	if errors.Is(err, syscall.EPERM) {

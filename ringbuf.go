@@ -54,9 +54,8 @@ type Reader struct {
 type Option func(*options)
 
 type options struct {
-	maxDelay    time.Duration // negative: the default
-	lossCounter Map
-	countLosses bool
+	maxDelay     time.Duration // negative: the default
+	lossCounters []Map         // one, or none
 }
 
 // WithMaxDelay limits the delay by which wakeup moderation may hold a sample back: while
@@ -79,7 +78,8 @@ type options struct {
 // looks at the rings every d, also before the first record. And a wakeup that a BPF program
 // forces (BPF_RB_FORCE_WAKEUP), when an eighth of a ring or more was produced since the last
 // tick, ends the pause before the next one. So programs may notify of nothing but a ring that
-// fills up, for which bpf/ringbuf.bpf.h has ringbuf_quiet.
+// fills up, for which bpf/ringbuf.bpf.h has ringbuf_quiet. With a shorter delay, and by
+// default, such records may wait for ever.
 func WithMaxDelay(d time.Duration) Option {
 	return func(o *options) { o.maxDelay = max(d, 0) }
 }
@@ -98,10 +98,13 @@ func WithMaxDelay(d time.Duration) Option {
 // Of several rings nobody knows which one it was: the loss comes with the next record that
 // is drained, of any of them.
 //
+// A Reader has one counter. Its rings may share it if no CPU writes into more than one of
+// them, as with a ring for each CPU; for others take a Reader, and a counter, each.
+//
 // What was counted before NewReader does not count. Like the map of the ring, m may be
 // closed afterwards. Its descriptor must be for reading and writing.
 func WithLossCounter(m Map) Option {
-	return func(o *options) { o.lossCounter, o.countLosses = m, true }
+	return func(o *options) { o.lossCounters = append(o.lossCounters, m) }
 }
 
 // NewReader returns a Reader of the ring buffer m.

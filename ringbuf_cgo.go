@@ -75,7 +75,9 @@ type libbpfRings struct {
 
 	pace     moderator
 	losses   *lossCounter // or nil
-	lookedAt uint64       // producer position of the only ring when losses were looked at
+	lookedAt struct {     // when losses were looked at: positions of the only ring
+		consumer, producer uint64
+	}
 
 	blockFor time.Duration
 
@@ -139,9 +141,12 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 		r.maps = append(r.maps, info)
 	}
 	r.pace = newModerator(o, r.sizes()...)
-	if o.countLosses {
+	if n := len(o.lossCounters); n > 1 {
+		return nil, fmt.Errorf("%d loss counters, and a Reader has one", n)
+	}
+	for _, m := range o.lossCounters {
 		var err error
-		if r.losses, err = openLossCounter(o.lossCounter); err != nil {
+		if r.losses, err = openLossCounter(m); err != nil {
 			return nil, fmt.Errorf("loss counter: %w", err)
 		}
 	}
@@ -283,21 +288,22 @@ func (r *libbpfRings) poll(b *batch, deadline time.Time) error {
 
 // lookForLosses notes in b what was lost since the last time.
 func (r *libbpfRings) lookForLosses(b *batch) {
-	var produced uint64
+	before := r.lookedAt
 	if len(r.maps) == 1 {
-		produced = uint64(r.ring(0).producer)
+		ringC := r.ring(0)
+		r.lookedAt.consumer, r.lookedAt.producer = uint64(ringC.consumer), uint64(ringC.producer)
 	}
-	lost, position := r.losses.look()
+	lost, position := r.losses.look(before.consumer)
 	if lost > 0 {
 		// It happened when what was produced until the last time was there already. And
 		// who writes to the map may write anything.
+		position = min(max(position, before.producer), r.lookedAt.producer)
 		if n := len(b.refused); n > 0 && len(b.entries) == 0 {
 			b.refused[n-1].records += lost // not to grow while no sample comes
 		} else {
-			b.refused = append(b.refused, refused{min(max(position, r.lookedAt), produced), lost})
+			b.refused = append(b.refused, refused{position, lost})
 		}
 	}
-	r.lookedAt = produced
 }
 
 // fillOrWait drains all that is there, or when the kernel notifies.

@@ -44,9 +44,12 @@ func As[T any](rec Record) (*T, error) {
 }
 
 // Samples returns an iterator over the samples of r as values of type T, each a view that is
-// valid until the next iteration. It is Records and As in one: see both. For a sample
-// that does not fit, the error of As comes in its place, and the loop goes on; for a T that
-// As refuses, it comes once, and no record is read.
+// valid until the next iteration. It is Records and As in one: see both. Record.Lost is not
+// seen here.
+//
+// For a sample that does not fit, the error of As comes in its place, and the loop goes on;
+// for a T that As refuses, it comes once, and no record is read. After any other error the
+// loop ends, so its body may continue whatever the error is.
 func Samples[T any](ctx context.Context, r *Reader) iter.Seq2[*T, error] {
 	return func(yield func(*T, error) bool) {
 		if err := checkType(reflect.TypeFor[T]()); err != nil {

@@ -9,7 +9,7 @@
  *		__uint(max_entries, 1 << 20);
  *	} events SEC(".maps");
  *
- *	RINGBUF_COUNTER(losses);
+ *	RINGBUF_COUNTER(losses); // for WithLossCounter, and for ringbuf_quiet()
  *
  *	SEC("raw_tp/sched_process_exec")
  *	int on_exec(void *ctx)
@@ -123,8 +123,10 @@ static __always_inline long ringbuf_output(void *ring, void *counter, void *data
  *
  * It is for a Reader with an explicit WithMaxDelay of 10 ms or more. That looks at the ring
  * at least once in that time, notified or not, and sooner if it is notified while an eighth
- * of the ring is filled. So choose a threshold between an eighth and a half of the ring, in
- * which no record should take more than a quarter: one that is refused notifies nobody.
+ * of the ring is filled. With less, and by default, what is below the threshold waits
+ * until something else wakes the Reader. So choose a threshold between an eighth of the
+ * ring, below which it is only woken more often, and a half, beyond which floods are lost.
+ * No record should take more than a quarter of the ring: one that is refused notifies nobody.
  *
  * Past the threshold one wakeup for each half of it is enough. Who was woken drains all up
  * to there, but for a newest record of at most an eighth of the ring, before it sleeps again;
