@@ -56,7 +56,8 @@ __noinline int try_one(__u32 producer, __u64 seq)
 
 /*
  * Context: the producer's number, its next sequence number, and how many records to try
- * to write. Returns how many were accepted.
+ * to write. Returns how many were accepted and, in the upper 16 bits, how many were tried:
+ * none if the kernel does not let the program interrupt itself.
  */
 SEC("raw_tp/try_some")
 int try_some(struct bpf_raw_tracepoint_args *ctx)
@@ -65,7 +66,7 @@ int try_some(struct bpf_raw_tracepoint_args *ctx)
 
 	for (i = 0; i < MAX_TRIES && i < ctx->args[2]; i++)
 		accepted += try_one(ctx->args[0], ctx->args[1] + i);
-	return accepted;
+	return i << 16 | accepted;
 }
 
 /*

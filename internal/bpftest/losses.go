@@ -67,13 +67,17 @@ func (r *LossRing) Counter() *bpf.BPFMap { return r.losses }
 
 // Try tries to write n records numbered from seq on, and returns how many were accepted.
 // The program runs on the given CPU, also if that is running others, which it then
-// interrupts. Try may be called concurrently.
+// interrupts, where the kernel lets it. Try may be called concurrently.
 func (r *LossRing) Try(cpu, producer int, seq uint64, n int) (accepted int) {
 	for n > 0 {
-		some := min(n, maxTries)
-		accepted += int(r.run(r.trySome, cpu, uint64(producer), seq, uint64(some)))
-		seq += uint64(some)
-		n -= some
+		result := r.run(r.trySome, cpu, uint64(producer), seq, uint64(min(n, maxTries)))
+		tried := int(result >> 16)
+		if tried == 0 && r.tb.Failed() {
+			break
+		}
+		accepted += int(result & (1<<16 - 1))
+		seq += uint64(tried)
+		n -= tried
 	}
 	return accepted
 }
