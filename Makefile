@@ -196,7 +196,7 @@ docker-base: ## make a base for it with mmdebstrap, where there is no registry
 	@$(SUDO) scripts/docker.sh base
 
 .PHONY: bench
-bench: bpf ## compare with other readers, in some 15 minutes; writes docs/bench
+bench: bpf ## compare with other readers, in some 20 minutes; writes docs/bench
 	@cd bench && go build -o $(OUTPUT)/bench .
 	@mkdir -p docs/bench
 	@$(SUDO) $(OUTPUT)/bench -out docs/bench
