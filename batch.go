@@ -6,15 +6,15 @@ import (
 	"sync/atomic"
 )
 
-// A batch is where one poll of the rings after the other puts what it drained.
+// A batch is what one poll of the rings after the other found: samples that libbpf has
+// consumed and C has copied, or a window of a ring in which they still are.
 type batch struct {
-	memory  *memory
-	used    int    // bytes of memory that callers may keep
-	keeping bool   // callers kept samples of the last poll, or would have liked to
-	entries []byte // what the last poll drained, in memory behind used
+	memory  *[]byte // C writes to it, Go only reads
+	entries []byte  // the samples that were copied, in memory
+	lent    window  // or those that were not
 
 	ring     int    // whose samples they are
-	last     uint64 // end position of the last entry
+	last     uint64 // end position of the last one
 	producer uint64 // producer position after the poll
 
 	refused []refused // not yet told of, in the order of positions
@@ -31,52 +31,44 @@ type refused struct{ position, records uint64 }
 // in native byte order; struct cgo_ringbuf_entry in ringbuf_cgo.h is the header.
 const entryHeaderSize = 16
 
-const recordHeaderSize = 8 // in the ring, BPF_RINGBUF_HDR_SZ
-
-const (
-	// maxKept is the size in bytes of the largest samples that Read does not copy.
-	// Larger ones would use up memory for a batch quickly.
-	maxKept = 2 << 10
-
-	// maxKeptMemory is how much a caller may retain by keeping a sample.
-	maxKeptMemory = 64 << 10
-)
-
-// memory is what entries are in. C writes to it, Go only reads.
-type memory struct {
-	bytes []byte
-	kept  atomic.Bool  // Read gave samples in it away for ever, or did not because it is large
-	views atomic.Int32 // goroutines that may use a sample in it for a while
-}
-
-func (m *memory) large() bool { return len(m.bytes) > maxKeptMemory }
+// keptMemory is how much memory a batch keeps for the next one. A larger sample has memory
+// of its own.
+const keptMemory = 2 * maxBatchSize
 
 // reset makes b ready for the next poll. What it has is no longer unread.
 func (b *batch) reset() {
-	b.keeping = b.memory != nil && b.memory.kept.Load()
-	switch {
-	case !b.keeping && (b.memory == nil || b.memory.views.Load() == 0):
-		b.used = 0
-	case !b.keeping || b.memory.large():
-		b.memory, b.used = nil, 0
-	default:
-		b.used += len(b.entries)
+	b.entries, b.lent = nil, window{}
+	if b.memory != nil && len(*b.memory) > keptMemory {
+		b.memory = nil
 	}
-	b.entries = nil
 }
 
-// room returns memory for entries, at least min bytes of it. If it must be made, it
-// gets as many as size says.
-func (b *batch) room(min, size int) []byte {
-	if b.memory == nil || len(b.memory.bytes)-b.used < min {
-		b.set(make([]byte, size), 0)
+// room returns memory for size bytes of entries.
+func (b *batch) room(size int) []byte {
+	if b.memory == nil || len(*b.memory) < size {
+		buf := make([]byte, size)
+		b.memory = &buf
 	}
-	return b.memory.bytes[b.used:]
+	return *b.memory
 }
 
-// set makes the first n bytes of buf, which is new, the entries of b.
-func (b *batch) set(buf []byte, n int) {
-	b.memory, b.used, b.entries = &memory{bytes: buf}, 0, buf[:n]
+// set makes buf, which is new, the entries of b.
+func (b *batch) set(buf []byte) { b.memory, b.entries = &buf, buf }
+
+// copyWindow makes entries of a window of g, in memory of their own: C writes to memory
+// unseen by the race detector, but this is Go.
+func (b *batch) copyWindow(g *ring, w window) {
+	buf := make([]byte, 0, int(w.bytes)+w.samples*(entryHeaderSize+7))
+	last := w.start
+	g.each(w, func(end uint64, sample []byte) {
+		buf = binary.NativeEndian.AppendUint64(buf, end)
+		buf = binary.NativeEndian.AppendUint32(buf, uint32(len(sample)))
+		buf = binary.NativeEndian.AppendUint32(buf, uint32(end-last))
+		buf = append(append(buf, sample...), make([]byte, -len(sample)&7)...)
+		last = end
+	})
+	b.set(buf)
+	b.ring, b.last, b.producer = w.ring, w.end, w.producer
 }
 
 // unread is a queue of the entries of one batch. One goroutine at a time puts, when
@@ -91,7 +83,7 @@ type unread struct {
 	put   atomic.Uint64 // bytes of entries that were put, ever
 
 	// Of the batch. They change only while taken == put.
-	memory   atomic.Pointer[memory]
+	memory   atomic.Pointer[[]byte]
 	base     atomic.Uint64 // the value of taken where memory begins
 	producer atomic.Uint64
 	ring     atomic.Int32
@@ -109,7 +101,7 @@ func (u *unread) peek() (sample []byte, remaining int, at uint64, ok bool) {
 		if at == u.put.Load() {
 			return nil, 0, 0, false
 		}
-		bytes := u.memory.Load().bytes
+		bytes := *u.memory.Load()
 		offset := at - u.base.Load()
 		// What is out of bounds was taken and overwritten meanwhile. What is not may be
 		// too: then take fails.
@@ -138,77 +130,31 @@ func (u *unread) origin(at uint64) (ring int, lost uint64) {
 // take removes the entry that was peeked. If it reports false somebody else did, and
 // what was read of the sample is worth nothing.
 func (u *unread) take(at uint64, sample []byte) bool {
-	return u.taken.CompareAndSwap(at, at+entryHeaderSize+uint64(len(sample)+7)&^7)
+	return u.taken.CompareAndSwap(at, at+entrySize(sample))
 }
 
-// copySample copies a sample that was peeked to buf, if it has room, and returns the
-// copy. The race detector must not see it: whoever took the sample meanwhile may write
-// to it, and then take fails. It sees appends and copies even here.
-//
-//go:norace
-func copySample(buf, sample []byte) []byte {
-	if !raceEnabled {
-		return append(buf[:0], sample...)
-	}
-	buf = slices.Grow(buf[:0], len(sample))[:len(sample)]
-	//lint:ignore S1001 see above
-	for i := range sample {
-		buf[i] = sample[i]
-	}
-	return buf
-}
+func entrySize(sample []byte) uint64 { return entryHeaderSize + uint64(len(sample)+7)&^7 }
 
-// keep is called between peek and take by who wants the sample without copying it. It
-// reports whether that is possible.
-func (u *unread) keep(sample []byte) bool {
-	if len(sample) > maxKept {
-		return false
-	}
-	// If this is not the memory of the sample, it will not be taken.
-	m := u.memory.Load()
-	if !m.kept.Load() {
-		m.kept.Store(true)
-	}
-	return !m.large()
-}
-
-// A view is an unread batch for who uses samples without copying them: until release
-// nobody writes to its memory.
-type view struct {
-	memory   *memory
-	base     uint64 // as of unread
-	put      uint64
-	producer uint64
-	ring     int
-	lost     uint64
-	lostAt   uint64
-}
-
-// view returns a view of the batch, or reports that all of it was taken.
-func (u *unread) view() (v view, ok bool) {
+// takeAll removes all entries and returns them, with what peek and origin say of the oldest
+// one.
+func (u *unread) takeAll() (entries []byte, producer uint64, ring int, lost, lostAt uint64) {
 	for {
-		at := u.taken.Load()
-		if at == u.put.Load() {
-			return view{}, false
+		at, put := u.taken.Load(), u.put.Load()
+		if at == put {
+			return nil, 0, 0, 0, 0
 		}
-		v = view{
-			memory:   u.memory.Load(),
-			base:     u.base.Load(),
-			put:      u.put.Load(),
-			producer: u.producer.Load(),
-			ring:     int(u.ring.Load()),
-			lost:     u.lost.Load(),
-			lostAt:   u.lostAt.Load(),
+		base := u.base.Load()
+		lost = 0
+		entries = (*u.memory.Load())[at-base : put-base]
+		producer, ring = u.producer.Load(), int(u.ring.Load())
+		if lostAt = u.lostAt.Load(); lostAt >= at {
+			lost, lostAt = u.lost.Load(), lostAt-at
 		}
-		v.memory.views.Add(1)
-		if u.taken.Load() == at { // so all of that is of one batch, and it is not reused
-			return v, true
+		if u.taken.CompareAndSwap(at, put) {
+			return entries, producer, ring, lost, lostAt
 		}
-		v.release()
 	}
 }
-
-func (v *view) release() { v.memory.views.Add(-1) }
 
 // add puts the entries of a batch.
 func (u *unread) add(b *batch) {
@@ -216,7 +162,7 @@ func (u *unread) add(b *batch) {
 		u.memory.Store(b.memory)
 	}
 	at := u.put.Load()
-	u.base.Store(at - uint64(b.used))
+	u.base.Store(at)
 	u.producer.Store(b.producer)
 	if ring := int32(b.ring); u.ring.Load() != ring {
 		u.ring.Store(ring)
@@ -224,28 +170,40 @@ func (u *unread) add(b *batch) {
 	if u.lost.Load() != 0 {
 		u.lost.Store(0)
 	}
-	if offset, records := b.lost(); records > 0 {
-		u.lostAt.Store(at + offset)
+	if position, records := b.lost(b.last); records > 0 {
+		u.lostAt.Store(at + offsetAfter(b.entries, position))
 		u.lost.Store(records)
 	}
 	u.put.Store(at + uint64(len(b.entries)))
 }
 
-// lost returns where in the entries the first is that comes after a loss, how many records
-// were lost before it and the others, and forgets these losses.
-func (b *batch) lost() (offset, records uint64) {
+// lose puts records that were lost at a position before other losses.
+func (b *batch) lose(records, position uint64) {
+	if records > 0 {
+		b.refused = slices.Insert(b.refused, 0, refused{position, records})
+	}
+}
+
+// lost returns how many records were lost before the one that ends at last, and the position
+// of the first, and forgets these losses.
+func (b *batch) lost(last uint64) (position, records uint64) {
 	n := 0
-	for ; n < len(b.refused) && b.refused[n].position < b.last; n++ {
+	for ; n < len(b.refused) && b.refused[n].position < last; n++ {
 		records += b.refused[n].records
 	}
-	if n == 0 {
-		return 0, 0
+	if n > 0 {
+		position = b.refused[0].position
+		b.refused = b.refused[:copy(b.refused, b.refused[n:])]
 	}
-	for head := b.entries; binary.NativeEndian.Uint64(head) <= b.refused[0].position; head = b.entries[offset:] {
+	return position, records
+}
+
+// offsetAfter returns where in entries the first is that ends after a position.
+func offsetAfter(entries []byte, position uint64) (offset uint64) {
+	for head := entries; binary.NativeEndian.Uint64(head) <= position; head = entries[offset:] {
 		offset += entryHeaderSize + (uint64(binary.NativeEndian.Uint32(head[8:]))+7)&^7
 	}
-	b.refused = b.refused[:copy(b.refused, b.refused[n:])]
-	return offset, records
+	return offset
 }
 
 // before returns the end position of the entry before the oldest, or reports that
@@ -255,7 +213,7 @@ func (u *unread) before(ring int) (pos uint64, ok bool) {
 	if at == u.put.Load() || int(u.ring.Load()) != ring {
 		return 0, false
 	}
-	head := u.memory.Load().bytes[at-u.base.Load():]
+	head := (*u.memory.Load())[at-u.base.Load():]
 	return binary.NativeEndian.Uint64(head) - uint64(binary.NativeEndian.Uint32(head[12:])), true
 }
 

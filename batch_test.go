@@ -2,7 +2,6 @@ package ringbuf
 
 import (
 	"encoding/binary"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -18,7 +17,7 @@ func newBatch(samples ...string) *batch {
 		buf = appendEntry(buf, uint64(i+1)*100, 100, s)
 	}
 	b := &batch{producer: 1000, last: uint64(len(samples)) * 100}
-	b.set(buf, len(buf))
+	b.set(buf)
 	return b
 }
 
@@ -70,66 +69,22 @@ func TestUnreadGivesAnEntryToOneOnly(t *testing.T) {
 	}
 }
 
-func TestBatchLeavesMemoryToItsKeepers(t *testing.T) {
+func TestBatchKeepsLittleMemory(t *testing.T) {
 	var b batch
-	var u unread
-	poll := func(min, size int) (room []byte) {
-		b.reset()
-		room = b.room(min, size)
-		entries := appendEntry(nil, 8, 8, "")
-		copy(room, entries)
-		b.entries = room[:len(entries)]
-		u.add(&b)
-		return room
+	first := b.room(100)
+	b.reset()
+	if second := b.room(90); &first[0] != &second[0] {
+		t.Error("memory was not used again")
 	}
-	first := poll(64, 100)
-	takeOne(&u)
-	second := poll(64, 100)
-	if &first[0] != &second[0] {
-		t.Error("memory that nobody kept was not used again")
-	}
-	if !u.keep(nil) {
-		t.Error("a sample cannot be kept")
-	}
-	takeOne(&u)
-	third := poll(64, 100)
-	if &third[0] != &second[entryHeaderSize] || len(third) != 100-entryHeaderSize {
-		t.Error("the rest of memory that somebody kept was not used")
-	}
-	takeOne(&u)
-	fourth := poll(90, 200)
-	if len(fourth) != 200 || b.memory.kept.Load() {
-		t.Errorf("%d bytes of room, want 200 new ones", len(fourth))
+	b.room(keptMemory + 1)
+	b.reset()
+	if got := len(b.room(1)); got != 1 {
+		t.Errorf("%d bytes were kept after a large sample", got)
 	}
 }
 
-// TestOwnerMayWriteWhileOthersPeek is for the race detector.
-func TestOwnerMayWriteWhileOthersPeek(t *testing.T) {
-	for range 200 {
-		var u unread
-		u.add(newBatch("sample"))
-		var users, peeking group
-		peeking.Add(2)
-		for range 2 {
-			users.Go(func() {
-				sample, _, at, _ := u.peek()
-				peeking.Done()
-				peeking.Wait()
-				copied := copySample(nil, sample)
-				if u.take(at, sample) {
-					if string(copied) != "sample" {
-						t.Errorf("%q was taken", copied)
-					}
-					sample[0] = 0
-				}
-			})
-		}
-		users.Wait()
-	}
-}
-
-// TestUnreadUnderContention has keepers and copiers fight for small batches in little
-// memory, which is written to as soon as a batch is taken.
+// TestUnreadUnderContention has goroutines fight for small batches in little memory, which is
+// written to as soon as a batch is taken.
 func TestUnreadUnderContention(t *testing.T) {
 	const samples = 300_000
 	var (
@@ -148,7 +103,7 @@ func TestUnreadUnderContention(t *testing.T) {
 			return true
 		}
 		b.reset()
-		room := b.room(600, 4096)
+		room := b.room(600)
 		var entries []byte
 		for range 3 {
 			if next == samples {
@@ -164,7 +119,7 @@ func TestUnreadUnderContention(t *testing.T) {
 		return len(entries) > 0
 	}
 	var users group
-	for i := range 4 {
+	for range 4 {
 		users.Go(func() {
 			var buf []byte
 			for {
@@ -175,17 +130,11 @@ func TestUnreadUnderContention(t *testing.T) {
 					}
 					continue
 				}
-				mine := sample
-				if i%2 == 0 {
-					u.keep(sample)
-				} else {
-					buf = copySample(buf, sample)
-					mine = buf
-				}
+				buf = append(buf[:0], sample...)
 				if !u.take(at, sample) {
 					continue
 				}
-				runtime.Gosched()
+				mine := buf
 				n := binary.NativeEndian.Uint64(mine)
 				want := slices.Repeat(binary.NativeEndian.AppendUint64(nil, n), 1+int(n%16))
 				if n >= samples || !slices.Equal(mine, want) || seen[n].Swap(true) {

@@ -1,6 +1,7 @@
 package ringbuf
 
 import (
+	"context"
 	"testing"
 
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
@@ -37,4 +38,28 @@ func BenchmarkRead(b *testing.B) {
 func BenchmarkReadInto(b *testing.B) {
 	var rec Record
 	benchmarkDrain(b, func(r *Reader) error { return r.ReadInto(&rec) })
+}
+
+func BenchmarkRecords(b *testing.B) {
+	ring, r := newRingAndReader(b, 256<<10)
+	fill := numberedCapacity(256 << 10)
+	b.SetBytes(bpftest.NumberedSize)
+	b.ReportAllocs()
+	b.ResetTimer()
+	sum := byte(0)
+	for n := 0; n < b.N; {
+		b.StopTimer()
+		left := ring.Count(0, 0, min(fill, b.N-n), 0)
+		n += left
+		b.StartTimer()
+		for rec, err := range r.Records(context.Background()) {
+			if err != nil {
+				b.Fatal(err)
+			}
+			sum += rec.RawSample[0]
+			if left--; left == 0 {
+				break
+			}
+		}
+	}
 }

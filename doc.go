@@ -5,15 +5,18 @@
 // records in the order of the ring, each exactly once, to any number of goroutines, with
 // deadlines that interrupt a waiting call, Flush and Close:
 //
-//   - Read returns a sample that the caller may keep,
-//   - ReadContext does so until a context is done,
-//   - ReadInto reuses the caller's memory,
-//   - Records is a loop over samples that are not copied at all, and Samples one over values
-//     of a type.
+//   - [Reader.Records] is a loop over samples in the ring's own memory, and [Samples] one over
+//     values of a type. Nothing is copied. A process that is killed loses nothing.
+//   - [Reader.Lease] lends records in the same way, for who commits them when it suits: in
+//     another goroutine, or when somebody else has acknowledged them.
+//   - [Reader.Read] returns a copy that the caller may keep, and ReadContext does so until a
+//     context is done.
+//   - [Reader.ReadInto] copies into the caller's memory.
 //
-// What is said of Read is true of all of them, unless they say otherwise.
+// What is said of Read is true of all of them, unless they say otherwise. What is lent can
+// only be read: a program that writes to it crashes.
 //
-// Samples are drained in batches, one call of C for many samples, and only while
+// Samples are taken in batches, one call of C for many samples, and only while
 // somebody reads. A Reader that waits holds no thread of the operating system, except
 // in the first tenth of a second of a wait that follows a sample and in the last
 // moment before a deadline.

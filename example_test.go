@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"os/signal"
 	"time"
 
 	bpf "github.com/aquasecurity/libbpfgo"
@@ -33,12 +34,42 @@ func Example() {
 	}
 	defer reader.Close()
 
-	var record ringbuf.Record
-	for {
-		if err := reader.ReadInto(&record); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	for record, err := range reader.Records(ctx) {
+		if err != nil {
 			log.Fatal(err)
 		}
-		fmt.Printf("%x\n", record.RawSample)
+		fmt.Printf("%x\n", record.RawSample) // in the ring: read it, copy what you keep, do not write
+	}
+}
+
+// Records stay in the ring until somebody else has them: here until a write is on the disk.
+func ExampleReader_Lease() {
+	var (
+		reader *ringbuf.Reader
+		file   *os.File
+	)
+	for {
+		lease, err := reader.Lease(context.Background())
+		if err != nil {
+			log.Fatal(err)
+		}
+		for record := range lease.Records() {
+			if err == nil {
+				_, err = file.Write(record.RawSample)
+			}
+		}
+		if err == nil {
+			err = file.Sync()
+		}
+		if err != nil {
+			lease.Release() // the next Lease has them again
+			log.Fatal(err)
+		}
+		if err := lease.Commit(); err != nil {
+			log.Fatal(err)
+		}
 	}
 }
 

@@ -42,7 +42,7 @@ func noisySample(number, size int) []byte {
 	return noise[start:][:size:size]
 }
 
-// A keptSample was given away for ever, and its owner has changed it.
+// A keptSample belongs to the caller, who has changed it.
 type keptSample struct{ sample, want []byte }
 
 // changeSample does to a sample what its owner may do.
@@ -94,10 +94,9 @@ func withinLimit(t *testing.T, interrupt, run func()) {
 
 // Operations of FuzzBatch.
 const (
-	batchPut       = iota // room, more room, number of samples, and of each class and size
-	batchTakeCopy         //
-	batchTakeKeep         //
-	batchKeepOnly         // what somebody does who comes too late
+	batchPut       = iota // room, number of samples, and of each class and size
+	batchTake             //
+	batchTakeAll          //
 	batchTakeStale        //
 	batchClear            //
 	batchReset            //
@@ -105,33 +104,28 @@ const (
 )
 
 // FuzzBatch puts samples into batches as C does, in memory of any size, and takes them
-// as Read and ReadInto do.
+// as Read and Lease do.
 func FuzzBatch(f *testing.F) {
 	f.Add([]byte{
-		batchPut, 8, 0, 3, 0, 5, 0, 0, 0, 9,
-		batchTakeCopy, batchTakeKeep, batchTakeCopy, batchTakeStale,
-		batchPut, 8, 0, 2, 0, 7, 0, 8,
-		batchTakeKeep, batchTakeKeep, batchTakeKeep,
-	})
-	// The second batch goes behind what was kept of the first, the third does not fit.
-	f.Add([]byte{
-		batchPut, 1, 1, 1, 0, 16, batchTakeKeep,
-		batchPut, 1, 1, 1, 0, 16, batchTakeKeep,
-		batchPut, 8, 0, 4, 0, 16, 0, 16, 0, 16, 0, 16, batchTakeKeep, batchTakeCopy, batchClear,
-		batchPut, 8, 0, 1, 0, 16, batchTakeCopy,
-	})
-	// Samples that no room was made for, one too large to be kept, and more memory than
-	// may be kept.
-	f.Add([]byte{
-		batchPut, 0, 0, 2, 0, 8, 1, 200, batchTakeKeep, batchTakeKeep,
-		batchPut, 0, 0, 2, 2, 128, 2, 129, batchTakeKeep, batchTakeKeep,
-		batchPut, 0, 0, 3, 0, 8, 3, 255, 0, 8, batchTakeKeep, batchTakeKeep,
-		batchPut, 0, 0, 2, 0, 8, 0, 8, batchTakeKeep, batchTakeKeep,
+		batchPut, 8, 3, 0, 5, 0, 0, 0, 9,
+		batchTake, batchTake, batchTake, batchTakeStale,
+		batchPut, 8, 2, 0, 7, 0, 8,
+		batchTake, batchTake, batchTake,
 	})
 	f.Add([]byte{
-		batchPut, 1, 200, 2, 0, 8, 0, 8, batchTakeKeep, batchKeepOnly, batchTakeCopy, batchReset,
-		batchPut, 1, 0, 1, 0, 3, batchKeepOnly, batchClear, batchTakeStale,
-		batchPut, 1, 0, 1, 0, 4, batchTakeStale, batchTakeKeep,
+		batchPut, 1, 4, 0, 16, 0, 16, 0, 16, 0, 16, batchTake, batchTakeAll, batchTakeAll, batchTake, batchClear,
+		batchPut, 8, 1, 0, 16, batchTakeAll, batchTakeStale,
+	})
+	// Samples that no room was made for.
+	f.Add([]byte{
+		batchPut, 0, 2, 0, 8, 1, 200, batchTake, batchTake,
+		batchPut, 0, 3, 0, 8, 3, 255, 0, 8, batchTake, batchTake,
+		batchPut, 0, 2, 0, 8, 0, 8, batchTake, batchReset, batchTakeAll, batchReset,
+	})
+	f.Add([]byte{
+		batchPut, 1, 2, 0, 8, 0, 8, batchTake, batchTake, batchReset,
+		batchPut, 1, 1, 0, 3, batchClear, batchTakeStale,
+		batchPut, 1, 1, 0, 4, batchTakeStale, batchTake,
 	})
 	f.Fuzz(func(t *testing.T, code []byte) {
 		m := batchModel{t: t, script: script{code[:min(len(code), 200)]}}
@@ -152,7 +146,6 @@ type batchModel struct {
 	produced uint64
 	producer uint64 // at the last put
 	number   int
-	kept     []keptSample
 	buf      []byte
 	stale    []uint64 // what peek told of entries that are no more
 }
@@ -162,15 +155,10 @@ func (m *batchModel) run() {
 		switch m.next() % batchOperations {
 		case batchPut:
 			m.put()
-		case batchTakeCopy:
-			m.take(false)
-		case batchTakeKeep:
-			m.take(true)
-		case batchKeepOnly:
-			if sample, _, at, ok := m.u.peek(); ok {
-				m.u.keep(sample)
-				m.stale = append(m.stale, at)
-			}
+		case batchTake:
+			m.take()
+		case batchTakeAll:
+			m.takeAll()
 		case batchTakeStale:
 			for _, at := range m.stale {
 				if at == m.u.taken.Load() {
@@ -190,7 +178,6 @@ func (m *batchModel) run() {
 		}
 		m.check()
 	}
-	wantKept(m.t, m.kept)
 }
 
 func (m *batchModel) drop(n int) {
@@ -201,14 +188,14 @@ func (m *batchModel) drop(n int) {
 }
 
 func (m *batchModel) put() {
-	roomFor, more, n := int(m.next()), int(m.next()), 1+int(m.next()-1)%8
-	var entries, spilled []byte
+	roomFor, n := int(m.next()), 1+int(m.next()-1)%8
+	var entries []byte
 	minimum := entryHeaderSize + 8*roomFor
 	if len(m.samples) > 0 {
 		return // nobody puts before all was taken
 	}
 	m.b.reset()
-	room := m.b.room(minimum, minimum+512*more)
+	room := m.b.room(minimum)
 	if len(room) < minimum {
 		m.t.Fatalf("there is room for %d bytes, want %d", len(room), minimum)
 	}
@@ -223,19 +210,15 @@ func (m *batchModel) put() {
 		m.produced += uint64(gap)
 		sample := noisySample(m.number, size)
 		m.samples, m.ends = append(m.samples, sample), append(m.ends, m.produced)
-		entry := appendEntry(nil, m.produced, gap, string(sample))
-		if len(entries)+len(entry) > len(room) {
-			spilled = entry
-			break
-		}
-		entries = append(entries, entry...)
+		entries = append(entries, appendEntry(nil, m.produced, gap, string(sample))...)
 	}
 	m.produced += 8 * uint64(m.number%2) // not yet drained
-	writeAsC(room, entries)
 	m.b.last, m.b.producer = m.ends[len(m.ends)-1], m.produced
-	m.b.entries = m.b.memory.bytes[m.b.used:][:len(entries)]
-	if spilled != nil {
-		m.b.set(slices.Concat(m.b.entries, spilled), len(entries)+len(spilled))
+	if len(entries) > len(room) {
+		m.b.set(entries)
+	} else {
+		writeAsC(room, entries)
+		m.b.entries = room[:len(entries)]
 	}
 	m.u.add(&m.b)
 	m.producer = m.produced
@@ -247,14 +230,14 @@ func (m *batchModel) sampleSize() int {
 	case 1:
 		return 8 * v
 	case 2:
-		return maxKept - 128 + v
+		return 2048 - 128 + v
 	case 3:
-		return 300 * v // more than maxKeptMemory
+		return 300 * v // more than keptMemory
 	}
 	return v
 }
 
-func (m *batchModel) take(keep bool) {
+func (m *batchModel) take() {
 	sample, remaining, at, ok := m.u.peek()
 	if ok != (len(m.samples) > 0) {
 		m.t.Fatalf("peek reports %v, want %d samples", ok, len(m.samples))
@@ -268,27 +251,40 @@ func (m *batchModel) take(keep bool) {
 	if cap(sample) != len(sample) {
 		m.t.Fatalf("an append to a sample of %d bytes reaches %d more", len(sample), cap(sample)-len(sample))
 	}
-	mine := sample
-	switch {
-	case !keep:
-		m.buf = copySample(m.buf, sample)
-		mine = m.buf
-	case !m.u.keep(sample):
-		mine = slices.Clone(sample)
-	case len(sample) > maxKept || m.u.memory.Load().large():
-		m.t.Fatalf("a sample of %d bytes keeps %d", len(sample), len(m.u.memory.Load().bytes))
-	}
+	m.buf = append(m.buf[:0], sample...)
 	if !m.u.take(at, sample) || m.u.take(at, sample) {
 		m.t.Fatal("an entry was not taken once")
 	}
-	if !bytes.Equal(mine, m.samples[0]) {
-		m.t.Fatalf("a sample of %d bytes came as one of %d bytes with other content", len(m.samples[0]), len(mine))
-	}
-	if keep {
-		m.kept = append(m.kept, changeSample(mine))
+	if !bytes.Equal(m.buf, m.samples[0]) {
+		m.t.Fatalf("a sample of %d bytes came as one of %d bytes with other content", len(m.samples[0]), len(m.buf))
 	}
 	m.stale = append(m.stale, at)
 	m.drop(1)
+}
+
+// takeAll takes the rest as a loan, which has the memory then.
+func (m *batchModel) takeAll() {
+	l := &loan{}
+	l.entries, l.producer, _, _, _ = m.u.takeAll()
+	if (l.entries != nil) != (len(m.samples) > 0) {
+		m.t.Fatalf("%d bytes of entries, want %d samples", len(l.entries), len(m.samples))
+	}
+	m.b.memory = nil
+	n := 0
+	if l.entries == nil {
+		return
+	}
+	l.each(nil, stopper{}, new(uint64), func(rec Record, _ error) bool {
+		if !bytes.Equal(rec.RawSample, m.samples[n]) || rec.Remaining != int(m.producer-m.ends[n]) {
+			m.t.Fatalf("sample %d of a loan has %d bytes and %d remaining", n, len(rec.RawSample), rec.Remaining)
+		}
+		n++
+		return true
+	})
+	if n != len(m.samples) {
+		m.t.Fatalf("a loan has %d samples, want %d", n, len(m.samples))
+	}
+	m.drop(n)
 }
 
 // check compares what can be seen without a change.
@@ -319,7 +315,7 @@ func FuzzPeek(f *testing.F) {
 			return // there is no such memory
 		}
 		var u unread
-		u.memory.Store(&memory{bytes: bytes})
+		u.memory.Store(&bytes)
 		u.base.Store(base)
 		u.taken.Store(taken)
 		u.put.Store(put)
@@ -484,9 +480,10 @@ type readerModel struct {
 	polled   int // produced at the last Read, beyond which nothing was drained
 	counted  int // produced when that which Remaining counted was drained
 
-	flushes  int
-	kind     int // of the deadline
+	flushes  []int // produced at each Flush
+	kind     int   // of the deadline
 	deadline time.Time
+	drained  bool // the last read since SetDeadline, or since it failed, returned a record
 	closed   bool
 
 	kept []keptSample
@@ -536,7 +533,7 @@ func (m *readerModel) open(options []Option) {
 		m.t.Fatal(err)
 	}
 	m.reader, m.closed = r, false
-	m.flushes, m.kind = 0, noDeadline
+	m.flushes, m.kind, m.drained = nil, noDeadline, false
 }
 
 func (m *readerModel) close() {
@@ -596,7 +593,7 @@ func (m *readerModel) run() {
 			if m.closed {
 				break
 			}
-			for m.flush(); m.flushes > 0; {
+			for m.flush(); len(m.flushes) > 0; {
 				m.read(false)
 			}
 			m.wantAvailable(0)
@@ -623,7 +620,7 @@ func (m *readerModel) sampleSize(class byte, v int) int {
 	case 1:
 		size = 8 * v
 	case 2:
-		size = maxKept - 128 + v
+		size = 2048 - 128 + v
 	case 3:
 		size = m.size / 256 * v
 	case 4:
@@ -670,7 +667,7 @@ func (m *readerModel) read(into bool) {
 	case m.closed:
 		wantErr = os.ErrClosed
 	case m.hasSample():
-	case m.flushes > 0:
+	case len(m.flushes) > 0:
 		wantErr = ErrFlushed
 	case expires:
 		wantErr = os.ErrDeadlineExceeded
@@ -687,6 +684,9 @@ func (m *readerModel) read(into bool) {
 		rec, err = m.reader.Read()
 	}
 	m.logf("read (into %v): %d bytes, %d remain, %v", into, len(rec.RawSample), rec.Remaining, err)
+	if m.endsEarly(err) {
+		return
+	}
 	if !errors.Is(err, wantErr) || (wantErr == nil) != (err == nil) {
 		m.t.Fatalf("Read returned %v, want %v", err, wantErr)
 	}
@@ -699,13 +699,14 @@ func (m *readerModel) read(into bool) {
 			m.t.Fatal("ReadInto changed the record and failed")
 		}
 		if err == ErrFlushed {
-			m.flushes--
+			m.flushes = m.flushes[1:]
 		} else if time.Now().Before(m.deadline) {
 			m.t.Fatal("Read returned before the deadline")
 		}
-		m.pending, m.returned = nil, m.produced
+		m.pending, m.returned, m.drained = nil, m.produced, false
 		return
 	}
+	m.drained = true
 
 	i := slices.IndexFunc(m.pending, func(r fuzzedRecord) bool { return !r.discarded })
 	want := m.pending[i]
@@ -732,8 +733,26 @@ func (m *readerModel) read(into bool) {
 	}
 }
 
+// endsEarly reports whether an error ends a flush or a deadline's drain though there are
+// samples, which came later.
+func (m *readerModel) endsEarly(err error) bool {
+	if !m.hasSample() || m.closed {
+		return false
+	}
+	switch {
+	case err == ErrFlushed && len(m.flushes) > 0:
+		mark := m.flushes[0]
+		m.flushes = m.flushes[1:]
+		return !slices.ContainsFunc(m.pending, func(r fuzzedRecord) bool { return !r.discarded && r.end <= mark })
+	case errors.Is(err, os.ErrDeadlineExceeded) && m.kind != noDeadline && m.drained:
+		m.drained = false
+		return true
+	}
+	return false
+}
+
 func (m *readerModel) setDeadline(kind int, v time.Duration) {
-	m.kind = kind
+	m.kind, m.drained = kind, false
 	now := time.Now()
 	m.deadline = [deadlineKinds]time.Time{
 		pastDeadline: now.Add(-v * time.Second),
@@ -755,7 +774,7 @@ func (m *readerModel) flush() {
 	case err != nil:
 		m.t.Fatalf("Flush: %v", err)
 	default:
-		m.flushes++
+		m.flushes = append(m.flushes, m.produced)
 	}
 }
 

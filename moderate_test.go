@@ -204,7 +204,7 @@ func TestTickLeavesTheNewestRecord(t *testing.T) {
 			}
 			lib := r.queue.rings.(*libbpfRings)
 			var b batch
-			if err := lib.tick(&b, 0); err != nil {
+			if err := lib.tick(&b, &request{}); err != nil {
 				t.Fatal(err)
 			}
 			var got []string
@@ -216,7 +216,7 @@ func TestTickLeavesTheNewestRecord(t *testing.T) {
 			if !slices.Equal(got, tt.want) {
 				t.Errorf("drained %q, want %q", got, tt.want)
 			}
-			if idle := bool(lib.c.idle); idle != (tt.name == "nothing") {
+			if idle := lib.quiet && lib.unticked == 0; idle != (tt.name == "nothing") {
 				t.Errorf("idle: %v", idle)
 			}
 			if left := int(lib.producerPos(0) - lib.consumerPos(0)); left != tt.left {
@@ -294,14 +294,13 @@ func TestWakeEndsAPauseThatBlocksItsThread(t *testing.T) {
 	ring, r := newRingAndReader(t, 4096)
 	ring.Emit(text("a"), text("b"))
 	lib := r.queue.rings.(*libbpfRings)
-	var b batch
 	begin := time.Now()
 	time.AfterFunc(20*time.Millisecond, lib.wake)
-	if err := lib.tick(&b, time.Hour); err != nil {
+	if err := lib.door.pause(time.Hour, deaf); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(begin); took < 20*time.Millisecond || len(b.entries) > 0 {
-		t.Errorf("drained %d bytes of entries after %v, want none after 20 ms", len(b.entries), took)
+	if took := time.Since(begin); took < 20*time.Millisecond || !lib.door.woken() {
+		t.Errorf("the pause ended after %v, want 20 ms", took)
 	}
 }
 
@@ -450,7 +449,7 @@ func TestAFillingRingEndsAPause(t *testing.T) {
 		var b batch
 		go func() {
 			defer close(woken)
-			if err := lib.tick(&b, time.Hour); err != nil {
+			if err := lib.poll(&b, request{}); err != nil {
 				t.Error(err)
 			}
 		}()

@@ -6,24 +6,31 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // rings is what a queue needs of BPF ring buffers. libbpfRings are the real ones;
 // tests have others, to force what a kernel does only now and then.
 //
-// Calls of poll must not overlap with each other, with drainedTo or with close. All other
-// methods but close may be called while poll waits.
+// Calls of poll must not overlap with each other or with close. All other methods but
+// close may be called while poll waits, by one goroutine at a time; lookedTo only while
+// nobody polls.
 type rings interface {
-	// poll drains samples of one ring into b, which must be empty. If there are none it
-	// waits for some, until the deadline (zero: none) or wake; it may also return early.
-	// With a deadline in the past it does not wait, and returns without samples only
-	// if each ring is empty or its oldest record not committed.
-	poll(b *batch, deadline time.Time) error
-	// drainedTo returns the position up to which ring i was drained.
-	drainedTo(i int) uint64
+	// poll finds samples of one ring for b, which must be empty. If there are none it
+	// waits for some, until the deadline or wake; it may also return early. With a deadline
+	// in the past it does not wait, and returns without samples only if each ring is empty
+	// or its oldest record not committed.
+	poll(b *batch, q request) error
+	// consume consumes samples of ring i that were lent, in order: up to the position end.
+	consume(i, samples, discards int, end uint64) error
+	// caughtUp is called when all that was lent of ring i is consumed.
+	caughtUp(i int)
+	// lookedTo returns the position up to which ring i was consumed or lent.
+	lookedTo(i int) uint64
 	// wake ends the current or the next wait of poll.
 	wake()
+	view(i int) *ring
 	consumerPos(i int) uint64
 	producerPos(i int) uint64
 	sizes() []int // in bytes
@@ -36,27 +43,38 @@ var errClosed = fmt.Errorf("ringbuf: reader: %w", ErrClosed)
 // A queue hands the samples of rings out, each ring's in order, to any number of
 // goroutines.
 //
-// There is one batch, and turn is a channel with room for it. Whoever finds no
-// sample left receives the batch from turn, which is the right to poll the rings:
-// it drives libbpf on its own thread until there are samples, or a reason to give
-// up, and sends the batch back. Everybody else meanwhile waits on turn.
+// There is one batch, and turn is a channel with room for it. A goroutine that finds no
+// sample receives the batch from turn, which is the right to poll the rings: it polls until
+// there are samples, or a reason to give up, and sends the batch back. Everybody else
+// meanwhile waits on turn.
 //
-// So nothing is drained while nobody reads, nor before all that was drained earlier
+// So nothing is consumed while nobody reads, nor before all that was copied earlier
 // has been handed out.
 type queue struct {
 	rings rings
 	sizes []int // of the rings in bytes
 	turn  chan *batch
-	done  chan struct{} // closed when close begins
+
+	done    chan struct{} // closed when close begins
+	closing atomic.Bool   // likewise
 
 	unread unread // of the batch; empty while it is polled into
+	slab   slab   // for samples that callers may keep
 
 	mu       sync.Mutex // never held while polling
 	pos      []uint64   // of each ring: end of the last record handed out, when unread has none of it
 	begun    bool       // pos is valid: somebody has polled
 	polling  bool       // poll may be waiting
 	deadline time.Time
-	flushes  int // calls of flush not yet answered by ErrFlushed
+	expired  bool       // it was found to have passed
+	passed   []uint64   // producer positions then
+	flushes  [][]uint64 // producer positions at each call of flush not yet answered
+	unreadTo uint64     // end of the last entry that was put into unread
+	loans    [][]*loan  // of each ring, in order: see lease.go
+	lentOf   []bool     // rings that have loans, for poll
+	lent     int        // of these, how many are out
+	spare    *loan      // to use again, or nil
+	drained  []*loan    // loans of what was drained, in order
 	closed   bool
 	final    *Stats // when rings are closed
 }
@@ -64,80 +82,168 @@ type queue struct {
 func newQueue(r rings) *queue {
 	q := &queue{rings: r, sizes: r.sizes(), turn: make(chan *batch, 1), done: make(chan struct{})}
 	q.pos = make([]uint64, len(q.sizes))
+	q.loans = make([][]*loan, len(q.sizes))
+	q.lentOf = make([]bool, len(q.sizes))
 	q.turn <- new(batch)
 	return q
 }
 
-// refill returns when there were unread samples, which others may have taken since. When
-// ctx is done it ends only if interrupt is called.
-func (q *queue) refill(ctx context.Context) error {
+// receive receives the turn. When ctx is done it ends only if interrupt is called.
+func (q *queue) receive(ctx context.Context) (*batch, error) {
+	select {
+	case b := <-q.turn: // as a rule, and quicker
+		return b, nil
+	default:
+	}
 	select {
 	case <-q.done:
-		return errClosed
+		return nil, errClosed
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
 	case b := <-q.turn:
-		err := q.lead(ctx, b)
-		q.turn <- b
-		return err
+		return b, nil
 	}
 }
 
-// lead polls until there are unread samples. The caller has b from q.turn.
-func (q *queue) lead(ctx context.Context, b *batch) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for q.unread.empty() {
-		if q.closed {
-			return errClosed
-		}
-		if err := ctx.Err(); err != nil {
+// read polls until it can copy a sample to rec.
+func (q *queue) read(ctx context.Context, rec *Record, own bool) error {
+	b, err := q.receive(ctx)
+	if err != nil {
+		return err
+	}
+	// Also if ctx, which is the caller's, panics.
+	defer func() { q.turn <- b }()
+	// While it has the turn: so that who waited has the first, also when Close waits for it.
+	for !q.take(rec, own) {
+		if l, err := q.poll(ctx, b, false); err != nil {
 			return err
-		}
-		first := !q.begun
-		if first {
-			q.begun = true
-			for i := range q.pos {
-				q.pos[i] = q.rings.consumerPos(i)
+		} else if l != nil {
+			if err := q.keep(b, l); err != nil {
+				return err
 			}
-		}
-		// Only a flush or expiry that was seen before the ring was found empty
-		// counts, so that no sample that came earlier is held back.
-		flushed := q.flushes > 0
-		expired := !q.deadline.IsZero() && !time.Now().Before(q.deadline)
-		deadline := q.deadline
-		if flushed {
-			deadline = time.Unix(0, 0)
-		}
-
-		b.reset()
-		q.polling = true
-		q.mu.Unlock()
-		err := q.rings.poll(b, deadline)
-		q.mu.Lock()
-		q.polling = false
-
-		if err != nil {
-			q.begun = !first // pos may be anything if the first poll did not like it
-			return fmt.Errorf("ringbuf: %w", err)
-		}
-		for i := range q.pos {
-			q.pos[i] = q.rings.drainedTo(i) // past discarded records
-		}
-		if len(b.entries) > 0 {
-			q.pos[b.ring] = b.last
-			q.unread.add(b)
-			return nil
-		}
-		switch {
-		case flushed:
-			q.flushes--
-			return ErrFlushed
-		case expired:
-			return os.ErrDeadlineExceeded
 		}
 	}
 	return nil
+}
+
+// keep makes a loan unread: of records that libbpf cannot consume yet, because others before
+// these are lent, or that were drained.
+func (q *queue) keep(b *batch, l *loan) error {
+	read := part{} // nothing, if the Reader is closed
+	defer func() { q.giveBack(l, read) }()
+	if l.entries != nil {
+		b.drainAgain(l)
+	} else {
+		b.copyWindow(q.rings.view(l.ring), l.window)
+		b.lose(l.lost, l.lostAt)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return errClosed
+	}
+	q.add(b)
+	read = l.all()
+	return nil
+}
+
+// lend returns samples that stay in the ring, or what is unread of the batch.
+func (q *queue) lend(ctx context.Context) (*loan, error) {
+	b, err := q.receive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { q.turn <- b }()
+	for {
+		if l := q.lendUnread(b); l != nil {
+			return l, nil
+		}
+		if l, err := q.poll(ctx, b, true); l != nil || err != nil {
+			return l, err
+		}
+	}
+}
+
+// poll polls once. It returns a loan of samples that are still in the ring, or has put
+// samples into unread, or neither. The caller has b from q.turn, and nothing is unread.
+func (q *queue) poll(ctx context.Context, b *batch, lend bool) (*loan, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return nil, errClosed
+	}
+	first := !q.begun
+	if first {
+		q.begun = true
+		for i := range q.pos {
+			q.pos[i] = q.rings.consumerPos(i)
+		}
+	}
+	if l, err := q.released(); l != nil || err != nil {
+		return l, err
+	}
+	// Only a flush or expiry that was seen before the rings were found empty counts, so
+	// that no sample that came earlier is held back.
+	req := request{deadline: q.deadline, lent: q.lending(), lentOf: q.lentOf, copied: !lend}
+	req.lend = lend || req.lent
+	flushed := len(q.flushes) > 0
+	expired := !q.deadline.IsZero() && !time.Now().Before(q.deadline)
+	switch {
+	case flushed:
+		req.until, req.deadline = q.flushes[0], time.Unix(0, 0)
+	case expired:
+		if !q.expired {
+			q.expired, q.passed = true, q.produced(q.passed)
+		}
+		req.until = q.passed
+	}
+
+	b.reset()
+	q.polling = true
+	q.mu.Unlock()
+	err := q.rings.poll(b, req)
+	q.mu.Lock()
+	q.polling = false
+
+	if err != nil {
+		q.begun = !first // pos may be anything if the first poll did not like it
+		return nil, fmt.Errorf("ringbuf: %w", err)
+	}
+	for i := range q.pos {
+		q.pos[i] = q.rings.lookedTo(i) // past discarded records
+	}
+	switch {
+	case b.lent.samples > 0:
+		return q.borrow(b), nil
+	case len(b.entries) > 0:
+		q.pos[b.ring] = b.last
+		q.add(b)
+	case flushed:
+		q.flushes = q.flushes[1:]
+		return nil, ErrFlushed
+	case expired:
+		q.expired = false
+		return nil, os.ErrDeadlineExceeded
+	}
+	return nil, nil
+}
+
+// add makes the entries of b unread. The caller holds q.mu.
+func (q *queue) add(b *batch) {
+	q.unreadTo = b.last
+	q.unread.add(b)
+}
+
+// produced returns the producer positions, in buf if it has room. The caller holds q.mu.
+func (q *queue) produced(buf []uint64) []uint64 {
+	buf = buf[:0]
+	for i := range q.pos {
+		buf = append(buf, q.rings.producerPos(i))
+	}
+	return buf
 }
 
 // wake makes a goroutine that polls look at the queue's state again. The caller
@@ -158,7 +264,7 @@ func (q *queue) interrupt() {
 func (q *queue) setDeadline(t time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.deadline = t
+	q.deadline, q.expired = t, false
 	q.wake()
 }
 
@@ -168,7 +274,7 @@ func (q *queue) flush() error {
 	if q.closed {
 		return errClosed
 	}
-	q.flushes++
+	q.flushes = append(q.flushes, q.produced(nil))
 	q.wake()
 	return nil
 }
@@ -193,11 +299,21 @@ func (q *queue) availableOf(i int) int {
 		consumer := q.rings.consumerPos(i)
 		return int(q.rings.producerPos(i) - consumer)
 	}
-	pos, ok := q.unread.before(i)
-	if !ok {
-		pos = q.pos[i]
+	n := int(q.rings.producerPos(i) - q.pos[i])
+	if before, ok := q.unread.before(i); ok {
+		n += int(q.unreadTo - before)
 	}
-	return int(q.rings.producerPos(i) - pos)
+	for _, l := range q.loans[i] {
+		if l.state == loanReleased {
+			n += int(l.end - l.start)
+		}
+	}
+	for _, l := range q.drained {
+		if l.ring == i && l.state == loanReleased {
+			n += l.entriesSize()
+		}
+	}
+	return n
 }
 
 func (q *queue) stats() Stats {
@@ -219,6 +335,7 @@ func (q *queue) stats() Stats {
 func (q *queue) close() error {
 	q.mu.Lock()
 	q.closed = true
+	q.closing.Store(true)
 	close(q.done)
 	q.wake()
 	q.mu.Unlock()
@@ -230,5 +347,8 @@ func (q *queue) close() error {
 	q.unread.clear()
 	final := q.rings.stats()
 	q.final = &final
+	if q.lent > 0 {
+		return nil // whoever gives the last loan back closes the rings
+	}
 	return q.rings.close()
 }

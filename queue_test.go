@@ -37,12 +37,12 @@ type fakeAnswer struct {
 
 func newFakeRing() *fakeRing { return &fakeRing{polls: make(chan *fakePoll)} }
 
-func (f *fakeRing) poll(b *batch, deadline time.Time) error {
+func (f *fakeRing) poll(b *batch, q request) error {
 	if f.polling.Add(1) != 1 || f.closed.Load() {
 		panic("poll overlaps with poll or close")
 	}
 	defer f.polling.Add(-1)
-	p := &fakePoll{deadline, make(chan fakeAnswer)}
+	p := &fakePoll{q.deadline, make(chan fakeAnswer)}
 	f.polls <- p
 	answer := <-p.answer
 	var buf []byte // new each time: the race detector does not like what only C may do
@@ -50,7 +50,7 @@ func (f *fakeRing) poll(b *batch, deadline time.Time) error {
 		size := uint64(len(s)+15) &^ 7
 		buf = appendEntry(buf, f.consumer.Add(size), uint32(size), s)
 	}
-	b.set(buf, len(buf))
+	b.set(buf)
 	b.producer, b.last = f.producer.Load(), f.consumer.Load()
 	return answer.err
 }
@@ -63,8 +63,13 @@ func appendEntry(buf []byte, end uint64, gap uint32, sample string) []byte {
 	return append(buf, make([]byte, -len(sample)&7)...)
 }
 
-func (f *fakeRing) wake()                  { f.wakes.Add(1) }
-func (f *fakeRing) drainedTo(int) uint64   { return f.consumer.Load() }
+func (f *fakeRing) wake()               { f.wakes.Add(1) }
+func (f *fakeRing) lookedTo(int) uint64 { return f.consumer.Load() }
+func (f *fakeRing) view(int) *ring      { panic("there is nothing to lend") }
+func (f *fakeRing) caughtUp(int)        {}
+
+func (f *fakeRing) consume(int, int, int, uint64) error { panic("nothing was lent") }
+
 func (f *fakeRing) consumerPos(int) uint64 { return f.consumer.Load() }
 func (f *fakeRing) producerPos(int) uint64 { return f.producer.Load() }
 func (f *fakeRing) sizes() []int           { return []int{4096} }

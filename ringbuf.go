@@ -14,7 +14,7 @@ import (
 var ErrClosed = os.ErrClosed
 
 // ErrFlushed is returned by Read, once for each call of Flush, when everything that was in
-// the ring has been returned.
+// the ring at that call has been returned.
 var ErrFlushed = errors.New("ringbuf: flushed")
 
 // A Record is one record of the ring: a sample and what came with it.
@@ -56,14 +56,15 @@ type Option func(*options)
 type options struct {
 	maxDelay     time.Duration // negative: the default
 	lossCounters []Map         // one, or none
+	ownMapping   bool          // for tests: do not use libbpf's
 }
 
 // WithMaxDelay limits the delay by which wakeup moderation may hold a sample back: while
-// somebody reads, no sample is held back for longer than twice d. 0 or less turns
-// moderation off, so that the Reader reads eagerly. The default is 1 ms, and less or nothing for rings that
-// a flood could fill in that time: a flood of records that are as large as those that
-// came lately. (Where small ones may be followed by a flood of large ones, a ring of
-// less than some MiB is better read eagerly.)
+// somebody reads, no sample is held back for longer than twice d. 0 or less turns moderation
+// off, so that the Reader reads eagerly. The default is 1 ms, and less or nothing for rings
+// that a flood could fill in that time: a flood of records that are as large as those that came
+// lately. (Where small ones may be followed by a flood of large ones, a ring of less than some
+// MiB is better read eagerly.)
 //
 // The kernel notifies of a record whenever the consumer had caught up, and the BPF
 // program that submits it, thus the traced workload, pays for that: several times what
@@ -84,19 +85,20 @@ func WithMaxDelay(d time.Duration) Option {
 	return func(o *options) { o.maxDelay = max(d, 0) }
 }
 
-// WithLossCounter lets the Reader tell of records that the kernel refused, because the ring
-// was full or, in an interrupt that cannot be masked, because its lock was taken: Stats counts them, and Record.Lost says where they are missing. BPF
-// programs count them in m, a map that they declare with RINGBUF_COUNTER and pass to
-// ringbuf_reserve and ringbuf_output of bpf/ringbuf.bpf.h, in this module.
+// WithLossCounter lets the Reader tell of records that the kernel refused, because the ring was
+// full or, in an interrupt that cannot be masked, because its lock was taken: Stats counts
+// them, and Record.Lost says where they are missing. BPF programs count them in m, a map that
+// they declare with RINGBUF_COUNTER and pass to ringbuf_reserve and ringbuf_output of
+// bpf/ringbuf.bpf.h, in this module.
 //
-// A loss comes with the record that follows it, or with an earlier one, but not later:
-// whoever adds up Lost always knows of at least as many as are missing so far on each CPU.
-// (It may be later by a batch if one drain goes round the whole ring, as in rings of 64 KiB
-// and less, or where most records are discarded.) It comes earlier if the ring is full again before the Reader gets to where
-// it was full before: then with the record there; and all losses of a batch, of up to 64 KiB,
-// come with the first of its records that follows one. If no record follows, only Stats tells.
-// Of several rings nobody knows which one it was: the loss comes with the next record that
-// is drained, of any of them.
+// A loss comes with the record that follows it, or with an earlier one, but not later: whoever
+// adds up Lost always knows of at least as many as are missing so far on each CPU. (It may be
+// later by a batch if one drain goes round the whole ring, as in rings of 64 KiB and less, or
+// where most records are discarded.) It comes earlier if the ring is full again before the
+// Reader gets to where it was full before: then with the record there; and all losses of a
+// batch, of up to 64 KiB, come with the first of its records that follows one. If no record
+// follows, only Stats tells. Of several rings nobody knows which one it was: the loss comes
+// with the next record that is drained, of any of them.
 //
 // A Reader has one counter. Its rings may share it if no CPU writes into more than one of
 // them, as with a ring for each CPU; for others take a Reader, and a counter, each.
@@ -129,8 +131,8 @@ func NewReader(m Map, opts ...Option) (*Reader, error) {
 
 // NewMultiReader returns a Reader of one or more ring buffers, each as NewReader wants it.
 // Record.Ring tells from which of maps a record is. The rings take turns: while there are
-// records in several, as many batches of up to 64 KiB come from each, so that a ring that is
-// flooded does not hold up the others.
+// records in several, as many batches, or leases of up to 64 KiB, come from each, so that a
+// ring that is flooded does not hold up the others.
 //
 // BPF programs on several processors that write into one ring wait for each other: the
 // kernel locks the ring for each record. One ring for each processor, or NUMA node, in a
@@ -163,7 +165,7 @@ func newReader(src rings) *Reader {
 
 // Read returns the next record. Its RawSample belongs to the caller, who may keep
 // and change it. Samples of up to 2 KiB share larger allocations: keeping one of them
-// retains some 32 KiB of memory, at most 64 KiB.
+// retains 32 KiB of memory.
 //
 // It waits for a record until
 //
@@ -171,14 +173,21 @@ func newReader(src rings) *Reader {
 //   - Flush is called: ErrFlushed,
 //   - Close is called: an error that wraps ErrClosed.
 //
-// Before the first two of these errors it returns all records that are in the
-// rings. A record that is in the ring is returned whether or not the kernel
-// notified of it (BPF_RB_NO_WAKEUP). Records that were discarded are skipped. One
-// that is reserved and not yet submitted holds back those behind it: the ring counts
-// as empty there.
+// Before the first two of these errors it returns all records that were in the rings when
+// the deadline passed or Flush was called, and perhaps later ones. So both come also with a
+// producer that is always ahead of the caller. While a deadline has passed, each
+// os.ErrDeadlineExceeded begins the next such drain: the calls after it return what is in
+// the rings then.
 //
-// With a producer that is always ahead of the caller, neither of them ever comes:
-// then stop reading, or Close.
+// A record that is in the ring is returned whether or not the kernel notified of it
+// (BPF_RB_NO_WAKEUP). Records that were discarded are skipped. One that is reserved and not
+// yet submitted holds back those behind it: the ring counts as empty there.
+//
+// libbpf consumes samples in batches of up to 16 KiB, one sample, or a lease that was released. A
+// process that is killed, and a Close, lose what was consumed and not yet returned. Records and
+// Lease lose nothing of what no Read has drained.
+//
+// While a lease is out, Read returns the records behind those that are lent.
 //
 // An error that wraps syscall.EUCLEAN says that the consumer position is not where
 // this Reader left it: there is another Reader of this ring, in this process or
@@ -188,97 +197,77 @@ func newReader(src rings) *Reader {
 // An error that wraps syscall.EBADF says that somebody in this process closed a
 // descriptor of the Reader, or put another file in its place. No record is lost by that,
 // but they can be read to the end with another Reader only.
-func (r *Reader) Read() (Record, error) {
-	q := r.queue
-	for {
-		sample, remaining, at, ok := q.unread.peek()
-		if !ok {
-			if err := q.refill(context.Background()); err != nil {
-				return Record{}, err
-			}
-			continue
-		}
-		if !q.unread.keep(sample) {
-			sample = copySample(nil, sample)
-		}
-		ring, lost := q.unread.origin(at)
-		if q.unread.take(at, sample) {
-			return Record{sample, remaining, ring, lost}, nil
-		}
+func (r *Reader) Read() (rec Record, err error) {
+	if q := r.queue; !q.take(&rec, true) {
+		err = q.read(context.Background(), &rec, true)
 	}
+	return rec, err
 }
 
 // ReadContext is like Read, but also returns when ctx is done, with the error of ctx: at
 // once, whoever else is waiting, and without the records that are in the ring, which
 // remain there.
-func (r *Reader) ReadContext(ctx context.Context) (Record, error) {
+func (r *Reader) ReadContext(ctx context.Context) (rec Record, err error) {
 	q := r.queue
-	for {
-		if err := ctx.Err(); err != nil {
-			return Record{}, err
-		}
-		if q.unread.empty() {
-			stop := context.AfterFunc(ctx, q.interrupt)
-			err := q.refill(ctx)
-			stop()
-			if err != nil {
-				return Record{}, err
-			}
-		}
-		sample, remaining, at, ok := q.unread.peek()
-		if !ok {
-			continue
-		}
-		if !q.unread.keep(sample) {
-			sample = copySample(nil, sample)
-		}
-		ring, lost := q.unread.origin(at)
-		if q.unread.take(at, sample) {
-			return Record{sample, remaining, ring, lost}, nil
-		}
+	if err := ctx.Err(); err != nil || q.take(&rec, true) {
+		return rec, err
 	}
+	defer context.AfterFunc(ctx, q.interrupt)()
+	err = q.read(ctx, &rec, true)
+	return rec, err
 }
 
 // ReadInto is like Read, but reuses the capacity of rec.RawSample, so that a loop
 // with one Record allocates nothing. On error rec is unchanged, but for the bytes in
-// that capacity.
+// that capacity. A process that is killed loses at most a batch, as with Read.
 func (r *Reader) ReadInto(rec *Record) error {
-	q := r.queue
+	if q := r.queue; !q.take(rec, false) {
+		return q.read(context.Background(), rec, false)
+	}
+	return nil
+}
+
+// take copies the oldest unread sample to rec, into memory of its own or into what RawSample
+// has. It reports false if there is none.
+func (q *queue) take(rec *Record, own bool) bool {
+	buf := rec.RawSample
 	for {
 		sample, remaining, at, ok := q.unread.peek()
 		if !ok {
-			if err := q.refill(context.Background()); err != nil {
-				return err
-			}
-			continue
+			return false
 		}
-		buf := copySample(rec.RawSample, sample)
+		if own {
+			buf = q.slab.copy(sample)
+		} else {
+			buf = append(buf[:0], sample...)
+		}
 		ring, lost := q.unread.origin(at)
 		if q.unread.take(at, sample) {
 			// One by one: a copy of a whole Record takes 5 ns.
 			rec.RawSample, rec.Remaining = buf, remaining
 			rec.Ring, rec.Lost = ring, lost
-			return nil
+			return true
 		}
 	}
 }
 
 // SetDeadline sets the time after which Read does not wait for records.
 // It applies to calls that are already waiting too, and never waits for them. The
-// zero Time means no deadline, which is the default.
+// zero Time means no deadline, which is the default. With a time in the past, Read and Lease
+// do not wait at all.
 func (r *Reader) SetDeadline(t time.Time) { r.queue.setDeadline(t) }
 
-// Flush makes Read return what is in the ring, also records submitted with
-// BPF_RB_NO_WAKEUP, and then, when the ring is empty, ErrFlushed once. If nobody is reading,
-// the next calls do so.
+// Flush makes Read return what is in the ring now, also records submitted with
+// BPF_RB_NO_WAKEUP, and then ErrFlushed once. If nobody is reading, the next calls do so.
 //
 // To hand a pinned ring over to another process without losing a record, call
 // Flush, Read until ErrFlushed, then Close. The error wraps ErrClosed after Close.
 func (r *Reader) Flush() error { return r.queue.flush() }
 
 // AvailableBytes returns the number of bytes, headers and padding included, that
-// were produced and not yet returned by Read: from the end of the record returned last to the
-// producer position, in all rings. It is 0 after Close.
+// were produced and not yet returned: from the end of the record returned last to the
+// producer position, in all rings. What a lease or a loop over Records has been lent counts as
+// returned until it is released. It is 0 after Close.
 func (r *Reader) AvailableBytes() int { return r.queue.available() }
 
 // BufferSize returns the size of the ring in bytes; of several, the sum.
@@ -289,13 +278,12 @@ func (r *Reader) BufferSize() (sum int) {
 	return sum
 }
 
-// Close interrupts all waiting calls and releases the Reader's descriptors,
-// mappings and memory. When it returns, no code of libbpf touches the ring any
-// more. Further calls do nothing and return the same as the first.
+// Close interrupts all waiting calls and releases the Reader's descriptors, mappings and
+// memory, the last lease being given back. When it returns, no code of libbpf touches the ring
+// any more. Further calls do nothing and return the same as the first.
 //
-// Records are drained from the ring in batches of up to 64 KiB and one record. What
-// was drained and not yet returned by Read is lost; what was not drained stays in the
-// ring. See Flush.
+// What Read has drained and not yet returned is lost: see there. What is lent stays in the
+// ring, and mapped until the last lease is given back. See Flush for how to leave nothing.
 func (r *Reader) Close() error {
 	r.cleanup.Stop()
 	return r.close()

@@ -1,4 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The C side of the package: ringbuf_cgo.c consumes, ringbuf_cgo_wait.c waits,
+ * ringbuf_cgo_open.c opens. Only this code calls libbpf's ring_buffer API. It
+ * knows nothing of Go.
+ */
 #ifndef RINGBUF_CGO_H
 #define RINGBUF_CGO_H
 
@@ -16,134 +21,162 @@
 #endif
 #endif
 
-/* Written by one thread at a time, read by any: see cgo_ringbuf_ring_counters(). */
-struct cgo_ring_counters {
-	__u64 samples;
-	__u64 bytes;	 /* of these, without headers and padding */
-	__u64 discarded; /* records */
-	__u64 highest;	 /* most bytes in the ring that a drain began with */
-};
+/* Returned by the callback to end a call of libbpf: "this sample was the last". */
+#define STOP (-ECANCELED)
 
 /* One of the rings of a Reader. */
 struct cgo_ring {
 	struct cgo_ringbuf *reader;
 	struct ring *lib; /* libbpf's */
 	__u64 size;	  /* in bytes */
-	bool begun;	  /* consumer is valid: a drain has found a sound position */
-	void *pages;	  /* our own mapping of the producer position and the data, read-only */
-	void *data;	  /* in pages */
+	void *own;	  /* our mapping, or NULL where libbpf's is used */
 
-	__u64 consumer;	    /* position up to which all was drained */
-	__u64 producer;	    /* position up to which records were reserved */
-	__u64 last;	    /* end of the last entry, or consumer if the last drain had none */
-	__u64 bad_consumer; /* the consumer position that was found, after -EUCLEAN */
-	struct cgo_ring_counters counters;
+	/* In memory that can only be read: the positions, and the data twice in a row. */
+	const __u64 *consumer_pos;
+	const __u64 *producer_pos;
+	const void *data;
+
+	__u64 consumer; /* the position up to which records were consumed */
+	__u64 producer; /* the producer position when somebody looked last */
+	__u64 bad;	/* the consumer position that was found, after -EUCLEAN */
+
+	__u64 left;	/* samples that libbpf is to consume */
+	bool copying;	/* and to copy into reader->batch */
+	__u64 samples;	/* that were consumed, ever */
+	__u64 bytes;	/* of these */
+	__u64 discards; /* that were found when a sample was copied, ever */
+};
+
+/* Where samples are copied to; valid during one call. */
+struct cgo_batch {
+	void *buf;
+	size_t cap;
+	size_t filled;	   /* bytes of entries in buf */
+	void *large;	   /* the only entry, if buf had no room for it: for cgo_ringbuf_drop() */
+	size_t large_size; /* of large, in bytes */
+	__u64 too_large;   /* length of a sample for which there was no memory */
 };
 
 /*
- * The rings of a Reader, opened by cgo_ringbuf_open(). Calls on it must not overlap,
- * except that any thread may call cgo_ringbuf_wake(), and those that return positions
- * and counters, until cgo_ringbuf_free().
+ * The rings of a Reader, opened by cgo_ringbuf_open(). One thread at a time may wait,
+ * and one at a time consume; see there. Any thread may call cgo_ringbuf_wake() until
+ * cgo_ringbuf_free().
  *
- * Functions return 0 or a negative errno.
+ * Functions return 0 or a negative errno. -EUCLEAN: somebody else wrote the consumer
+ * position. -EBADF: somebody closed a descriptor or put another file in its place.
  */
 struct cgo_ringbuf {
 	struct ring_buffer *rb;
 	struct cgo_ring *rings;
-	int count;     /* of rings */
-	int next;      /* index of the ring to drain next */
-	__u64 largest; /* size of a ring */
-	int ring_fd;   /* duplicate of libbpf's epoll instance, which contains the maps */
-	int wake_fd;   /* eventfd that ends a wait here */
-	int park_fd;   /* epoll instance for Go's netpoller, which has a duplicate */
+	int count;   /* of rings */
+	int ring_fd; /* duplicate of libbpf's epoll instance, with the maps and wake_fd */
+	int wake_fd; /* eventfd that ends a wait */
+	int park_fd; /* epoll instance for Go's netpoller, which has a duplicate */
 
-	/* Where the drained samples go; valid during one call. */
-	void *buf;
-	size_t cap;
-	size_t limit;
-	bool leave; /* leave the newest record in the ring: see leaves_one() */
+	struct cgo_batch batch;
 
-	/* What the last call found. */
-	struct cgo_ring *at; /* the ring that was drained last: all samples are its */
-	size_t filled;	     /* bytes of entries in buf */
-	size_t spilled; /* bytes of the one entry, the last, that did not fit and is in spill */
-	void *spill;
-	bool woken;    /* the wait was ended by cgo_ringbuf_wake() */
-	bool notified; /* the wait was ended by what the kernel reported */
-	bool full;     /* there is more: stopped at the limit, or has seen only discards */
-	bool busy;     /* no sample, and a wait would end at once: as with a busy record */
-	bool drained;  /* not woken before that */
-	__u32 samples; /* in the batch */
-	__u64 bytes;   /* of these */
-	__u64 moved;   /* bytes that the consumer positions moved */
+	/* What the last wait found. */
+	struct cgo_ring *at; /* the ring whose sample is in the batch */
+	bool woken;	     /* cgo_ringbuf_wake() ended it */
+	bool notified;	     /* the kernel ended it */
+	bool busy;	     /* a record that is not committed is the oldest of a ring */
 
-	/* Of the current tick, which may take more than one call. */
-	int unticked; /* rings that are still to be drained */
-	bool quiet;   /* nothing was produced in the others since the tick before */
-	bool idle;    /* it is over, and was quiet to the end */
-
-	__u64 drains, wakeups, ticks; /* counters */
+	__u64 wakeups; /* waits that the kernel ended */
 };
 
 /* An entry of a batch: this header, then len bytes, then padding to 8. */
 struct cgo_ringbuf_entry {
 	__u64 end; /* position in the ring of the record's end */
 	__u32 len;
-	__u32 gap; /* from the end of the entry before to this end */
+	__u32 gap; /* from what was consumed before to this end */
 };
 
 int cgo_ringbuf_dup(int fd);
 int cgo_ringbuf_map_info(int map_fd, struct bpf_map_info *info);
 
-/*
- * Opens the rings of these maps, of which sizes are the sizes. It needs map_fds no longer
- * than that. A failure sets *step to what was being done, and *failed to the index of the
- * map with which, or -1.
- */
-int cgo_ringbuf_open(const int *map_fds, const __u64 *sizes, int rings, struct cgo_ringbuf **out,
-		     int *failed, const char **step);
-void cgo_ringbuf_free(struct cgo_ringbuf *r);
-
-/*
- * Drains the samples of one ring into buf, which has room for cap bytes, until it is empty,
- * a record is not committed yet, or about limit bytes are filled. The rings take turns. If
- * no ring had a sample, waits for at most timeout_ns for a notification from the kernel or
- * cgo_ringbuf_wake(), and drains again. It does not wait while r->busy or r->full.
- * -EUCLEAN: somebody else wrote the consumer position of r->at. -EBADF: somebody closed a
- * descriptor or put another file in its place.
- */
-int cgo_ringbuf_poll(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 timeout_ns);
-
-/*
- * Waits for pause_ns (0: not at all), or until cgo_ringbuf_wake(), which ends the
- * call, or with listen until a ring is filled as cgo_ringbuf_filled() has it, if the kernel
- * notifies then. After that drains like cgo_ringbuf_poll(), but leaves the newest record in
- * the ring, so that the kernel does not notify of the next one. If there is no other
- * sample, drains that too. While r->unticked there are rings which this tick has not
- * drained: then call it again, without a pause.
- */
-int cgo_ringbuf_tick(struct cgo_ringbuf *r, void *buf, size_t cap, size_t limit, __s64 pause_ns,
-		     bool listen);
-
-/* Ends the current or next wait of the two above. */
-int cgo_ringbuf_wake(struct cgo_ringbuf *r);
-
-/* Makes park_fd readable on notifications (or no longer). -EBADF as above. */
-int cgo_ringbuf_arm(struct cgo_ringbuf *r, bool armed);
-
-/*
- * Reports whether an eighth of a ring or more was produced since it was last drained. Not
- * whether so much is in it, which may be held back by a busy record.
- */
-bool cgo_ringbuf_filled(struct cgo_ringbuf *r);
-
-__u64 cgo_ringbuf_consumer(struct cgo_ringbuf *r, int ring);
-__u64 cgo_ringbuf_producer(struct cgo_ringbuf *r, int ring);
-void cgo_ringbuf_ring_counters(struct cgo_ringbuf *r, int ring, struct cgo_ring_counters *out);
-void cgo_ringbuf_counters(struct cgo_ringbuf *r, __u64 *drains, __u64 *wakeups, __u64 *ticks);
-
 /* A new descriptor of what is pinned at path, or of the map with this id. */
 int cgo_ringbuf_open_pinned(const char *path);
 int cgo_ringbuf_open_id(__u32 id);
+
+/*
+ * Opens the rings of these maps, of which sizes are the sizes. It needs map_fds no longer
+ * than that. With own it does not look for libbpf's mappings. A failure sets *step to what
+ * was being done, and *failed to the index of the map with which, or -1.
+ */
+int cgo_ringbuf_open(const int *map_fds, const __u64 *sizes, int rings, bool own,
+		     struct cgo_ringbuf **out, int *failed, const char **step);
+void cgo_ringbuf_free(struct cgo_ringbuf *r);
+
+/*
+ * Lets libbpf consume the next n samples of a ring, the last of which ends at end, and
+ * the discarded records between them. Copies the samples into buf, which has room for
+ * them, unless that is NULL. A failure consumes nothing that is not in the batch.
+ */
+int cgo_ringbuf_consume(struct cgo_ringbuf *r, int ring, __u64 n, __u64 end, __u8 *buf, size_t cap);
+
+/*
+ * Lets libbpf consume the next n records of a ring, all discarded, which end at end. With a
+ * libbpf before 1.5 a sample that is committed meanwhile is copied into the batch.
+ */
+int cgo_ringbuf_skip(struct cgo_ringbuf *r, int ring, __u64 n, __u64 end, __u8 *buf, size_t cap);
+
+/*
+ * Waits for at most timeout_ns until the kernel notifies or cgo_ringbuf_wake() is called,
+ * but only if no ring has a record and none has a busy one. All that was looked at must
+ * have been consumed. With buf a wait of a millisecond or more is one in ring_buffer__poll(),
+ * which then consumes one sample into the batch, if there is one.
+ */
+int cgo_ringbuf_wait(struct cgo_ringbuf *r, __s64 timeout_ns, __u8 *buf, size_t cap);
+
+/* Report, behind a fence, whether any ring, or one, has a record that can be consumed. */
+bool cgo_ringbuf_ready(struct cgo_ringbuf *r);
+bool cgo_ringbuf_ready_ring(struct cgo_ringbuf *r, int ring);
+
+/* How much is to be produced for a pause to end early. */
+enum cgo_listen { CGO_DEAF, CGO_EIGHTH, CGO_ANY };
+
+/*
+ * Waits for pause_ns or until cgo_ringbuf_wake(), or until cgo_ringbuf_produced() when the
+ * kernel notifies. What is in the rings does not matter.
+ */
+int cgo_ringbuf_pause(struct cgo_ringbuf *r, __s64 pause_ns, enum cgo_listen listen);
+
+/*
+ * Reports whether an eighth of a ring, or anything, was reserved since somebody looked. Not
+ * whether so much is in it, which may be held back by a busy record.
+ */
+bool cgo_ringbuf_produced(const struct cgo_ringbuf *r, enum cgo_listen listen);
+
+/* Ends the current or next wait. */
+int cgo_ringbuf_wake(struct cgo_ringbuf *r);
+
+/* Makes park_fd readable on notifications (or no longer). */
+int cgo_ringbuf_arm(struct cgo_ringbuf *r, bool armed);
+
+/* Frees batch.large. */
+void cgo_ringbuf_drop(struct cgo_ringbuf *r);
+
+__u64 cgo_ringbuf_wakeups(const struct cgo_ringbuf *r);
+
+/* For the three files. */
+
+int cgo_ringbuf_take(void *ring, void *sample, size_t len); /* libbpf's callback */
+void cgo_ringbuf_begin(struct cgo_ringbuf *r, __u8 *buf, size_t cap);
+void cgo_ringbuf_pass(struct cgo_ring *ring); /* what libbpf consumed without a callback */
+
+static inline __u64 cgo_ringbuf_load(const __u64 *position)
+{
+	/* Pairs with the smp_store_release() of the kernel and of libbpf. */
+	return __atomic_load_n(position, __ATOMIC_ACQUIRE);
+}
+
+/* The length and flags of the record at pos, which is below the producer position. */
+static inline __u32 cgo_ringbuf_header(const struct cgo_ring *ring, __u64 pos)
+{
+	/* Pairs with the xchg() in bpf_ringbuf_commit(). */
+	const __u32 *header = ring->data + (pos & (ring->size - 1));
+
+	return __atomic_load_n(header, __ATOMIC_ACQUIRE);
+}
 
 #endif

@@ -62,7 +62,7 @@ func TestNoScribblingMakesGarbage(t *testing.T) {
 				next++
 			case errors.Is(err, syscall.EUCLEAN):
 				wrong++
-				atomic.StoreUint64(position, uint64(r.queue.rings.(*libbpfRings).ring(0).consumer))
+				atomic.StoreUint64(position, r.queue.rings.(*libbpfRings).door.consumed(0))
 			case !errors.Is(err, os.ErrDeadlineExceeded):
 				t.Fatal(err)
 			}

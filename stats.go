@@ -6,7 +6,7 @@ type Stats struct {
 	// Rings is in the order of the maps.
 	Rings []RingStats
 
-	// Drains is how often libbpf was called and took records out of a ring.
+	// Drains is how often libbpf was called to take records out of a ring.
 	Drains uint64
 
 	// Wakeups is how many waits ended because the kernel notified of a record. The
@@ -27,8 +27,8 @@ type RingStats struct {
 	Name string // of the map
 	Size int    // of the ring in bytes
 
-	// Samples is how many were drained from the ring. At most a batch of them is not yet
-	// returned to a caller, or was lost by Close.
+	// Samples is how many libbpf has consumed. At most a batch of them is not yet returned
+	// by Read. What is lent and not committed does not count.
 	Samples uint64
 	Bytes   uint64 // of these samples, without headers and padding
 
@@ -38,7 +38,7 @@ type RingStats struct {
 	Discarded uint64
 
 	Available int // bytes that are not yet returned, as AvailableBytes has it
-	Highest   int // most bytes that were in the ring when a drain began
+	Highest   int // most bytes that were in the ring when the Reader looked
 }
 
 // Stats returns what the Reader has done so far, or when it was closed. It may be called

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -54,23 +55,41 @@ func watch(t *testing.T, what string, progress *atomic.Uint64) (stop func()) {
 	}
 }
 
-// A recorder takes note of everything that is drained from a ring.
+// A recorder takes note of everything that libbpf consumes of a ring.
 type recorder struct {
 	rings
 	drained []uint64 // identities, as of identify
-	last    int      // how many the last drain added
+	mu      sync.Mutex
+	lent    []uint64 // of samples that are still in the ring
 }
 
-func (r *recorder) poll(b *batch, deadline time.Time) error {
-	err := r.rings.poll(b, deadline)
-	if len(b.entries) == 0 {
-		return err
-	}
-	r.last = 0
-	for entries := b.entries; len(entries) > 0; r.last++ {
+func (r *recorder) poll(b *batch, q request) error {
+	err := r.rings.poll(b, q)
+	for entries := b.entries; len(entries) > 0; {
 		size := int(binary.NativeEndian.Uint32(entries[8:]))
 		r.drained = append(r.drained, identify(entries[entryHeaderSize:][:size]))
 		entries = entries[entryHeaderSize+(size+7)&^7:]
+	}
+	if b.lent.samples > 0 {
+		// The queue does not call consume before it has these.
+		r.view(0).each(b.lent, func(_ uint64, sample []byte) { r.lentNow(identify(sample)) })
+	}
+	return err
+}
+
+func (r *recorder) lentNow(id uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lent = append(r.lent, id)
+}
+
+func (r *recorder) consume(i, samples, discards int, end uint64) error {
+	err := r.rings.consume(i, samples, discards, end)
+	if err == nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.drained = append(r.drained, r.lent[:samples]...)
+		r.lent = r.lent[samples:]
 	}
 	return err
 }
@@ -97,23 +116,26 @@ type stress struct {
 	missed [bpftest.IDSize]int // samples too small to have an identity that were passed
 	tiny   [bpftest.IDSize]int // samples of that size that were drained
 	counts stressCounts
+	again  atomic.Int64 // samples that were seen and released
 }
 
 // stressCounts says what became of the records that the kernel accepted.
-type stressCounts struct{ read, unread, discarded, readers int }
+type stressCounts struct{ read, unread, discarded, again, readers int }
 
 func (c *stressCounts) add(d stressCounts) {
 	c.read += d.read
 	c.unread += d.unread
 	c.discarded += d.discarded
+	c.again += d.again
 	c.readers += d.readers
 }
 
 func (c stressCounts) accepted() int { return c.read + c.unread + c.discarded }
 
 func (c stressCounts) String() string {
-	return fmt.Sprintf("%d records accepted = %d read + %d drained and unread at Close + %d discarded; %d Readers",
-		c.accepted(), c.read, c.unread, c.discarded, c.readers)
+	return fmt.Sprintf("%d records accepted = %d read + %d drained and unread at Close + %d discarded; "+
+		"%d of them seen and not committed, and read again; %d Readers",
+		c.accepted(), c.read, c.unread, c.discarded, c.again, c.readers)
 }
 
 // TestStress reads what producers on all CPUs write as fast as they can: records of all
@@ -233,11 +255,12 @@ func (s *stress) live(t *testing.T, last bool) {
 		}
 	}
 	read := make([][]uint64, 1+s.rng.IntN(4))
+	lending := s.rng.IntN(2) == 0
 	var flushes, flushed atomic.Int64
 	var reading group
 	for i := range read {
 		seed := s.rng.Uint64()
-		reading.Go(func() { read[i] = s.read(t, r, rand.New(rand.NewPCG(seed, 0)), last, &flushed) })
+		reading.Go(func() { read[i] = s.read(t, r, rand.New(rand.NewPCG(seed, 0)), last, lending, &flushed) })
 	}
 	if !last {
 		s.disturb(t, r, &flushes)
@@ -246,6 +269,11 @@ func (s *stress) live(t *testing.T, last bool) {
 		}
 	} else {
 		await(t, "the last sample", func() bool { return flushed.Load() > 0 })
+		await(t, "the last commit", func() bool {
+			r.queue.mu.Lock()
+			defer r.queue.mu.Unlock()
+			return !r.queue.lending() && len(r.queue.drained) == 0
+		})
 		wantAvailable(t, r, 0)
 	}
 	var closing group
@@ -261,6 +289,7 @@ func (s *stress) live(t *testing.T, last bool) {
 	if err := s.settle(rec, slices.Concat(read...), last); err != nil {
 		t.Error(err)
 	}
+	s.counts.again += int(s.again.Swap(0))
 }
 
 // disturb calls everything but Read for a while.
@@ -290,7 +319,7 @@ func (s *stress) disturb(t *testing.T, r *Reader, flushes *atomic.Int64) {
 }
 
 // read reads in all ways until Close, and returns the identities of what it read.
-func (s *stress) read(t *testing.T, r *Reader, rng *rand.Rand, last bool, flushed *atomic.Int64) (read []uint64) {
+func (s *stress) read(t *testing.T, r *Reader, rng *rand.Rand, last, lending bool, flushed *atomic.Int64) (read []uint64) {
 	next := make([]uint64, s.ring.Producers)
 	note := func(rec Record, err error) (more bool) {
 		switch {
@@ -316,21 +345,34 @@ func (s *stress) read(t *testing.T, r *Reader, rng *rand.Rand, last bool, flushe
 		s.progress.Add(1)
 		if len(rec.RawSample) >= bpftest.IDSize {
 			id := bpftest.IDOf(rec.RawSample)
-			if n := &next[id.Producer()]; id.Seq() < *n {
+			if n := &next[id.Producer()]; id.Seq() < *n && !lending { // else some come again
 				t.Errorf("a goroutine read %v after %d", id, *n-1)
 			} else {
 				*n = id.Seq() + 1
 			}
 		}
 		read = append(read, identify(rec.RawSample))
-		clear(rec.RawSample) // it belongs to this goroutine
 		return true
 	}
 	var into Record
 	for more := true; more; {
-		switch rng.IntN(8) {
+		op := rng.IntN(8)
+		if op >= 4 && !lending {
+			op = 7
+		}
+		switch op {
 		default:
-			more = note(r.Read())
+			rec, err := r.Read()
+			more = note(rec, err)
+			clear(rec.RawSample) // it belongs to this goroutine
+		case 5, 6:
+			n := len(read)
+			var committed bool
+			more, committed = s.lease(t, r, rng, last, note)
+			if !committed {
+				s.again.Add(int64(len(read) - n))
+				read = read[:n]
+			}
 		case 0, 1, 2:
 			err := r.ReadInto(&into)
 			more = note(into, err)
@@ -341,7 +383,9 @@ func (s *stress) read(t *testing.T, r *Reader, rng *rand.Rand, last bool, flushe
 			stop.Stop()
 			cancel()
 		case 4:
-			more = s.loop(t, r, rng, note)
+			if !last {
+				more = s.loop(t, r, rng, note)
+			}
 		}
 	}
 	return read
@@ -366,6 +410,35 @@ func (s *stress) loop(t *testing.T, r *Reader, rng *rand.Rand, note func(Record,
 	return true // also after Close: then the next Read says so
 }
 
+// lease reads a lease, and commits it or not.
+func (s *stress) lease(t *testing.T, r *Reader, rng *rand.Rand, last bool, note func(Record, error) bool) (more, committed bool) {
+	l, err := r.Lease(t.Context())
+	if err != nil {
+		return note(Record{}, err), true
+	}
+	n := 0
+	for rec := range l.Records() {
+		if n++; !note(rec, nil) {
+			break
+		}
+	}
+	if n != l.Len() && !t.Failed() {
+		t.Errorf("a lease of %d records has %d", l.Len(), n)
+	}
+	for range rng.IntN(3) {
+		runtime.Gosched()
+	}
+	if !last && rng.IntN(4) == 0 {
+		l.Release()
+		return true, false
+	}
+	err = l.Commit()
+	if err != nil && !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	return err == nil, err == nil
+}
+
 // settle checks what a Reader that is closed has drained, and what was read of it.
 func (s *stress) settle(rec *recorder, read []uint64, all bool) error {
 	for _, id := range rec.drained {
@@ -385,20 +458,37 @@ func (s *stress) settle(rec *recorder, read []uint64, all bool) error {
 		}
 		s.next[id.Producer()]++
 	}
-	unread := len(rec.drained) - len(read)
-	if unread < 0 || unread > rec.last || all && unread > 0 {
-		return fmt.Errorf("%d samples drained, the last %d at once, and %d read", len(rec.drained), rec.last, len(read))
-	}
-	handedOut := rec.drained[:len(read)]
-	slices.Sort(handedOut)
+	slices.Sort(rec.drained)
 	slices.Sort(read)
-	if !slices.Equal(handedOut, read) {
-		return errors.New("what was read is not what was drained first")
+	unread, uncommitted := difference(rec.drained, read)
+	if len(unread) > 0 && all {
+		return fmt.Errorf("%d samples were drained and not read", len(unread))
 	}
+	// What was seen and not drained is still in the ring.
+	slices.Sort(rec.lent)
+	if _, made := difference(rec.lent, uncommitted); len(made) > 0 {
+		return fmt.Errorf("%d samples were read twice, or made up", len(made))
+	}
+	s.counts.again += len(uncommitted)
 	s.counts.readers++
-	s.counts.read += len(read)
-	s.counts.unread += unread
+	s.counts.read += len(rec.drained) - len(unread)
+	s.counts.unread += len(unread)
 	return nil
+}
+
+// difference returns what is only in a and only in b, which are sorted.
+func difference(a, b []uint64) (onlyA, onlyB []uint64) {
+	for len(a) > 0 || len(b) > 0 {
+		switch {
+		case len(b) == 0 || len(a) > 0 && a[0] < b[0]:
+			onlyA, a = append(onlyA, a[0]), a[1:]
+		case len(a) == 0 || b[0] < a[0]:
+			onlyB, b = append(onlyB, b[0]), b[1:]
+		default:
+			a, b = a[1:], b[1:]
+		}
+	}
+	return onlyA, onlyB
 }
 
 // TestNoWakeupIsLost plays ping-pong: each sample is written after the one before was

@@ -11,7 +11,8 @@ import (
 
 // As returns the beginning of rec.RawSample as a *T, without copying it. The view shares
 // the memory of RawSample: it is valid for as long, and what is written to one is seen in
-// the other. After a ReadInto that reuses the memory the view shows the next sample.
+// the other. After a ReadInto that reuses the memory the view shows the next sample. Of a record
+// that Records or a Lease lends, the view too can only be read, and a write is SIGSEGV.
 //
 // T is a sized integer, a float, a complex number, or an array or struct of such. Go lays
 // it out as C does on 64-bit processors, padding included, unless C was told otherwise
@@ -39,12 +40,14 @@ func As[T any](rec Record) (*T, error) {
 		return nil, fmt.Errorf("ringbuf: %w", err)
 	}
 	// SAFETY: the sample has at least the size of T and is aligned as T, and any bytes make a
-	// valid T without pointers: checkView. The view keeps the memory alive as RawSample does.
+	// valid T without pointers: checkView. The view is valid for as long as
+	// RawSample is.
 	return (*T)(unsafe.Pointer(unsafe.SliceData(rec.RawSample))), nil
 }
 
-// Samples returns an iterator over the samples of r as values of type T, each a view that is
-// valid until the next iteration. It is Records and As in one: see both. Record.Lost is not
+// Samples returns an iterator over the samples of r as values of type T. Each is a view of the
+// ring's memory: it can only be read, a write is SIGSEGV, and it is valid until the next
+// iteration. It is Records and As in one: see both. Record.Lost is not
 // seen here.
 //
 // For a sample that does not fit, the error of As comes in its place, and the loop goes on;

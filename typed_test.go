@@ -277,7 +277,7 @@ func TestAsRefusesMemoryThatIsNotAligned(t *testing.T) {
 // has not chosen.
 func TestSamplesAreAligned(t *testing.T) {
 	ring, r := newRingAndReader(t, 16*os.Getpagesize())
-	for _, size := range []int{8, 9, 15, 17, 100, maxKept, maxKept + 1, 3*maxKept + 7} {
+	for _, size := range []int{8, 9, 15, 17, 100, 2048, 2048 + 1, 3*2048 + 7} {
 		for range 4 {
 			ring.Emit(text(strings.Repeat("x", size)))
 		}

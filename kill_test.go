@@ -1,0 +1,160 @@
+package ringbuf
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+// The environment of a process that reads until it is killed.
+const (
+	killedPin = "RINGBUF_TEST_PIN"
+	killedWay = "RINGBUF_TEST_WAY"
+)
+
+// TestKillLosesNothing kills a process that reads a pinned ring, in the middle, and lets the
+// next one go on. A body prints the number of its record when it ends.
+func TestKillLosesNothing(t *testing.T) {
+	if pin := os.Getenv(killedPin); pin != "" {
+		readUntilKilled(t, pin, os.Getenv(killedWay))
+		return
+	}
+	const size = 1 << 20
+	for _, tt := range []struct {
+		way         string
+		again, lost uint64 // at most, in records
+	}{
+		{"Records", size / 8 / numberedRecord, 0},
+		{"Lease", size / 8 / numberedRecord, 0},
+		{"ReadInto", 0, maxBatchSize / numberedRecord},
+	} {
+		t.Run(tt.way, func(t *testing.T) {
+			ring := bpftest.New(t, size)
+			pin := filepath.Join(mountBPF(t), "events")
+			if err := ring.BPFMap().Pin(pin); err != nil {
+				t.Fatal(err)
+			}
+			n := uint64(ring.Count(0, 0, numberedCapacity(size), 0))
+			next, end := uint64(0), uint64(0) // to be read, and of those whose body ended
+			for round := range uint64(5) {
+				first, last := killReader(t, pin, tt.way, 500+300*round)
+				if first+tt.again < next || first > next+tt.lost {
+					t.Errorf("round %d begins with record %d, want %d", round, first, next)
+				}
+				next, end = last+1, last+1
+			}
+			r := mustNewReader(t, ring)
+			r.SetDeadline(time.Unix(0, 1))
+			first := bpftest.DecodeNumbered(mustRead(t, r).RawSample).Seq
+			if first > end+tt.lost || first+tt.again < end {
+				t.Errorf("the last process begins with record %d, want %d", first, end)
+			}
+			wantNumbered(t, r, first+1, n-first-1)
+		})
+	}
+}
+
+// killReader starts a process that reads, kills it after n records, and returns the first
+// and the last record whose body has ended.
+func killReader(t *testing.T, pin, way string, n uint64) (first, last uint64) {
+	t.Helper()
+	runtime.LockOSThread() // the process ends with it
+	defer runtime.UnlockOSThread()
+	cmd := testCommand("^TestKillLosesNothing$", killedPin+"="+pin, killedWay+"="+way)
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd.ExtraFiles = []*os.File{in}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	numbers := bufio.NewReader(out)
+	var number [8]byte
+	for i := uint64(0); ; i++ {
+		if _, err := readFull(numbers, number[:]); err != nil {
+			break // it is dead, and this was all
+		}
+		last = binary.NativeEndian.Uint64(number[:])
+		if i == 0 {
+			first = last
+		}
+		if i == n {
+			cmd.Process.Kill()
+		}
+	}
+	if err := cmd.Wait(); !killed(err) {
+		t.Fatalf("the process that reads ended with %v", err)
+	}
+	return first, last
+}
+
+func readFull(r *bufio.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
+	}
+	return n, err
+}
+
+func killed(err error) bool {
+	exit, ok := err.(*exec.ExitError)
+	return ok && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
+}
+
+func readUntilKilled(t *testing.T, pin, way string) {
+	m, err := Open(pin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := mustNewReader(t, m)
+	out := os.NewFile(3, "numbers")
+	body := func(sample []byte) {
+		seq := bpftest.DecodeNumbered(sample).Seq
+		// In one system call: either the body has ended or not.
+		if _, err := out.Write(binary.NativeEndian.AppendUint64(nil, seq)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	switch way {
+	case "Records":
+		for rec, err := range r.Records(context.Background()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			body(rec.RawSample)
+		}
+	case "Lease":
+		for {
+			l := mustLease(t, r)
+			for rec := range l.Records() {
+				body(rec.RawSample)
+			}
+			if err := l.Commit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	case "ReadInto":
+		var rec Record
+		for {
+			if err := r.ReadInto(&rec); err != nil {
+				t.Fatal(err)
+			}
+			body(rec.RawSample)
+		}
+	}
+	t.Fatal(fmt.Sprint("there is no way ", way))
+}

@@ -1,0 +1,450 @@
+package ringbuf
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"unsafe"
+)
+
+// A Lease is a run of records of one ring that were lent, in the ring's own memory. They
+// stay in the ring until Commit: if the process dies before that, the next Reader gets them.
+// Its methods may be called by any goroutine.
+type Lease struct {
+	q        *queue
+	loan     *loan
+	returned atomic.Bool
+}
+
+// Lease waits for records as ReadContext does, and with the same errors, and lends all that
+// are there, up to 64 KiB or an eighth of the ring, or one. The ring has less room while
+// they are lent.
+//
+// Several leases may be out at once. Each has later records of its ring than those before,
+// unless one was released. The kernel gets the room back in order: up to the first record
+// that is lent. As long as one is it notifies of no new records, so Lease looks for these
+// every 1 to 10 ms.
+//
+// With a deadline that has passed, Lease is a bounded drain: it returns what was in the
+// rings when the deadline passed, lease by lease, and then os.ErrDeadlineExceeded.
+//
+// Records that a Read or ReadInto before has drained, and that nobody has read, are lent
+// first. They are in the Reader's memory, and no longer in the ring.
+func (r *Reader) Lease(ctx context.Context) (*Lease, error) {
+	q := r.queue
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, q.interrupt)()
+	}
+	lent, err := q.lend(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l := &Lease{q: q, loan: lent}
+	runtime.SetFinalizer(l, (*Lease).Release) // half of what AddCleanup takes
+	return l, nil
+}
+
+// Len returns the number of records.
+func (l *Lease) Len() int { return l.loan.samples }
+
+// Records returns an iterator over the records. RawSample is a view of the ring's memory,
+// which can only be read: the program crashes with SIGSEGV if it writes to it. It is valid
+// until Commit or Release, after which the iterator yields nothing more. No other goroutine may
+// call these while one is in the loop. (What Read had drained before is in the Reader's memory.)
+func (l *Lease) Records() iter.Seq[Record] {
+	return func(yield func(Record) bool) {
+		var read uint64
+		l.loan.each(l.q.rings, stopper{closing: &l.returned}, &read, func(rec Record, _ error) bool { return yield(rec) })
+		runtime.KeepAlive(l)
+	}
+}
+
+// Position returns the position in its ring at which a record of this lease ends. Positions
+// count bytes from the creation of the map and never repeat, so that with the map's id it
+// names the record.
+func (l *Lease) Position(rec Record) uint64 { return l.loan.producer - uint64(rec.Remaining) }
+
+// Commit says that the records have been read. libbpf consumes them, when those before
+// are committed too. Commit after Close returns an error that wraps ErrClosed, and consumes
+// nothing. An error that wraps syscall.EUCLEAN says what it says in Read; then the samples
+// may have been overwritten before they were read.
+func (l *Lease) Commit() error {
+	runtime.SetFinalizer(l, nil)
+	l.returned.Store(true)
+	return l.q.giveBack(l.loan, l.loan.all())
+}
+
+// Release says that the records have not been read. The next Lease, Read or loop returns
+// them, before later ones. After Commit it does nothing. A Lease that is neither committed
+// nor released is released when it is garbage.
+func (l *Lease) Release() {
+	runtime.SetFinalizer(l, nil)
+	l.returned.Store(true)
+	l.q.giveBack(l.loan, part{})
+}
+
+// A loan is a window of a ring that is lent, or what is left of it.
+type loan struct {
+	window
+	lost, lostAt uint64 // records that were lost before the first that ends after lostAt
+
+	entries []byte // else: what was drained and not read, in memory of the Reader
+	state   loanState
+	again   bool // nobody uses it when it is settled: it may be another loan then
+}
+
+type loanState int
+
+const (
+	loanOut loanState = iota
+	loanCommitted
+	loanReleased
+)
+
+var errReleased = errors.New("ringbuf: commit: the lease was released before")
+
+// A part is the first samples of a loan, up to a position, and the discarded records
+// between them.
+type part struct {
+	samples, discards int
+	end               uint64
+	lost              bool // the lost records were told
+}
+
+func (l *loan) all() part { return part{l.samples, l.discards, l.end, true} }
+
+// upTo returns the part that ends at a position, or 0.
+func (l *loan) upTo(r rings, end uint64) (p part) {
+	switch {
+	case end == 0:
+		return part{}
+	case l.entries != nil:
+		p = part{samples: countEntries(l.entries[:end]), end: end}
+	case end == l.end:
+		return l.all()
+	default:
+		w := l.window
+		w.end, p.end = end, end
+		p.samples, p.discards = r.view(l.ring).count(w)
+	}
+	p.lost = end > l.lostAt
+	return p
+}
+
+// each yields the records until yield returns false or stop does. It reports which it was. Then
+// *read is where the last record ends whose body has ended, also if that of the next one
+// panicked; it stays as it is if there is none.
+func (l *loan) each(r rings, stop stopper, read *uint64, yield func(Record, error) bool) loopEnd {
+	if l.entries != nil {
+		return l.eachEntry(stop, read, yield)
+	}
+	g := r.view(l.ring)
+	data, mask := g.data, g.size-1
+	start, end, producer, ring := l.start, l.end, l.producer, l.ring
+	lostAt := l.lostAt
+	if l.lost == 0 {
+		lostAt = math.MaxUint64
+	}
+	for pos := start; pos < end; {
+		// It was committed when it was lent.
+		record := unsafe.Add(data, pos&mask)
+		header := *(*uint32)(record)
+		pos = recordEnd(pos, header)
+		if pos > end || header&busyBit != 0 {
+			break // somebody wrote the consumer position, and the kernel over the records
+		}
+		if header&discardBit != 0 {
+			continue
+		}
+		if end := stop.now(); end != allRead {
+			return end
+		}
+		lost := uint64(0)
+		if pos > lostAt {
+			lost, lostAt = l.lost, math.MaxUint64
+		}
+		// SAFETY: the record ends before l.end and is in one piece. It is mapped while the
+		// loan is out.
+		sample := unsafe.Slice((*byte)(unsafe.Add(record, recordHeaderSize)), header)
+		more := yield(Record{sample, int(producer - pos), ring, lost}, nil)
+		*read = pos
+		if !more {
+			return loopLeft
+		}
+	}
+	return allRead
+}
+
+// A loopEnd says why a loop over a loan ended.
+type loopEnd int
+
+const (
+	allRead loopEnd = iota
+	loopLeft
+	contextDone
+	readerClosed
+)
+
+// A stopper is what may end a loop, or nil.
+type stopper struct {
+	done    <-chan struct{} // of a context
+	closing *atomic.Bool    // of the Reader, or of a lease that was given back
+}
+
+func (s stopper) now() loopEnd {
+	if s.closing != nil && s.closing.Load() {
+		return readerClosed
+	}
+	if s.done != nil {
+		select {
+		case <-s.done:
+			return contextDone
+		default:
+		}
+	}
+	return allRead
+}
+
+// eachEntry is each of what was drained. Then lostAt and part.end are offsets.
+func (l *loan) eachEntry(stop stopper, read *uint64, yield func(Record, error) bool) loopEnd {
+	for offset := uint64(0); offset < uint64(len(l.entries)); {
+		if end := stop.now(); end != allRead {
+			return end
+		}
+		head := l.entries[offset:]
+		end := binary.NativeEndian.Uint64(head)
+		size := binary.NativeEndian.Uint32(head[8:])
+		rec := Record{head[entryHeaderSize:][:size:size], int(l.producer - end), l.ring, 0}
+		if offset == l.lostAt {
+			rec.Lost = l.lost
+		}
+		offset += entrySize(rec.RawSample)
+		more := yield(rec, nil)
+		*read = offset
+		if !more {
+			return loopLeft
+		}
+	}
+	return allRead
+}
+
+// countEntries returns how many samples entries have.
+func countEntries(entries []byte) (n int) {
+	for rest := entries; len(rest) > 0; n++ {
+		rest = rest[entryHeaderSize+(binary.NativeEndian.Uint32(rest[8:])+7)&^7:]
+	}
+	return n
+}
+
+// lendUnread lends what is unread of b, if anything is.
+func (q *queue) lendUnread(b *batch) *loan {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.unread.empty() {
+		return nil
+	}
+	l := &loan{}
+	l.entries, l.producer, l.ring, l.lost, l.lostAt = q.unread.takeAll()
+	if l.entries == nil {
+		return nil
+	}
+	b.memory = nil // it is the loan's now
+	l.samples = countEntries(l.entries)
+	q.drained = append(q.drained, l)
+	return l
+}
+
+// drainAgain makes b what was drained and lent.
+func (b *batch) drainAgain(l *loan) {
+	b.set(l.entries)
+	b.ring, b.producer = l.ring, l.producer
+	b.last = lastEnd(l.entries)
+	b.lose(l.lost, l.lostPosition())
+}
+
+// lastEnd returns the position at which the last entry ends.
+func lastEnd(entries []byte) (end uint64) {
+	for rest := entries; len(rest) > 0; rest = rest[entryHeaderSize+(binary.NativeEndian.Uint32(rest[8:])+7)&^7:] {
+		end = binary.NativeEndian.Uint64(rest)
+	}
+	return end
+}
+
+// lostPosition is lostAt as a position in the ring.
+func (l *loan) lostPosition() uint64 {
+	if l.entries == nil || l.lost == 0 {
+		return l.lostAt
+	}
+	return binary.NativeEndian.Uint64(l.entries[l.lostAt:]) - 1
+}
+
+// skipEntries removes the first entries.
+func (l *loan) skipEntries(p part) {
+	l.entries = l.entries[p.end:]
+	l.samples -= p.samples
+	if p.lost {
+		l.lost = 0
+	}
+	l.lostAt -= min(l.lostAt, p.end)
+}
+
+// entriesSize returns how many bytes of the ring entries took.
+func (l *loan) entriesSize() (n int) {
+	for rest := l.entries; len(rest) > 0; rest = rest[entryHeaderSize+(binary.NativeEndian.Uint32(rest[8:])+7)&^7:] {
+		n += int(binary.NativeEndian.Uint32(rest[12:]))
+	}
+	return n
+}
+
+// lending reports whether records are in any ring that libbpf cannot consume yet, and notes
+// in which. The caller holds q.mu.
+func (q *queue) lending() (any bool) {
+	for i, loans := range q.loans {
+		q.lentOf[i] = len(loans) > 0
+		any = any || q.lentOf[i]
+	}
+	return any
+}
+
+// released lends the first records that were released. The caller holds q.mu.
+func (q *queue) released() (*loan, error) {
+	for i, l := range q.drained {
+		if l.state == loanReleased {
+			again := *l // who released it may still have l
+			again.state = loanOut
+			q.drained[i] = &again
+			return &again, nil
+		}
+	}
+	for i, loans := range q.loans {
+		for j, l := range loans {
+			if l.state != loanReleased {
+				continue
+			}
+			again := *l // who released it may still have l
+			again.state, again.again = loanOut, false
+			loans[j] = &again
+			q.lent++
+			return &again, nil
+		}
+		if err := q.settle(i); err != nil { // an error before may have stopped it
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// borrow lends what was found for b. The caller holds q.mu.
+func (q *queue) borrow(b *batch) *loan {
+	l := q.spare
+	if q.spare = nil; l == nil {
+		l = new(loan)
+	}
+	*l = loan{window: b.lent}
+	l.lostAt, l.lost = b.lost(l.end)
+	q.loans[l.ring] = append(q.loans[l.ring], l)
+	q.lent++
+	return l
+}
+
+// giveBack ends a loan: the records of p were read, the others were not.
+func (q *queue) giveBack(l *loan, p part) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if l.state != loanOut {
+		if l.state == loanReleased && p.samples > 0 {
+			return errReleased
+		}
+		return nil
+	}
+	l.state = loanReleased
+	if p.samples > 0 {
+		l.state = loanCommitted
+	}
+	if l.entries == nil {
+		q.lent--
+	}
+	if q.closed {
+		if q.final != nil && l.entries == nil && q.lent == 0 {
+			q.rings.close()
+		}
+		if p.samples > 0 {
+			return errClosed
+		}
+		return nil
+	}
+	if p.samples < l.samples {
+		q.wake() // somebody may wait for what there is again
+	}
+	if l.entries != nil {
+		q.giveBackEntries(l, p)
+		return nil
+	}
+	if p.samples > 0 && p.samples < l.samples {
+		q.split(l, p)
+	}
+	return q.settle(l.ring)
+}
+
+// giveBackEntries keeps for others what is behind p. The caller holds q.mu.
+func (q *queue) giveBackEntries(l *loan, p part) {
+	i := slices.Index(q.drained, l)
+	if p.samples == l.samples {
+		q.drained = slices.Delete(q.drained, i, i+1)
+		return
+	}
+	rest := *l
+	rest.state = loanReleased
+	rest.skipEntries(p)
+	q.drained[i] = &rest
+}
+
+// split releases what is behind p. The caller holds q.mu.
+func (q *queue) split(l *loan, p part) {
+	rest := *l
+	rest.state, rest.again = loanReleased, false
+	rest.start = p.end
+	rest.samples -= p.samples
+	rest.discards -= p.discards
+	if p.lost {
+		rest.lost = 0
+	}
+	l.end, l.samples, l.discards = p.end, p.samples, p.discards
+	loans := q.loans[l.ring]
+	q.loans[l.ring] = slices.Insert(loans, slices.Index(loans, l)+1, &rest)
+}
+
+// settle lets libbpf consume the first loans of ring i, as far as they are committed. The
+// caller holds q.mu.
+func (q *queue) settle(i int) error {
+	loans := q.loans[i]
+	var p part
+	n := 0
+	for ; n < len(loans) && loans[n].state == loanCommitted; n++ {
+		p.samples += loans[n].samples
+		p.discards += loans[n].discards
+		p.end = loans[n].end
+	}
+	if n == 0 {
+		return nil
+	}
+	if err := q.rings.consume(i, p.samples, p.discards, p.end); err != nil {
+		return fmt.Errorf("ringbuf: %w", err)
+	}
+	for _, l := range loans[:n] {
+		if l.again {
+			q.spare = l
+		}
+	}
+	q.loans[i] = slices.Delete(loans, 0, n)
+	if n == len(loans) {
+		q.rings.caughtUp(i)
+	}
+	return nil
+}

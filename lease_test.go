@@ -1,0 +1,830 @@
+package ringbuf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/libbpfgo/ringbuf/internal/bpftest"
+)
+
+func mustLease(t *testing.T, r *Reader) *Lease {
+	t.Helper()
+	l, err := r.Lease(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func wantLease(t *testing.T, l *Lease, samples ...string) {
+	t.Helper()
+	var got []string
+	for rec := range l.Records() {
+		got = append(got, string(rec.RawSample))
+	}
+	if !slices.Equal(got, samples) || l.Len() != len(samples) {
+		t.Errorf("a lease of %d records has %q, want %q", l.Len(), got, samples)
+	}
+}
+
+// wantConsumed checks how many bytes of the ring libbpf has consumed since from.
+func wantConsumed(t *testing.T, r *Reader, from uint64, bytes int) {
+	t.Helper()
+	if got := r.queue.rings.consumerPos(0) - from; got != uint64(bytes) {
+		t.Errorf("the consumer position is %d bytes further, want %d", got, bytes)
+	}
+}
+
+func eachMapping(t *testing.T, test func(t *testing.T, opts ...Option)) {
+	t.Run("libbpf's mapping", func(t *testing.T) { test(t, WithMaxDelay(0)) })
+	t.Run("own mapping", func(t *testing.T) {
+		test(t, WithMaxDelay(0), func(o *options) { o.ownMapping = true })
+	})
+}
+
+func TestLeasedRecordsStayInTheRingUntilCommit(t *testing.T) {
+	eachMapping(t, func(t *testing.T, opts ...Option) {
+		ring, r := newRingAndReader(t, os.Getpagesize(), opts...)
+		from := r.queue.rings.consumerPos(0)
+		ring.Emit(discarded(8), text("a"), discarded(8), text("b"))
+		l := mustLease(t, r)
+		wantLease(t, l, "a", "b")
+		wantLease(t, l, "a", "b") // again
+		wantAvailable(t, r, 0)
+		wantConsumed(t, r, from, 0)
+		if err := l.Commit(); err != nil {
+			t.Error(err)
+		}
+		wantConsumed(t, r, from, 4*16)
+		if err := l.Commit(); err != nil {
+			t.Errorf("a second Commit returned %v", err)
+		}
+		for range l.Records() {
+			t.Error("a lease that was committed has records")
+		}
+		l.Release()
+		wantConsumed(t, r, from, 4*16)
+		stats := r.Stats()
+		if g := stats.Rings[0]; g.Samples != 2 || g.Bytes != 2 || g.Discarded != 2 {
+			t.Errorf("Stats are %+v", g)
+		}
+	})
+}
+
+func TestPositionNamesARecord(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	from := r.queue.rings.consumerPos(0)
+	ring.Emit(text("a"), text("123456789"))
+	l := mustLease(t, r)
+	var got []uint64
+	for rec := range l.Records() {
+		got = append(got, l.Position(rec)-from)
+	}
+	if want := []uint64{16, 40}; !slices.Equal(got, want) {
+		t.Errorf("positions are %d, want %d", got, want)
+	}
+	l.Release()
+	l = mustLease(t, r)
+	for rec := range l.Records() {
+		if p := l.Position(rec) - from; p != got[0] {
+			t.Errorf("position %d the second time, want %d", p, got[0])
+		}
+		break
+	}
+	l.Commit()
+}
+
+func TestReleasedRecordsComeAgainBeforeLaterOnes(t *testing.T) {
+	ways := map[string]func(t *testing.T, r *Reader) string{
+		"Read": func(t *testing.T, r *Reader) string { return string(mustRead(t, r).RawSample) },
+		"Records": func(t *testing.T, r *Reader) string {
+			for rec, err := range r.Records(t.Context()) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(rec.RawSample)
+			}
+			return ""
+		},
+		"Lease": func(t *testing.T, r *Reader) (sample string) {
+			l := mustLease(t, r)
+			for rec := range l.Records() {
+				sample += string(rec.RawSample)
+			}
+			if err := l.Commit(); err != nil {
+				t.Error(err)
+			}
+			return sample
+		},
+	}
+	for name, read := range ways {
+		t.Run(name, func(t *testing.T) {
+			ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(0))
+			from := r.queue.rings.consumerPos(0)
+			var leases []*Lease
+			for _, s := range []string{"a", "b", "c"} {
+				ring.Emit(text(s))
+				leases = append(leases, mustLease(t, r))
+			}
+			leases[1].Release()
+			leases[0].Release()
+			wantAvailable(t, r, 2*16)
+			for _, want := range []string{"a", "b"} {
+				if got := read(t, r); got != want {
+					t.Errorf("%q came, want %q", got, want)
+				}
+			}
+			if err := leases[1].Commit(); err == nil {
+				t.Error("Commit after Release returned no error")
+			}
+			wantConsumed(t, r, from, 2*16)
+			if err := leases[2].Commit(); err != nil {
+				t.Error(err)
+			}
+			wantConsumed(t, r, from, 3*16)
+			ring.Emit(text("d"))
+			if got := read(t, r); got != "d" {
+				t.Errorf("%q came, want d", got)
+			}
+			wantAvailable(t, r, 0)
+		})
+	}
+}
+
+// What Read has drained and nobody read is lent too, and may come back.
+func TestLeaseOfWhatReadHasDrained(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(0))
+	ring.Emit(text("a"), text("b"), text("c"), text("d"))
+	wantSample(t, r, "a")
+	l := mustLease(t, r)
+	wantLease(t, l, "b", "c", "d")
+	ring.Emit(text("e"))
+	wantAvailable(t, r, 16)
+	l.Release()
+	wantAvailable(t, r, 4*16)
+	for rec, err := range r.Records(t.Context()) {
+		if err != nil || string(rec.RawSample) != "b" || rec.Remaining != 2*16 {
+			t.Errorf("got %q, %d bytes remain, %v", rec.RawSample, rec.Remaining, err)
+		}
+		break
+	}
+	wantAvailable(t, r, 3*16)
+	wantSample(t, r, "c")
+	l = mustLease(t, r)
+	wantLease(t, l, "d")
+	if err := l.Commit(); err != nil {
+		t.Error(err)
+	}
+	wantSample(t, r, "e")
+	wantAvailable(t, r, 0)
+}
+
+func TestDroppedLeaseIsReleased(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("a"))
+	mustLease(t, r)
+	await(t, "the lease to be collected", func() bool {
+		runtime.GC()
+		return r.AvailableBytes() == 16
+	})
+	wantSample(t, r, "a")
+}
+
+// TestLeasesCommittedInReverse has 8 goroutines under a flood, whose leases are committed in
+// reverse order; some are released before, and come again in order.
+func TestLeasesCommittedInReverse(t *testing.T) {
+	const goroutines, samples = 8, 40_000
+	ring, r := newRingAndReader(t, 1<<20)
+	var produced group
+	produced.Go(func() {
+		for seq := 0; seq < samples; runtime.Gosched() {
+			seq += ring.Count(0, uint64(seq), min(500, samples-seq), 0)
+		}
+	})
+	next := uint64(0)
+	for round := 0; next < samples; round++ {
+		var leases []*Lease
+		var first []uint64
+		for range goroutines {
+			r.SetDeadline(time.Now().Add(20 * time.Millisecond))
+			l, err := r.Lease(t.Context())
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			for rec := range l.Records() {
+				if len(first) == len(leases) {
+					first = append(first, bpftest.DecodeNumbered(rec.RawSample).Seq)
+				}
+			}
+			leases = append(leases, l)
+		}
+		release := round%3 == 0
+		turns := make([]chan bool, len(leases)+1)
+		for i := range turns {
+			turns[i] = make(chan bool, 1)
+		}
+		var returning group
+		for i, l := range leases {
+			returning.Go(func() {
+				<-turns[i+1]
+				before := r.queue.rings.consumerPos(0)
+				if release {
+					l.Release()
+				} else if err := l.Commit(); err != nil {
+					t.Error(err)
+				}
+				if i > 0 && r.queue.rings.consumerPos(0) != before {
+					t.Error("libbpf consumed before an earlier lease was committed")
+				}
+				turns[i] <- true
+			})
+		}
+		turns[len(leases)] <- true
+		returning.Wait()
+		if len(leases) == 0 {
+			continue
+		}
+		if release {
+			again := mustLease(t, r)
+			for rec := range again.Records() {
+				if got := bpftest.DecodeNumbered(rec.RawSample).Seq; got != first[0] {
+					t.Fatalf("sample %d came again, want %d", got, first[0])
+				}
+				break
+			}
+			again.Release()
+			continue
+		}
+		for i, l := range leases {
+			if first[i] != next {
+				t.Fatalf("lease %d begins with sample %d, want %d", i, first[i], next)
+			}
+			next += uint64(l.Len())
+		}
+	}
+	produced.Wait()
+	r.SetDeadline(time.Time{})
+	wantAvailable(t, r, 0)
+}
+
+func TestALeaseKeepsAnEighthOfTheRing(t *testing.T) {
+	for _, size := range []int{os.Getpagesize(), 64 << 10, 4 << 20} {
+		t.Run(fmt.Sprint(size>>10, " KiB"), func(t *testing.T) {
+			ring, r := newRingAndReader(t, size)
+			ring.Count(0, 0, numberedCapacity(size), 0)
+			before := r.AvailableBytes()
+			l := mustLease(t, r)
+			most := min(size/8, maxLeaseSize)
+			if kept := before - r.AvailableBytes(); kept > most || kept < most-numberedRecord {
+				t.Errorf("a lease keeps %d bytes, want %d", kept, most)
+			}
+			l.Commit()
+		})
+	}
+	t.Run("large record", func(t *testing.T) {
+		size := os.Getpagesize()
+		ring, r := newRingAndReader(t, size)
+		ring.Emit(bpftest.Sample{Data: make([]byte, size/2)}, text("b"))
+		l := mustLease(t, r)
+		if l.Len() != 1 {
+			t.Errorf("a lease has %d records, want only the large one", l.Len())
+		}
+		l.Commit()
+		wantSample(t, r, "b")
+	})
+}
+
+func TestCloseWhileLeasesAreOut(t *testing.T) {
+	ring, r := newRingAndReader(t, 1<<16, WithMaxDelay(0))
+	before := resources()
+	ring.Count(0, 0, 2000, 0)
+	const goroutines = 4
+	var reading, started group
+	closed := make(chan struct{})
+	started.Add(goroutines)
+	for range goroutines {
+		l := mustLease(t, r)
+		reading.Go(func() {
+			first := true
+			for rec := range l.Records() {
+				if first {
+					started.Done()
+					<-closed
+				}
+				first = false
+				bpftest.DecodeNumbered(rec.RawSample)
+			}
+			if err := l.Commit(); !errors.Is(err, ErrClosed) {
+				t.Errorf("Commit after Close returned %v", err)
+			}
+		})
+	}
+	started.Wait()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Lease(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("Lease after Close returned %v", err)
+	}
+	close(closed)
+	reading.Wait()
+	if err := awaitResources(resourceCount{before.goroutines, before.descriptors - 5, before.mappings}); err != nil {
+		t.Errorf("Close and the last Commit left behind: %v", err)
+	}
+	next := mustNewReader(t, ring)
+	wantNumbered(t, next, 0, 2000)
+}
+
+func TestAReadBesideALeaseGetsLaterRecords(t *testing.T) {
+	eachMapping(t, func(t *testing.T, opts ...Option) {
+		ring, r := newRingAndReader(t, os.Getpagesize(), opts...)
+		from := r.queue.rings.consumerPos(0)
+		ring.Emit(text("a"))
+		l := mustLease(t, r)
+		ring.Emit(text("b"), discarded(8), text("c"))
+		wantSample(t, r, "b")
+		wantSample(t, r, "c")
+		wantConsumed(t, r, from, 0)
+		// The kernel notifies of nothing now.
+		result := goRead(t, r)
+		wantWaiting(t, result)
+		ring.Emit(text("d"))
+		wantResult(t, result, "d", nil)
+		if err := l.Commit(); err != nil {
+			t.Error(err)
+		}
+		wantConsumed(t, r, from, 5*16)
+		result = goRead(t, r)
+		wantWaiting(t, result)
+		ring.Emit(text("e"))
+		wantResult(t, result, "e", nil)
+	})
+}
+
+// TestNoWakeupIsLostWhenALeaseIsCommitted has somebody wait for later records while the
+// lease before is committed, at any moment before or after the kernel commits the next record.
+func TestNoWakeupIsLostWhenALeaseIsCommitted(t *testing.T) {
+	eachWaitUnderLoad(t, func(t *testing.T, opts ...Option) {
+		ring := bpftest.NewStress(t, os.Getpagesize(), uint64(time.Now().UnixNano()))
+		r := mustNewReader(t, ring, opts...)
+		n := *rallies / 10
+		r.queue.rings.(*libbpfRings).blockFor = time.Hour
+		var progress atomic.Uint64
+		stopWatching := watch(t, "", &progress)
+		defer stopWatching()
+		stop := make(chan struct{})
+		var writing, reading group
+		defer writing.Wait()
+		defer close(stop)
+		writing.Go(func() { ring.Serve(n, stop) })
+		var seen atomic.Uint64
+		for range 3 {
+			reading.Go(func() {
+				for {
+					l, err := r.Lease(t.Context())
+					if err != nil {
+						return
+					}
+					runtime.Gosched()
+					if err := l.Commit(); err != nil && !errors.Is(err, ErrClosed) {
+						t.Error(err)
+					}
+					if progress.Store(seen.Add(uint64(l.Len()))); seen.Load() == n {
+						r.Close()
+					}
+				}
+			})
+		}
+		reading.Wait()
+		if seen.Load() != n {
+			t.Errorf("%d samples came, want %d", seen.Load(), n)
+		}
+	})
+}
+
+func TestAFlushEndsWithAProducerThatIsAlwaysAhead(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		end  func(r *Reader)
+		want error
+	}{
+		{"Flush", func(r *Reader) { r.Flush() }, ErrFlushed},
+		{"deadline", func(r *Reader) { r.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
+	} {
+		for name, read := range map[string]func(r *Reader, each func()) error{
+			"ReadInto": func(r *Reader, each func()) error {
+				var rec Record
+				for {
+					if err := r.ReadInto(&rec); err != nil {
+						return err
+					}
+					each()
+				}
+			},
+			"Records": func(r *Reader, each func()) error {
+				for _, err := range r.Records(context.Background()) {
+					if err != nil {
+						return err
+					}
+					each()
+				}
+				return nil
+			},
+			"Lease": func(r *Reader, each func()) error {
+				for {
+					l, err := r.Lease(context.Background())
+					if err != nil {
+						return err
+					}
+					for range l.Records() {
+						each()
+					}
+					l.Commit()
+				}
+			},
+		} {
+			t.Run(tt.name+"/"+name, func(t *testing.T) {
+				const size = 1 << 16
+				ring, r := newRingAndReader(t, size)
+				seq := uint64(ring.Count(0, 0, numberedCapacity(size), 0))
+				tt.end(r)
+				n := 0
+				err := read(r, func() {
+					n++
+					seq += uint64(ring.Count(0, seq, 2, 0)) // always ahead
+					if n > 10*numberedCapacity(size) {
+						r.Close()
+					}
+				})
+				if !errors.Is(err, tt.want) {
+					t.Fatalf("after %d records %v, want %v", n, err, tt.want)
+				}
+				if want := numberedCapacity(size); n != want {
+					t.Errorf("%d records came, want the %d that were there", n, want)
+				}
+			})
+		}
+	}
+}
+
+// TestAPanicDoesNotKeepTheTurn has what belongs to the caller panic, or end its goroutine,
+// inside of a read.
+func TestAPanicDoesNotKeepTheTurn(t *testing.T) {
+	for name, end := range map[string]func(){
+		"panic":  func() { panic("in the caller's context") },
+		"Goexit": runtime.Goexit,
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, r := newRingAndReader(t, os.Getpagesize())
+			for _, read := range []struct {
+				call  func(ctx context.Context)
+				after int // calls of Err, the last of which has the turn
+			}{
+				{func(ctx context.Context) { r.ReadContext(ctx) }, 2},
+				{func(ctx context.Context) { r.Lease(ctx) }, 1},
+			} {
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					defer func() { recover() }()
+					read.call(&badContext{Context: context.Background(), end: end, after: read.after})
+				}()
+				<-done
+			}
+			closed := make(chan readResult, 1)
+			go func() { closed <- readResult{err: r.Close()} }()
+			if got := within(t, "Close", closed); got.err != nil {
+				t.Error(got.err)
+			}
+		})
+	}
+}
+
+// A badContext calls end in a call of Err.
+type badContext struct {
+	context.Context
+	end   func()
+	after int
+}
+
+func (c *badContext) Err() error {
+	if c.after--; c.after <= 0 {
+		c.end()
+	}
+	return nil
+}
+
+func TestAWriteToAViewIsSIGSEGV(t *testing.T) {
+	const inside = "RINGBUF_TEST_WRITE"
+	if os.Getenv(inside) != "" {
+		ring, r := newRingAndReader(t, os.Getpagesize())
+		ring.Emit(text("a"))
+		for rec := range r.Records(t.Context()) {
+			rec.RawSample[0] = 'b'
+		}
+		return
+	}
+	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
+	for _, traceback := range []string{"crash", "single"} {
+		out, err := runTests("^"+t.Name()+"$", inside+"=1", "GOTRACEBACK="+traceback)
+		if err == nil || !strings.Contains(out, "SIGSEGV: segmentation violation") && !strings.Contains(out, "unexpected fault address") {
+			t.Errorf("a body that writes to a view ended with %v\n%s", err, out)
+		}
+	}
+}
+
+func TestARingIsResidentOnlyTwice(t *testing.T) { inOwnProcess(t, testResident) }
+
+func testResident(t *testing.T) {
+	const size = 64 << 20
+	ring := bpftest.New(t, size)
+	before := procStatus(t, "VmRSS")
+	r := mustNewReader(t, ring)
+	// The kernel maps the data twice in a row.
+	if got := (procStatus(t, "VmRSS") - before) << 10; got > 2*size+size/8 {
+		t.Errorf("a ring of %d MiB makes %d MiB resident", size>>20, got>>20)
+	}
+	r.Close()
+}
+
+// TestThePollIsInterrupted holds that ring_buffer__poll waits where the eventfd reaches it:
+// nothing else ends this wait for an hour.
+func TestThePollIsInterrupted(t *testing.T) {
+	for name, act := range map[string]struct {
+		call func(r *Reader)
+		want error
+	}{
+		"Close":       {func(r *Reader) { r.Close() }, ErrClosed},
+		"Flush":       {func(r *Reader) { r.Flush() }, ErrFlushed},
+		"SetDeadline": {func(r *Reader) { r.SetDeadline(time.Unix(0, 1)) }, os.ErrDeadlineExceeded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(0))
+			lib := r.queue.rings.(*libbpfRings)
+			lib.blockFor = time.Hour
+			ring.Emit(text("a"))
+			wantSample(t, r, "a") // a wait after a sample blocks
+			result := goRead(t, r)
+			awaitPolling(t, r)
+			wantWaiting(t, result)
+			act.call(r)
+			if got := within(t, "Read", result); !errors.Is(got.err, act.want) {
+				t.Errorf("Read returned %v, want %v", got.err, act.want)
+			}
+		})
+	}
+}
+
+func TestOpeningBesideAnActiveReader(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	var stop atomic.Bool
+	var active group
+	active.Go(func() {
+		for seq := uint64(0); !stop.Load(); {
+			seq += uint64(ring.Count(0, seq, 100, 0))
+		}
+	})
+	active.Go(func() {
+		var rec Record
+		r.SetDeadline(time.Unix(0, 1))
+		for !stop.Load() {
+			if err := r.ReadInto(&rec); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		if r, err := NewReader(ring); errors.Is(err, syscall.EUCLEAN) {
+			t.Fatal(err)
+		} else if err == nil {
+			r.Close()
+		}
+	}
+	stop.Store(true)
+	active.Wait()
+}
+
+// TestOwnersMayWriteBesideReadInto is for the race detector: what Read has returned belongs
+// to its caller, whatever ReadInto does in other goroutines.
+func TestOwnersMayWriteBesideReadInto(t *testing.T) {
+	const samples = 20_000
+	ring, r := newRingAndReader(t, 1<<16)
+	var seen atomic.Int64
+	var reading group
+	read := func(next func() error) {
+		for next() == nil {
+			if seen.Add(1) == samples {
+				r.Close()
+			}
+		}
+	}
+	for range 2 {
+		reading.Go(func() {
+			read(func() error {
+				rec, err := r.Read()
+				for i := range rec.RawSample {
+					rec.RawSample[i] = 0xff
+				}
+				return err
+			})
+		})
+		reading.Go(func() {
+			var rec Record
+			read(func() error { return r.ReadInto(&rec) })
+		})
+	}
+	for seq := 0; seq < samples; runtime.Gosched() {
+		seq += ring.Count(0, uint64(seq), min(64, samples-seq), 0)
+	}
+	reading.Wait()
+}
+
+// TestLargeSamplesLeaveLoopsSmall has two loops that share a ring in which one sample was
+// large.
+func TestLargeSamplesLeaveLoopsSmall(t *testing.T) {
+	ring, r := newRingAndReader(t, 4<<20, WithMaxDelay(0))
+	ring.Emit(bpftest.Sample{Data: make([]byte, 512<<10)})
+	var rec Record
+	if err := r.ReadInto(&rec); err != nil {
+		t.Fatal(err)
+	}
+	const n = 1000
+	var seen atomic.Int64
+	var reading group
+	for range 2 {
+		reading.Go(func() {
+			for _, err := range r.Records(t.Context()) {
+				if err != nil {
+					t.Error(err)
+				}
+				seen.Add(1)
+			}
+		})
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for i := range int64(n) {
+		ring.Count(0, 0, 1, 0)
+		await(t, "the sample", func() bool { return seen.Load() == i+1 })
+	}
+	runtime.ReadMemStats(&after)
+	r.Close()
+	reading.Wait()
+	if got := (after.TotalAlloc - before.TotalAlloc) / n; got > 4<<10 {
+		t.Errorf("%d bytes are allocated for each small sample", got)
+	}
+}
+
+// A lease tells of losses as Read does, again if it was released, and once committed no more.
+func TestLeasesTellOfLosses(t *testing.T) {
+	const size = 1 << 16
+	ring := bpftest.NewLoss(t, size, 0)
+	r := mustNewReader(t, ring, WithLossCounter(ring.Counter()), WithMaxDelay(0))
+	n := numberedCapacity(size)
+	if got := ring.Try(0, 0, 0, n+3); got != n {
+		t.Fatalf("%d records were accepted, want %d", got, n)
+	}
+	drain := func(end int) (lost uint64) {
+		for read := 0; read < end; {
+			l := mustLease(t, r)
+			for rec := range l.Records() {
+				lost += rec.Lost
+			}
+			read += l.Len()
+			if err := l.Commit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return lost
+	}
+	if lost := drain(n); lost != 0 {
+		t.Errorf("%d were lost before records that came before the loss", lost)
+	}
+	ring.Try(0, 0, 0, 2)
+	for range 2 {
+		l := mustLease(t, r)
+		var lost []uint64
+		for rec := range l.Records() {
+			lost = append(lost, rec.Lost)
+		}
+		if !slices.Equal(lost, []uint64{3, 0}) {
+			t.Errorf("%d were lost before these records, want 3 and 0", lost)
+		}
+		l.Release()
+	}
+	for rec, err := range r.Records(t.Context()) {
+		if err != nil || rec.Lost != 3 {
+			t.Errorf("%d were lost, want 3 (%v)", rec.Lost, err)
+		}
+		break
+	}
+	if rec := mustRead(t, r); rec.Lost != 0 {
+		t.Errorf("%d were lost, want none the second time", rec.Lost)
+	}
+	if got := r.Stats().Lost; got != 3 {
+		t.Errorf("Stats have %d lost, want 3", got)
+	}
+}
+
+// A tick leaves the newest record, and what was discarded before it, behind.
+func TestATickLendsUpToADiscardedRecord(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("a"), discarded(8), text("b"))
+	lib := r.queue.rings.(*libbpfRings)
+	var b batch
+	if err := lib.tick(&b, &request{lend: true, lentOf: []bool{false}}); err != nil {
+		t.Fatal(err)
+	}
+	if w := b.lent; w.samples != 1 || w.end-w.start != 16 || w.discards != 0 {
+		t.Fatalf("a tick lends %+v, want one record of 16 bytes", w)
+	}
+	if err := lib.consume(0, b.lent.samples, 0, b.lent.end); err != nil {
+		t.Error(err)
+	}
+}
+
+// Read waits for the kernel, who notifies of nothing that was released.
+func TestReleaseWakesWhoWaits(t *testing.T) {
+	for name, drained := range map[string]bool{"of the ring": false, "of what was drained": true} {
+		t.Run(name, func(t *testing.T) {
+			ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(0))
+			if ring.Emit(text("a"), text("b")); drained {
+				wantSample(t, r, "a")
+			}
+			l := mustLease(t, r)
+			result := goRead(t, r)
+			wantWaiting(t, result)
+			l.Release()
+			if drained {
+				wantResult(t, result, "b", nil)
+			} else {
+				wantResult(t, result, "a", nil)
+			}
+		})
+	}
+}
+
+func TestACommitInTheLoopEndsIt(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("a"), text("b"))
+	l := mustLease(t, r)
+	for rec := range l.Records() {
+		if string(rec.RawSample) != "a" {
+			t.Errorf("%q came after Commit", rec.RawSample)
+		}
+		if err := l.Commit(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAvailableBytesWithReleasedLeases(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(0))
+	var leases []*Lease
+	for range 2 {
+		ring.Emit(text("a"), text("b"))
+		leases = append(leases, mustLease(t, r))
+	}
+	leases[0].Release()
+	wantAvailable(t, r, 2*16)
+	wantSample(t, r, "a")
+	wantAvailable(t, r, 16)
+	leases[1].Release()
+	wantAvailable(t, r, 3*16)
+	for _, want := range []string{"b", "a", "b"} {
+		wantSample(t, r, want)
+	}
+	wantAvailable(t, r, 0)
+}
+
+// A lease of one ring does not keep libbpf from passing what was discarded in another.
+func TestDiscardsArePassedBesideALeaseOfAnotherRing(t *testing.T) {
+	rings, r := newRings(t, []int{4096, 4096}, WithMaxDelay(0))
+	rings[0].Emit(text("a"))
+	l := mustLease(t, r)
+	result := goRead(t, r)
+	for range 10 * 4096 / 16 {
+		for rings[1].TryEmit(discarded(8)) > 0 {
+			runtime.Gosched()
+		}
+	}
+	for rings[1].TryEmit(text("b")) > 0 {
+		runtime.Gosched()
+	}
+	wantResult(t, result, "b", nil)
+	if err := l.Commit(); err != nil {
+		t.Error(err)
+	}
+}

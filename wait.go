@@ -1,0 +1,399 @@
+package ringbuf
+
+import (
+	"errors"
+	"math"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// How a Reader waits for records: in libbpf's ring_buffer__poll, in ppoll before a tick or
+// for the rest of a millisecond, or in Go's netpoller.
+
+const (
+	// How long a wait that follows a sample blocks its OS thread, which answers
+	// faster than parking the goroutine does.
+	blockFor = 100 * time.Millisecond
+
+	// The netpoller waits in milliseconds, so the end of any wait blocks.
+	netpollGrain = 1500 * time.Microsecond
+
+	// How often a goroutine yields that spends its time in C. Of one that was not
+	// scheduled for 10 ms (forcePreemptNS in Go's runtime/proc.go) the runtime takes
+	// the processor away as soon as it is in C, which wakes two other threads each
+	// time: half of the processor time of a Reader that ticks.
+	yieldAfter = 5 * time.Millisecond
+
+	// A longer pause between two ticks parks the goroutine, all but the end of it.
+	longPause = 10 * time.Millisecond
+
+	// While older records are lent the kernel notifies of none: so the rings are looked at,
+	// after pauses that grow from the first to the second.
+	minLentPause = time.Millisecond
+	maxLentPause = 10 * time.Millisecond
+)
+
+// blocked counts the threads of this process that poll blocks. As many as can run
+// at once are worth it. Go keeps its threads once it has them, so without a limit
+// many Readers would leave many threads behind.
+var blocked atomic.Int32
+
+// block reserves one of the threads that may be blocked, if there is one.
+func block() bool {
+	if blocked.Add(1) > int32(runtime.GOMAXPROCS(0)) {
+		blocked.Add(-1)
+		return false
+	}
+	return true
+}
+
+func unblock() { blocked.Add(-1) }
+
+// A waiter is the part of libbpfRings that waits.
+type waiter struct {
+	blockFor time.Duration
+
+	now       time.Time // when the rings were looked at, or a wait ended; or a little earlier
+	untimed   int       // polls that may use it again
+	active    time.Time // when poll was called after it had found samples
+	found     bool      // the last poll found samples
+	yielded   time.Time
+	lentPause time.Duration
+
+	parkFile *os.File // duplicate of park_fd in C
+	parked   syscall.RawConn
+	woken    atomic.Bool  // wake was called; poll resets it when it returns
+	looking  atomic.Int32 // 1: poll is on while older records are lent; see caughtUp
+
+	// Made once, because a new closure for each wait would be an allocation.
+	onReady, onEighth, onAny func(uintptr) bool
+
+	readies       int           // calls of one of these in this wait
+	parkedWakeups atomic.Uint64 // not counted in C
+}
+
+// open hands a duplicate of the epoll instance to Go. Who is parked hears no more of an
+// epoll instance when its last descriptor is closed, nor that it was. So of the two on which
+// that depends there are two each, in case that somebody closes one by mistake.
+func (w *waiter) open(d door) error {
+	fd, err := d.dupParkFD()
+	if err != nil {
+		return err
+	}
+	w.blockFor = blockFor
+	w.parkFile = os.NewFile(uintptr(fd), "ringbuf")
+	w.parked, err = w.parkFile.SyscallConn()
+	if err == nil {
+		// The only sign that os.NewFile could not add it to the netpoller.
+		err = w.parkFile.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		w.parkFile.Close()
+		return err
+	}
+	w.onReady = func(uintptr) bool {
+		w.readies++
+		return d.ready()
+	}
+	w.onEighth = func(uintptr) bool {
+		w.readies++
+		return d.produced(untilEighth)
+	}
+	w.onAny = func(uintptr) bool {
+		w.readies++
+		return d.produced(untilAny)
+	}
+	return nil
+}
+
+// poll implements rings.
+func (r *libbpfRings) poll(b *batch, req request) error {
+	r.request = req
+	q := &r.request // on the heap anyway
+	// In the middle of a flood not each poll looks at the clock: it takes a sixth of a poll.
+	now := r.now
+	if r.untimed--; r.untimed < 0 || !r.seen.more {
+		now, r.untimed = time.Now(), 8
+	}
+	if r.found {
+		r.active = now
+	}
+	if now.Sub(r.yielded) > yieldAfter {
+		runtime.Gosched()
+		now = time.Now() // others may have run for long
+		r.yielded = now
+	}
+	r.now = now
+	if q.lent {
+		// Before the rings are looked at: see caughtUp.
+		r.looking.Store(1)
+	}
+	left := time.Duration(math.MaxInt64)
+	if !q.deadline.IsZero() {
+		left = q.deadline.Sub(now)
+	}
+	if r.pace.long() && left > r.pace.max {
+		left, q.deadline = r.pace.max, now.Add(r.pace.max)
+	}
+	pause, tick := r.pace.next(now)
+	pause = min(pause, left)
+	var err error
+	switch {
+	case !tick || left <= 0:
+		err = r.findOrWait(b, q, now, left)
+	case pause <= 0:
+		err = r.tick(b, q)
+	case pause > longPause:
+		err = r.pauseParked(b, q, now.Add(pause-netpollGrain))
+	case block():
+		listen := deaf
+		if r.pace.long() {
+			listen = untilEighth
+		}
+		err = r.door.pause(max(pause-timerSlack, 1), listen)
+		unblock()
+		if err != nil {
+			err = r.waitError(err)
+		} else if !r.door.woken() {
+			r.now = time.Now()
+			err = r.tick(b, q)
+		}
+	default: // the netpoller's ticks would come late
+		err = r.findOrWait(b, q, now, left)
+	}
+	r.looking.Store(0)
+	r.found = len(b.entries) > 0 || b.lent.samples > 0
+	if r.losses != nil {
+		r.lookForLosses(b)
+	}
+	// Whoever called wake until now did so for what the queue looks at next.
+	r.woken.Store(false)
+	return err
+}
+
+// findOrWait takes what is there in any ring, or waits until the kernel notifies.
+func (r *libbpfRings) findOrWait(b *batch, q *request, now time.Time, left time.Duration) error {
+	r.unticked = 0
+	any, more, err := r.findAny(b, q)
+	if any || more || err != nil || left <= 0 {
+		return err
+	}
+	if q.lent {
+		return r.waitLent(q, left)
+	}
+	wait := min(left, r.blockFor-now.Sub(r.active))
+	if left <= netpollGrain {
+		wait = left
+	}
+	if wait > 0 && block() {
+		var buf []byte
+		if !q.lend && q.until == nil {
+			buf = b.room(r.limit)
+		}
+		err := r.door.wait(wait, buf)
+		unblock()
+		r.now = time.Now()
+		if at := r.door.at(); at >= 0 {
+			return r.fed(b, at, err)
+		}
+		if err != nil {
+			return r.waitError(err)
+		}
+		r.sync()
+		if !r.door.busy() || r.door.woken() {
+			return nil
+		}
+	}
+	if left > netpollGrain && !q.deadline.IsZero() {
+		q.deadline = q.deadline.Add(-netpollGrain)
+	}
+	return r.waitParked(q.deadline)
+}
+
+// fed completes b with the sample that ring_buffer__poll found in ring i.
+func (r *libbpfRings) fed(b *batch, i int, err error) error {
+	g := &r.rings[i]
+	g.produced = g.producer()
+	r.door.looked(i, g.produced)
+	if in := g.produced - g.lent; in > g.highest.Load() {
+		g.highest.Store(in)
+	}
+	start := g.lent
+	r.sync()
+	err = r.took(b, i, err, 0)
+	r.note(&found{window: window{ring: i, samples: 1, bytes: uint64(len(b.entries)) - entryHeaderSize}, moved: g.lent - start, any: true}, g.produced > g.lent, false)
+	return err
+}
+
+// sync takes note of discarded records that libbpf found in a wait.
+func (r *libbpfRings) sync() {
+	for i := range r.rings {
+		g := &r.rings[i]
+		g.lent = r.door.consumed(i)
+		discards := r.door.discards(i)
+		g.discards.Add(discards - g.passed)
+		g.passed = discards
+	}
+}
+
+// findAny looks at the rings in turn, until one has samples, so that each gets as many
+// batches as the others however much is in it. It reports whether one had, and whether
+// there may be more without a wait.
+func (r *libbpfRings) findAny(b *batch, q *request) (any, more bool, err error) {
+	f := &r.seen
+	*f = found{}
+	for n := 0; n < len(r.rings) && err == nil && !f.any; n++ {
+		err = r.find(f, b, q, false)
+	}
+	if err != nil {
+		return f.any, false, err
+	}
+	r.note(f, f.more, false)
+	return f.any, f.moved > 0, nil
+}
+
+// tick goes on with a tick of all rings, until one has samples. It leaves the newest record
+// in each, so that the kernel does not notify of the next one. If there is no other sample,
+// it takes that too.
+func (r *libbpfRings) tick(b *batch, q *request) error {
+	if r.unticked == 0 {
+		r.unticked, r.quiet = len(r.rings), true
+		r.ticks.Add(1)
+	}
+	f := &r.seen
+	*f = found{}
+	var err error
+	for r.unticked > 0 && err == nil && !f.any {
+		r.unticked--
+		i := r.next
+		before := r.rings[i].produced
+		err = r.find(f, b, q, true)
+		if f.any || r.rings[i].produced != before {
+			r.quiet = false
+		}
+		if err == nil && !f.any {
+			r.next = i
+			err = r.find(f, b, q, false)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if f.more { // another lap for a ring that has more
+		r.unticked = len(r.rings)
+	}
+	r.note(f, f.more || r.unticked > 0, r.quiet && r.unticked == 0)
+	return nil
+}
+
+// note tells the moderator what was found.
+func (r *libbpfRings) note(f *found, more, idle bool) {
+	if f.more {
+		r.limit = min(2*r.limit, maxBatchSize)
+	}
+	d := drained{ring: f.ring, moved: f.moved, more: more, idle: idle}
+	if f.any {
+		d.samples = uint64(f.samples)
+		d.bytes = f.bytes + d.samples*recordHeaderSize
+	}
+	r.pace.note(r.now, d)
+}
+
+// waitLent waits until the pause is over, anything was produced, or caughtUp finds that.
+func (r *libbpfRings) waitLent(q *request, left time.Duration) error {
+	// Perhaps the last commit came after the queue counted what is lent, and before looking.
+	caughtUp := true
+	for i := range r.rings {
+		caughtUp = caughtUp && r.rings[i].consumer() == r.rings[i].lent
+	}
+	if caughtUp {
+		return nil
+	}
+	if r.found { // by the poll before
+		r.lentPause = 0
+	}
+	pause := min(max(r.lentPause, minLentPause), maxLentPause)
+	r.lentPause = 2 * pause
+	pause = min(pause, left)
+	if block() {
+		defer unblock()
+		if err := r.door.pause(pause, untilAny); err != nil {
+			return r.waitError(err)
+		}
+		return nil
+	}
+	if err := r.door.arm(true); err != nil {
+		return r.waitError(err)
+	}
+	defer r.door.arm(false)
+	return r.park(time.Now().Add(pause), r.onAny)
+}
+
+// caughtUp is called when libbpf has consumed the last record that was lent of ring i. The
+// kernel did not notify of those that came meanwhile.
+func (r *libbpfRings) caughtUp(i int) {
+	// Add is a full barrier: either this sees looking, or waitLent the consumer position.
+	if r.looking.Add(0) > 0 && r.door.readyRing(i) {
+		r.wake()
+	}
+}
+
+// waitParked waits in Go's netpoller, without an OS thread, until there are records, the
+// deadline or wake. The netpoller is edge-triggered: a record that is reserved but not
+// committed does not make it spin.
+func (r *libbpfRings) waitParked(deadline time.Time) error {
+	// The netpoller is told of notifications only now: while poll blocks they
+	// would wake a second thread each time, for nothing.
+	if err := r.door.arm(true); err != nil {
+		return r.waitError(err)
+	}
+	defer r.door.arm(false)
+	return r.park(deadline, r.onReady)
+}
+
+// pauseParked waits in Go's netpoller until the given time or wake. If the kernel notifies
+// before that while a ring fills up, it ticks.
+func (r *libbpfRings) pauseParked(b *batch, q *request, until time.Time) error {
+	if !r.pace.long() {
+		return r.park(until, func(uintptr) bool { return false })
+	}
+	if err := r.door.arm(true); err != nil {
+		return r.waitError(err)
+	}
+	err := r.park(until, r.onEighth)
+	r.door.arm(false)
+	if err == nil && r.door.produced(untilEighth) {
+		r.now = time.Now()
+		err = r.tick(b, q)
+	}
+	return err
+}
+
+// park waits in Go's netpoller until ready reports true, the deadline or wake.
+func (r *libbpfRings) park(deadline time.Time, ready func(uintptr) bool) error {
+	err := r.parkFile.SetReadDeadline(deadline)
+	// In this order: if wake comes later, its deadline is the one that counts.
+	if err == nil && !r.woken.Load() {
+		r.readies = 0
+		err = r.parked.Read(ready)
+		// The first was before the wait.
+		if err == nil && r.readies > 1 {
+			r.parkedWakeups.Add(1)
+		}
+	}
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return r.waitError(err)
+	}
+	return nil
+}
+
+// wake implements rings. To end a parked wait it needs no descriptor, since anybody in
+// this process may close one by mistake.
+func (r *libbpfRings) wake() {
+	r.woken.Store(true)
+	r.door.wake()
+	r.parkFile.SetReadDeadline(time.Unix(0, 1)) // ends one that is parked
+}
