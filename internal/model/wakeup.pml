@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * How kernel and reader agree on when the reader may wait: bpf_ringbuf_reserve() and
- * bpf_ringbuf_commit() of the kernel, ringbuf_process_ring() of libbpf, and what has the
- * same name here in ringbuf_cgo.c, ringbuf_cgo.go and moderate.go. model_test.go has spin
- * try all orders in which their steps can follow each other. A step is one access to
- * memory that they share.
+ * bpf_ringbuf_commit() of the kernel, ringbuf_process_ring() of libbpf, and what is here in
+ * ring.go, rings.go, wait.go, lease.go, ringbuf_cgo.c and ringbuf_cgo_wait.c. model_test.go
+ * has spin try all orders in which their steps can follow each other. A step is one access
+ * to memory that they share.
  *
  * All records are as large, and positions count records. Not modelled: deadlines, Flush
  * and Close (no wait ends by itself), BPF_RB_NO_WAKEUP and BPF_RB_FORCE_WAKEUP, corrupt
- * positions, samples that are spilled, records that take more than an eighth of the ring.
+ * positions, records that take more than an eighth of the ring, released leases.
  */
 
 #ifndef EAGER
@@ -19,6 +19,9 @@
 #endif
 #ifndef PARKED
 #define PARKED false /* it waits in this way only */
+#endif
+#ifndef LEASES
+#define LEASES false /* it lends, and commits whenever it likes; else it copies */
 #endif
 #ifndef LIMIT
 #define LIMIT 2 /* samples in a full batch */
@@ -34,18 +37,12 @@
 
 /* What the test breaks, to see that it would be noticed. */
 #define FENCE (cons == pos)
-#define MOVED (samples == 0 && pos != start)
 #define LEAVES(position) (position < produced && header[AT(position)] != busy)
 #define NOTIFIES(consumer, position) (AT(consumer) == AT(position))
+#define COMMITTED(consumer) (consumer < lent)
 #ifdef NO_FENCE
 #undef FENCE
 #define FENCE true
-#elif defined(FENCE_ONCE)
-#undef FENCE
-#define FENCE (moved > 0 || cons == pos)
-#elif defined(WAIT_AFTER_MOVE)
-#undef MOVED
-#define MOVED false
 #elif defined(LEAVE_NONE)
 #undef LEAVES
 #define LEAVES(position) true
@@ -55,6 +52,9 @@
 #elif defined(NOTIFY_LATE)
 #undef NOTIFIES
 #define NOTIFIES(consumer, position) (AT(consumer) == AT(position + 1))
+#elif defined(COMMIT_MORE)
+#undef COMMITTED
+#define COMMITTED(consumer) (consumer < lent || lent > 0 && consumer == lent && consumer < prod && header[AT(consumer)] == sample)
 #endif
 
 mtype = { busy, sample, discarded };
@@ -65,7 +65,7 @@ mtype header[SLOTS];
 byte content[SLOTS]; /* of a sample: its own position */
 
 /*
- * The reader's processor keeps stores back in order, as x86 processors do (total store
+ * The reader's processor, or that which commits, keeps stores back in order, as x86 processors do (total store
  * order). All that the reader stores is the consumer position, and each time it is one
  * more. So its store buffer holds the positions behind cons, up to pos, and pos is what
  * the reader itself loads. To wait until it is empty is a full fence; release and acquire
@@ -150,97 +150,99 @@ end:	do
 	od
 }
 
-inline leaves_one(from) {
-	next = from; leaves = false;
+/*
+ * Leases: what is between pos and lent. libbpf consumes them in order, whenever those are
+ * committed. looking, woken: see caughtUp() in wait.go.
+ */
+byte lent;
+bool looking, woken;
+
+inline consume() {
+	atomic {
+		lost_sample = (header[AT(pos)] == sample && content[AT(pos)] != pos);
+		assert(!lost_sample);
+	}
+	pos++
+}
+
+active proctype holder() {
+end:	do
+	:: atomic { LEASES && COMMITTED(pos) -> printf("record %d is committed\n", pos) }
+	   consume();
+	   if
+	   :: pos == lent ->
+		FENCE;
+		atomic {
+			if
+			:: looking && cons != prod && header[AT(pos)] != busy -> woken = true
+			:: else
+			fi
+		}
+	   :: else
+	   fi
+	od
+}
+
+/* look() of a ring: samples and discards from lent on, up to next. */
+inline look() {
+	atomic { produced = prod; next = lent; samples = 0; at = lent; more = false }
 	do
 	:: atomic {
-		next < produced -> found = header[AT(next)]; next++;
+		next < produced && !more -> found = header[AT(next)];
 		if
 		:: found == busy -> break
-		:: found == discarded
-		:: found == sample -> leaves = true; break
+		:: found == discarded -> next++
+		:: found == sample && samples == LIMIT -> more = true
+		:: found == sample && samples < LIMIT -> next++; before = at; samples++; at = next
 		fi
 	   }
-	:: next >= produced -> break
+	:: next >= produced || more -> break
 	od;
-	if :: leaves -> leaves = LEAVES(next) :: else fi
-}
-
-inline take_sample() {
 	atomic {
-		if :: at + 1 > produced -> produced = prod :: else fi;
-		lost_sample = content[AT(at)] != at;
-		assert(!lost_sample);
-		samples++; is_full = (samples >= LIMIT); stop = is_full
-	}
-	if :: leave && !is_full -> leaves_one(at + 1); stop = !leaves :: else fi
-}
-
-/* ringbuf_process_ring() */
-inline ring_buffer__consume() {
-	do
-	:: atomic { more && !stop -> more = false; end = prod }
-	   do
-	   :: atomic {
-		pos < end && !stop ->
-		found = header[AT(pos)]; printf("reader finds record %d %e\n", pos, found);
-		more = (found != busy); stop = (found == busy)
-	      }
-	      if
-	      :: found == sample ->
-		at = pos;
-#ifdef STORE_EARLY
-		pos++; take_sample()
-#else
-		take_sample(); pos++
-#endif
-	      :: found == discarded -> pos++
-	      :: found == busy
-	      fi
-	   :: pos == end || stop -> break
-	   od
-	:: !more || stop -> break
-	od
-}
-
-inline drain() {
-	do
-	:: atomic {
-		FENCE -> left = 0; start = pos; produced = prod;
-		leaves = true; more = true; stop = false
-	   }
-	   if :: leave -> leaves_one(start) :: else fi;
-	   if
-	   :: leaves -> ring_buffer__consume()
-	   :: else -> break
-	   fi;
-	   atomic {
-		produced = prod; moved = moved + pos - start;
+		/* The newest stays, if it is the last. */
 		if
-		:: MOVED && moved <= SLOTS
-		:: else ->
-			is_full = is_full || MOVED;
-			behind_busy = (samples == 0 && pos != produced);
-			break
-		fi
-	   }
-	od
+		:: leave && samples > 0 && !more -> if :: LEAVES(at) :: else -> samples--; at = before fi
+		:: else
+		fi;
+		if :: samples == 0 && !leave -> at = next :: else fi
+	}
+}
+
+/*
+ * Takes what look() found: lends it, or has libbpf consume it, unless older records are
+ * lent. Discarded records alone are consumed.
+ */
+inline take() {
+	if
+	:: LEASES && samples > 0 -> lent = at; printf("reader lends up to %d\n", at)
+	:: !lends && at > pos ->
+		do
+		:: pos < at ->
+#ifdef STORE_EARLY
+			pos++; atomic { lost_sample = (content[AT(pos - 1)] != pos - 1); assert(!lost_sample) }
+#else
+			consume()
+#endif
+		:: else -> break
+		od;
+		atomic { lent = pos; at = 0; moved = true }
+	:: else
+	fi
+}
+
+inline find(leaving) {
+	leave = leaving; moved = false; look(); take()
 }
 
 /* note() of a moderator that cannot be foreseen */
 inline note() {
 	atomic {
-		gathered = gathered || moved > 0;
 		if
-		:: is_full
-		:: !is_full -> ticking = false; gathered = false
-		:: !EAGER && !is_full && (ticking && !idle || !ticking && gathered) ->
-			ticking = true; gathered = false
+		:: ticking = false
+		:: !EAGER && (samples > 0 || ticking) -> ticking = true
 		fi
 	}
 }
-
-inline begin() { d_step { samples = 0; moved = 0; is_full = false; behind_busy = false; idle = false } }
 
 /* Nobody does anything any more, and the reader waits. */
 inline rest() {
@@ -252,40 +254,43 @@ inline rest() {
 	}
 }
 
-inline cgo_ringbuf_poll() {
-	begin(); drain();
-	if
-	:: blocks && samples == 0 && !behind_busy && !is_full ->
-		printf("reader blocks\n");
-		if
-		:: listed && cons != prod
-		:: rest()
-		fi;
-		drain()
-	:: else
-	fi;
-	note()
+/* state_of() the ring, behind a fence */
+inline ready_or_busy() {
+	FENCE;
+	atomic {
+		is_ready = (pos != prod && header[AT(pos)] != busy);
+		is_busy = (pos != prod && header[AT(pos)] == busy)
+	}
+#ifdef WAIT_UNCHECKED
+	is_ready = false;
+#endif
 }
 
-inline cgo_ringbuf_tick() {
-	begin(); was = produced;
-	leave = true; drain(); leave = false;
+/* ring_buffer__poll(), which consumes up to the first sample. Or ppoll(), for leases. */
+inline wait_blocked() {
+	printf("reader blocks\n");
 	if
-	:: samples > 0 -> atomic { left = pos + 1; printf("reader leaves record %d\n", pos) }
-	:: else -> idle = (produced == was); drain()
+	:: listed && cons != prod
+	:: rest()
 	fi;
-	note()
+	found = discarded;
+	do
+	:: !LEASES && pos != prod && found == discarded ->
+		atomic { found = header[AT(pos)]; if :: found == busy -> break :: else fi }
+		consume()
+	:: else -> break
+	od;
+	atomic { if :: !LEASES -> lent = pos :: else fi }
 }
 
-inline waitParked() {
-	blocks = false;
+inline wait_parked() {
 #ifndef ARM_LATE
 	atomic { armed = true; printf("reader arms\n") }
 #endif
-	ready = false; /* RawRead resets it before it calls onReady */
+	ready = false;
 	do
-	:: cgo_ringbuf_poll();
-	   if :: samples > 0 || is_full -> break :: else fi;
+	:: ready_or_busy();
+	   if :: is_ready -> break :: else fi;
 #ifdef ARM_LATE
 	   atomic { armed = true; printf("reader arms\n") }
 #endif
@@ -298,23 +303,65 @@ inline waitParked() {
 	armed = false
 }
 
-inline fillOrWait() {
+/* It is over at the latest when the timer expires, which may be relied on only while records are lent. */
+inline wait_lent() {
+	atomic { armed = true; ready = false }
 	if
-	:: !PARKED -> blocks = true
-	:: !BLOCKED -> blocks = false
+#ifndef LEND_UNCHECKED
+	:: cons == lent
+#endif
+	:: prod != produced
+#ifdef LEND_UNCHECKED
+	:: prod == produced ->
+#else
+	:: prod == produced && cons != lent ->
+#endif
+		if
+		:: ready
+		:: woken
+		:: pos < lent
+		:: rest()
+		fi
 	fi;
-	cgo_ringbuf_poll();
-	if :: samples == 0 && !is_full && (!blocks || behind_busy) -> waitParked() :: else fi
+	armed = false
 }
 
 active proctype reader() {
-	bool leave, leaves, more, stop, is_full, behind_busy, idle, blocks, ticking, gathered;
-	byte next, produced, was, end, at, start, moved, samples;
+	bool leave, more, ticking, lends, moved, is_ready, is_busy;
+	byte next, produced, at, before, samples;
 	mtype found;
 
 	do
-	:: ticking -> cgo_ringbuf_tick()
-	:: fillOrWait() /* ticking too, when as many threads are blocked as may be */
+	:: atomic { lends = (pos < lent); left = 0; woken = false }
+	   looking = lends;
+	   if
+	   :: ticking ->
+		find(true);
+		if
+		:: samples > 0 -> atomic { if :: !more -> left = lent + 1; printf("reader leaves record %d\n", lent) :: else fi }
+		:: else -> find(false)
+		fi;
+		note()
+	   :: /* ticking too, when as many threads are blocked as may be */
+		find(false);
+		note();
+		if
+		:: samples > 0 || moved || more
+		:: else ->
+			if
+			:: lends ->
+				wait_lent()
+			:: else ->
+				ready_or_busy();
+				if
+				:: is_ready
+				:: !is_ready && !is_busy && !PARKED -> wait_blocked()
+				:: !is_ready && (is_busy || !BLOCKED) -> wait_parked()
+				fi
+			fi
+		fi
+	   fi;
+	   atomic { looking = false; samples = 0; next = 0; at = 0; before = 0; produced = 0 }
 	od;
 over:	skip
 }

@@ -7,8 +7,9 @@
  * order in which memory is accessed.
  *
  * The machine's processor keeps stores back, in order, while later loads read memory,
- * as x86 processors do (total store order). The reader is the real ringbuf_cgo.c, with
- * libbpf's part replaced by one that accesses memory in the same order.
+ * as x86 processors do (total store order). The reader is the real ringbuf_cgo.c and
+ * ringbuf_cgo_wait.c, with libbpf's part replaced by one that accesses memory in the same
+ * order, and with look() of ring.go written in C.
  *
  * The kernel looks at the consumer position once, so it does not matter that all stores
  * are delayed alike. Ticks and batches that fill up are not modelled: nobody waits then.
@@ -17,20 +18,29 @@
  * that never comes. With the argument "unfenced" fences do nothing.
  */
 #define _GNU_SOURCE
+#include <errno.h>
+#include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
 
+static unsigned long model_load(const void *p, int size);
+static void model_fence(int order);
+
+#define __atomic_load_n(p, order) ((__typeof__(*(p)))model_load(p, sizeof(*(p))))
+#define __atomic_thread_fence model_fence
 #include "../../ringbuf_cgo.h"
 
 static int model_consume(struct ring *ring);
-static unsigned long model_consumer_pos(const struct ring *ring);
-static unsigned long model_producer_pos(const struct ring *ring);
-static void model_fence(int order);
+static int model_consume_n(struct ring *ring, size_t n);
+static int model_poll(struct ring_buffer *rb, int timeout_ms);
 
 #define ring__consume model_consume
-#define ring__consumer_pos model_consumer_pos
-#define ring__producer_pos model_producer_pos
-#define __atomic_thread_fence model_fence
+#define ring__consume_n model_consume_n
+#define ring_buffer__poll model_poll
 #include "../../ringbuf_cgo.c"
+#include "../../ringbuf_cgo_wait.c"
 
 #define MAX_OLDER 3
 #define RECORD sizeof(struct record)
@@ -66,13 +76,17 @@ static struct {
 
 	struct schedule schedule;
 	bool fenced;
+	bool lends; /* libbpf consumes, and copies nothing */
 	int now;
 	int waited_at;
 	__u64 last; /* the new record's position */
 	bool notified;
+	bool waited;
 	struct cgo_ringbuf reader;
 	struct cgo_ring ring;
 } m;
+
+static int wake_fd;
 
 static void become_visible(int until)
 {
@@ -106,10 +120,12 @@ static void model_fence(int order)
 }
 
 /* A processor sees its own stores. */
-static __u64 load_consumer(void)
+static unsigned long model_load(const void *p, int size)
 {
 	step();
-	return m.newest > m.oldest ? m.stores[m.newest - 1].value : m.consumer;
+	if (p == &m.consumer && m.newest > m.oldest)
+		return m.stores[m.newest - 1].value;
+	return size == sizeof(__u32) ? *(const __u32 *)p : *(const __u64 *)p;
 }
 
 static void store_consumer(__u64 value)
@@ -119,52 +135,80 @@ static void store_consumer(__u64 value)
 	m.stores[m.newest++].due = m.now + m.schedule.delay;
 }
 
-static __u64 load_producer(void)
-{
-	step();
-	return m.producer;
-}
-
-static __u32 load_header(__u64 pos)
-{
-	step();
-	return m.records[pos / RECORD].header;
-}
-
-static unsigned long model_consumer_pos(const struct ring *ring)
-{
-	return load_consumer();
-}
-
-static unsigned long model_producer_pos(const struct ring *ring)
-{
-	return load_producer();
-}
-
 /* The accesses of ringbuf_process_ring() in libbpf's src/ringbuf.c. */
-static int model_consume(struct ring *ring)
+static int model_consume_n(struct ring *ring, size_t n)
 {
-	__u64 pos = load_consumer(), producer;
+	__u64 pos = cgo_ringbuf_load(&m.consumer), producer;
+	size_t count = 0;
 	bool more;
 
 	do {
 		more = false;
-		for (producer = load_producer(); pos < producer; more = true) {
-			__u32 header = load_header(pos);
+		for (producer = cgo_ringbuf_load(&m.producer); pos < producer; more = true) {
+			__u32 header = cgo_ringbuf_header(&m.ring, pos);
 			__u64 *sample = &m.records[pos / RECORD].sample;
 			int err = 0;
 
 			if (header & BPF_RINGBUF_BUSY_BIT)
-				return 0;
-			if (!(header & BPF_RINGBUF_DISCARD_BIT))
-				err = take_sample(&m.ring, sample, sizeof(*sample));
+				return count;
+			if (!(header & BPF_RINGBUF_DISCARD_BIT)) {
+				err = cgo_ringbuf_take(&m.ring, sample, sizeof(*sample));
+				count++;
+			}
 			pos += RECORD;
 			store_consumer(pos);
 			if (err < 0)
 				return err;
+			if (count >= n)
+				return count;
 		}
 	} while (more);
-	return 0;
+	return count;
+}
+
+static int model_consume(struct ring *ring)
+{
+	return model_consume_n(ring, INT32_MAX);
+}
+
+/* The wait: everything happens, and ends it or not. */
+static int model_poll(struct ring_buffer *rb, int timeout_ms)
+{
+	m.waited = true;
+	m.waited_at = m.now;
+	while (m.now <= m.schedule.notify)
+		step();
+	become_visible(INT32_MAX);
+	if (!m.notified)
+		return 0;
+	return model_consume(NULL);
+}
+
+/* What Go does: look() of ring.go, and then consume or wait. */
+static int look_and_act(void *buf, size_t size)
+{
+	__u64 producer = cgo_ringbuf_load(&m.producer);
+	__u64 pos = m.ring.consumer, end = pos;
+	__u32 header;
+	int samples = 0, discards = 0;
+
+	for (; pos < producer; pos += RECORD) {
+		header = cgo_ringbuf_header(&m.ring, pos);
+		if (header & BPF_RINGBUF_BUSY_BIT)
+			break;
+		if (header & BPF_RINGBUF_DISCARD_BIT) {
+			discards++;
+			continue;
+		}
+		samples++;
+		end = pos + RECORD;
+	}
+	m.ring.producer = producer;
+	if (samples)
+		return cgo_ringbuf_consume(&m.reader, 0, samples, end, m.lends ? NULL : buf, size);
+	if (discards)
+		return cgo_ringbuf_skip(&m.reader, 0, discards, pos, buf, size);
+	return cgo_ringbuf_wait(&m.reader, NS_PER_MS, buf, size);
 }
 
 /*
@@ -174,7 +218,7 @@ static int model_consume(struct ring *ring)
 static enum outcome run(int older, unsigned int discarded, struct schedule schedule)
 {
 	static char buf[4096];
-	bool fenced = m.fenced;
+	bool fenced = m.fenced, lends = m.lends;
 	int i;
 
 	memset(&m, 0, sizeof(m));
@@ -183,27 +227,34 @@ static enum outcome run(int older, unsigned int discarded, struct schedule sched
 	m.last = m.producer = older * RECORD;
 	m.schedule = schedule;
 	m.fenced = fenced;
+	m.lends = lends;
 	m.reader.rings = &m.ring;
 	m.reader.count = 1;
+	m.reader.wake_fd = wake_fd;
 	m.ring.reader = &m.reader;
 	m.ring.size = 4096;
 	m.ring.data = m.records;
+	m.ring.consumer_pos = &m.consumer;
+	m.ring.producer_pos = &m.producer;
 
 	for (i = 0; i < 100; i++) {
-		if (cgo_ringbuf_poll(&m.reader, buf, sizeof(buf), sizeof(buf), 0))
+		m.waited = false;
+		if (look_and_act(buf, sizeof(buf)))
 			return STUCK;
 		if (m.ring.consumer > m.last)
 			return READ;
-		if (m.reader.filled || m.reader.full)
-			continue;
-		/* It waits. Everything happens, and ends the wait or not. */
-		m.waited_at = m.now;
-		while (m.now <= schedule.notify)
-			step();
-		become_visible(INT32_MAX);
-		if (!m.notified)
+		if (m.waited && !m.notified)
 			return LOST;
-		m.notified = false;
+		m.notified = m.notified && !m.waited;
+		/* The busy record keeps it from waiting like that; it parks. */
+		if (!m.waited && m.reader.busy) {
+			m.waited_at = m.now;
+			while (m.now <= schedule.notify)
+				step();
+			become_visible(INT32_MAX);
+			if (!m.notified)
+				return LOST;
+		}
 	}
 	return STUCK;
 }
@@ -245,10 +296,15 @@ int main(int argc, char **argv)
 	int older;
 
 	m.fenced = argc < 2 || strcmp(argv[1], "unfenced");
-	for (older = 0; older <= MAX_OLDER; older++)
-		for (discarded = 0; discarded < 1u << older; discarded++)
-			if (run_all(older, discarded))
-				return 1;
+	wake_fd = eventfd(0, EFD_NONBLOCK);
+	for (m.lends = false;; m.lends = true) {
+		for (older = 0; older <= MAX_OLDER; older++)
+			for (discarded = 0; discarded < 1u << older; discarded++)
+				if (run_all(older, discarded))
+					return 1;
+		if (m.lends)
+			break;
+	}
 	printf("%lu schedules, %lu lose a wakeup\n", schedules, lost);
 	return 0;
 }
