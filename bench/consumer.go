@@ -101,11 +101,14 @@ type drainOrder struct {
 	Reader   string
 	Size     int
 	Count    int // samples that fill the ring
+	Cached   bool
 	Duration time.Duration
 }
 
-// minFills is how many fills are timed at least.
-const minFills = 3
+const (
+	minFills = 3        // fills that are timed at least
+	evicting = 64 << 20 // bytes; to touch as many leaves nothing else in the cache
+)
 
 // drain fills the ring while nobody reads, then times reading it all, and so on. The
 // first fill is not timed.
@@ -115,6 +118,10 @@ func drain(o drainOrder) error {
 	t := &tally{}
 	ready()
 
+	var elsewhere []byte
+	if !o.Cached {
+		elsewhere = make([]byte, evicting)
+	}
 	var r *reader
 	var ns, allocations []float64
 	for start := time.Now(); len(ns) <= minFills || time.Since(start) < o.Duration; {
@@ -132,6 +139,8 @@ func drain(o drainOrder) error {
 			}
 			r = &opened
 		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
 		if err := p.run(); err != nil {
 			return err
 		}
@@ -139,8 +148,9 @@ func drain(o drainOrder) error {
 			return fmt.Errorf("the ring had no room for %d samples", p.order.Refused)
 		}
 		t.want = t.seen + uint64(o.Count)
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
+		for i := 0; i < len(elsewhere); i += 64 {
+			elsewhere[i]++
+		}
 		began := time.Now()
 		if err := r.read(t); err != nil {
 			return err

@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"slices"
 	"time"
 )
 
@@ -31,11 +33,17 @@ func run() error {
 	out := flag.String("out", ".", "directory for README.md, results.json and the charts; not used by -quick")
 	rounds := flag.Int("rounds", 7, "number of `rounds`")
 	duration := flag.Duration("run", 0, "duration of one run (default 400ms, with -quick 150ms)")
+	only := flag.String("only", "", "measure only what matches `regexp`, such as 'drain.*cache', and print medians")
 	flag.Parse()
 	plan := fullPlan()
 	if *quick {
 		plan = quickPlan()
 	}
+	wanted, err := regexp.Compile(*only)
+	if err != nil {
+		return err
+	}
+	plan = slices.DeleteFunc(plan, func(s step) bool { return !wanted.MatchString(s.config.String()) })
 	if *duration == 0 {
 		*duration = 400 * time.Millisecond
 		if *quick {
@@ -56,7 +64,9 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if *quick {
+	if *only != "" {
+		err = results.writeMedians(os.Stdout)
+	} else if *quick {
 		if err = writeLegend(os.Stdout, results.Environment); err == nil {
 			err = writeBars(os.Stdout, bars(results))
 		}

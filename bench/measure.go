@@ -29,12 +29,16 @@ type config struct {
 	Producers int    `json:"producers,omitempty"`
 	Rate      int    `json:"rate,omitempty"` // samples per second; 0: flat out
 	Readers   int    `json:"readers,omitempty"`
+	Cached    bool   `json:"cached,omitempty"` // what is drained is in the cache
 }
 
 func (c config) String() string {
 	s := c.Measure
 	if c.Ring > 0 {
 		s += fmt.Sprintf(", ring of %s, samples of %d bytes", bytesName(c.Ring), c.Size)
+	}
+	if c.Cached {
+		s += ", in the cache"
 	}
 	if c.Measure == measureStream {
 		s += fmt.Sprintf(", %d producers flat out", c.Producers)
@@ -219,7 +223,7 @@ func measureFullRing(c config, reader string, d time.Duration) (values, error) {
 	defer cancel()
 	// The kernel never fills the last byte.
 	count := min(100_000, (c.Ring-1)/recordSize(c.Size))
-	consumer, err := start(ctx, roleDrain, drainOrder{Reader: reader, Size: c.Size, Count: count, Duration: d}, w)
+	consumer, err := start(ctx, roleDrain, drainOrder{Reader: reader, Size: c.Size, Count: count, Cached: c.Cached, Duration: d}, w)
 	if err != nil {
 		return nil, err
 	}

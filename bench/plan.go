@@ -23,12 +23,18 @@ var (
 	rings        = []int{smallRing, largeRing}
 	quietRings   = []int{tinyRing, smallRing, largeRing}
 	drainSizes   = []int{16, 64, 256, 1024, 4096}
-	streamSizes  = []int{64, 512}
+	streamSizes  = []int{64, 512, 1024, 4096}
 	pacedRates   = []int{1_000, 5_000, 20_000, 100_000, 500_000}
 	barRates     = []int{20_000, 100_000, 500_000}
 	latencyRates = []int{5_000, 1_000, 10} // every 200 µs, every ms, after 100 ms of idleness
 	idleCounts   = []int{1, 100, 1_000}
 )
+
+// cachedOf is a drain of what the same processor has just written, and still has in its
+// second-level cache.
+func cachedOf(size int) config {
+	return config{Measure: measureDrain, Ring: smallRing, Size: size, Cached: true}
+}
 
 func drainOf(size int) config { return config{Measure: measureDrain, Ring: largeRing, Size: size} }
 
@@ -58,7 +64,7 @@ var quietReaders = []string{none, ringbufReadInto, ringbufDelayed, ringbufQuiet}
 func fullPlan() []step {
 	var plan []step
 	for _, size := range drainSizes {
-		plan = append(plan, step{drainOf(size), allReaders})
+		plan = append(plan, step{cachedOf(size), allReaders}, step{drainOf(size), allReaders})
 	}
 	for _, ring := range rings {
 		for _, size := range streamSizes {
@@ -100,12 +106,19 @@ var manyProducers = max(2, runtime.NumCPU())
 
 var producerCounts = []int{1, manyProducers}
 
+var drainReaders = []string{ringbufReadInto, ringbufRecords, ringbufLease, ciliumReadInto}
+
 func quickPlan() []step {
 	plan := []step{
-		{drainOf(64), []string{ringbufReadInto, ringbufRecords, ringbufReadEager, ciliumRead, ciliumReadInto, libbpfgoChannel}},
-		{drainOf(1024), []string{ringbufReadInto, ringbufRecords, ciliumReadInto}},
-		{streamOf(largeRing, 64, 1), []string{ringbufReadInto, ciliumReadInto, libbpfgoChannel}},
-		{streamOf(largeRing, 512, 1), []string{ringbufReadInto, ciliumReadInto}},
+		{cachedOf(64), []string{ringbufReadInto, ringbufRecords, ringbufLease, ringbufReadEager, ciliumRead, ciliumReadInto, libbpfgoChannel}},
+		{cachedOf(256), drainReaders},
+		{cachedOf(1024), drainReaders},
+		{cachedOf(4096), drainReaders},
+		{drainOf(64), drainReaders},
+		{drainOf(1024), drainReaders},
+		{streamOf(largeRing, 64, 1), []string{ringbufReadInto, ringbufRecords, ciliumReadInto, libbpfgoChannel}},
+		{streamOf(largeRing, 512, 1), []string{ringbufReadInto, ringbufRecords, ciliumReadInto}},
+		{streamOf(largeRing, 1024, 1), []string{ringbufReadInto, ringbufRecords, ciliumReadInto}},
 		{streamOf(largeRing, 64, manyProducers), []string{ringbufRecords, ringbufSharded}},
 		{latencyAt(5_000), []string{ringbufReadIntoEager, ciliumReadInto}},
 		{latencyAt(1_000), []string{ringbufReadInto, ringbufReadIntoEager}},
@@ -115,7 +128,7 @@ func quickPlan() []step {
 	}
 	for _, ring := range rings {
 		for _, rate := range barRates {
-			readers := []string{none, ringbufReadInto, ciliumReadInto}
+			readers := []string{none, ringbufReadInto, ringbufRecords, ciliumReadInto}
 			if ring == largeRing && rate == barRates[0] {
 				readers = append(readers, ringbufReadIntoEager, libbpfgoChannel)
 			}

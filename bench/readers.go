@@ -28,6 +28,7 @@ const (
 	ringbufRead          = "ringbuf.Read"
 	ringbufReadInto      = "ringbuf.ReadInto"
 	ringbufRecords       = "ringbuf.Records"
+	ringbufLease         = "ringbuf.Lease"
 	ringbufReadEager     = "ringbuf.Read eager"
 	ringbufReadIntoEager = "ringbuf.ReadInto eager"
 	ringbufSharded       = "ringbuf.Records sharded" // each producer has a ring of its own
@@ -42,7 +43,7 @@ const (
 
 // allReaders is the order in which those of one ring take turns and are reported.
 var allReaders = []string{
-	ringbufRead, ringbufReadInto, ringbufRecords, ringbufReadEager, ringbufReadIntoEager,
+	ringbufRead, ringbufReadInto, ringbufRecords, ringbufLease, ringbufReadEager, ringbufReadIntoEager,
 	ciliumRead, ciliumReadInto, libbpfgoChannel, libbpfFloor,
 }
 
@@ -69,6 +70,8 @@ func openReader(name string, rings ...int) (reader, error) {
 		return openRingbuf(readInto, rings)
 	case ringbufRecords, ringbufSharded:
 		return openRingbuf(readRecords, rings)
+	case ringbufLease:
+		return openRingbuf(readLeases, rings)
 	case ringbufReadEager:
 		return openRingbuf(read, rings, ringbuf.WithMaxDelay(0))
 	case ringbufReadIntoEager:
@@ -131,6 +134,27 @@ func readRecords(r *ringbuf.Reader, t *tally) error {
 		}
 	}
 	return ringbuf.ErrClosed
+}
+
+func readLeases(r *ringbuf.Reader, t *tally) error {
+	for {
+		l, err := r.Lease(context.Background())
+		if err != nil {
+			return err
+		}
+		more := true
+		for record := range l.Records() {
+			if more = t.take(record.RawSample); !more {
+				break
+			}
+		}
+		if err := l.Commit(); err != nil {
+			return err
+		}
+		if !more {
+			return t.err
+		}
+	}
 }
 
 func openCilium(into bool, ring int) (reader, error) {

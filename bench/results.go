@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"runtime"
@@ -52,6 +53,20 @@ func (r *results) add(c config, reader string, v values) {
 		r.Series = append(r.Series, s)
 	}
 	s.Rounds = append(s.Rounds, v)
+}
+
+// writeMedians writes the medians of all values, a line for each reader.
+func (r *results) writeMedians(w io.Writer) error {
+	for _, s := range r.Series {
+		fmt.Fprintf(w, "%v, %s:", s.config, s.Reader)
+		for _, name := range slices.Sorted(maps.Keys(s.Rounds[0])) {
+			fmt.Fprintf(w, " %s %.4g", name, r.median(s.config, s.Reader, name))
+		}
+		if _, err := fmt.Fprintln(w); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *results) find(c config, reader string) *series {
