@@ -115,7 +115,7 @@ fuzz: bpf ## try random inputs, FUZZTIME=1m for each fuzz test; testdata/fuzz ge
 	done; \
 	$(SUDO) chown -R --reference=Makefile $(OUTPUT)/fuzz testdata; exit $$status
 
-# The second half takes a quarter of an hour: without the fence in ringbuf_cgo.c one wakeup
+# The second half takes a quarter of an hour: without the fence in ringbuf_cgo_wait.c one wakeup
 # in a million is lost.
 DURATION := 5m
 .PHONY: stress
