@@ -16,8 +16,8 @@ type MapHandle struct {
 }
 
 // Open returns a handle of the ring buffer, or loss counter, that is pinned at path, in a BPF
-// file system (bpffs). That takes permission to read and write the file, and otherwise what NewReader
-// takes.
+// file system (bpffs). That takes permission to read and write the file, and otherwise what
+// NewReader takes.
 //
 // The error names path and wraps the errno: ENOENT if there is no file, EACCES if it is not
 // permitted or is no pinned object (bpf_inode_type() in kernel/bpf/inode.c), EPERM where
@@ -34,8 +34,8 @@ func Open(path string) (*MapHandle, error) {
 	return newMapHandle(fd), nil
 }
 
-// OpenID returns a handle of the ring buffer, or loss counter, with this id, as bpftool shows it, for as long
-// as the map exists. It takes CAP_SYS_ADMIN (bpf_map_get_fd_by_id() in
+// OpenID returns a handle of the ring buffer, or loss counter, with this id, as bpftool shows
+// it, for as long as the map exists. It takes CAP_SYS_ADMIN (bpf_map_get_fd_by_id() in
 // kernel/bpf/syscall.c), since it passes by the permissions of all files.
 //
 // The error names the id and wraps the errno: ENOENT if there is no such map, EPERM where the
