@@ -11,7 +11,9 @@ import (
 func memoryRing(size uint64) (g ring, data []uint32, consumer, producer *atomic.Uint64) {
 	memory := make([]uint64, size/8)
 	data = unsafe.Slice((*uint32)(unsafe.Pointer(&memory[0])), size/4)
-	consumer, producer = new(atomic.Uint64), new(atomic.Uint64)
+	// Not in one cache line, as in a real ring: so that to load both takes a while.
+	positions := new([256]atomic.Uint64)
+	consumer, producer = &positions[64], &positions[192]
 	g = ring{
 		size: size, data: unsafe.Pointer(&memory[0]),
 		consumerPos: (*uint64)(unsafe.Pointer(consumer)), producerPos: (*uint64)(unsafe.Pointer(producer)),
@@ -31,7 +33,7 @@ func TestPositionsOfOneMoment(t *testing.T) {
 			consumer.Add(4096)
 		}
 	})
-	for range 100_000 {
+	for range 1_000_000 {
 		if c, p, sound := g.positions(); !sound {
 			t.Errorf("positions %d and %d", c, p)
 			break
