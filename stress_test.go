@@ -272,7 +272,7 @@ func (s *stress) live(t *testing.T, last bool) {
 		await(t, "the last commit", func() bool {
 			r.queue.mu.Lock()
 			defer r.queue.mu.Unlock()
-			return !r.queue.lending() && len(r.queue.drained) == 0
+			return len(r.queue.loans[0]) == 0 && len(r.queue.drained) == 0
 		})
 		wantAvailable(t, r, 0)
 	}
