@@ -96,9 +96,9 @@ func WithMaxDelay(d time.Duration) Option {
 // later by a batch if one drain goes round the whole ring, as in rings of 64 KiB and less, or
 // where most records are discarded.) It comes earlier if the ring is full again before the
 // Reader gets to where it was full before: then with the record there; and all losses of a
-// batch, of up to 64 KiB, come with the first of its records that follows one. If no record
-// follows, only Stats tells. Of several rings nobody knows which one it was: the loss comes
-// with the next record that is drained, of any of them.
+// batch, or of a lease of up to 64 KiB, come with the first of its records that follows one. If
+// no record follows, only Stats tells. Of several rings nobody knows which one it was: the loss
+// comes with the next record that is drained, of any of them.
 //
 // A Reader has one counter. Its rings may share it if no CPU writes into more than one of
 // them, as with a ring for each CPU; for others take a Reader, and a counter, each.
