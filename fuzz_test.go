@@ -113,7 +113,8 @@ func FuzzBatch(f *testing.F) {
 		batchTake, batchTake, batchTake,
 	})
 	f.Add([]byte{
-		batchPut, 1, 4, 0, 16, 0, 16, 0, 16, 0, 16, batchTake, batchTakeAll, batchTakeAll, batchTake, batchClear,
+		batchPut, 1, 4, 0, 16, 0, 16, 0, 16, 0, 16, batchTake, batchTakeAll,
+		batchTakeAll, batchTake, batchClear,
 		batchPut, 8, 1, 0, 16, batchTakeAll, batchTakeStale,
 	})
 	// Samples that no room was made for.
@@ -256,7 +257,8 @@ func (m *batchModel) take() {
 		m.t.Fatal("an entry was not taken once")
 	}
 	if !bytes.Equal(m.buf, m.samples[0]) {
-		m.t.Fatalf("a sample of %d bytes came as one of %d bytes with other content", len(m.samples[0]), len(m.buf))
+		m.t.Fatalf("a sample of %d bytes came as one of %d bytes with other content",
+			len(m.samples[0]), len(m.buf))
 	}
 	m.stale = append(m.stale, at)
 	m.drop(1)
@@ -276,7 +278,8 @@ func (m *batchModel) takeAll() {
 	}
 	l.each(nil, stopper{}, new(uint64), func(rec Record, _ error) bool {
 		if !bytes.Equal(rec.RawSample, m.samples[n]) || rec.Remaining != int(m.producer-m.ends[n]) {
-			m.t.Fatalf("sample %d of a loan has %d bytes and %d remaining", n, len(rec.RawSample), rec.Remaining)
+			m.t.Fatalf("sample %d of a loan has %d bytes and %d remaining",
+				n, len(rec.RawSample), rec.Remaining)
 		}
 		n++
 		return true
@@ -743,7 +746,9 @@ func (m *readerModel) endsEarly(err error) bool {
 	case err == ErrFlushed && len(m.flushes) > 0:
 		mark := m.flushes[0]
 		m.flushes = m.flushes[1:]
-		return !slices.ContainsFunc(m.pending, func(r fuzzedRecord) bool { return !r.discarded && r.end <= mark })
+		return !slices.ContainsFunc(m.pending, func(r fuzzedRecord) bool {
+			return !r.discarded && r.end <= mark
+		})
 	case errors.Is(err, os.ErrDeadlineExceeded) && m.kind != noDeadline && m.drained:
 		m.drained = false
 		return true

@@ -60,7 +60,8 @@ func (l *Lease) Len() int { return l.loan.samples }
 func (l *Lease) Records() iter.Seq[Record] {
 	return func(yield func(Record) bool) {
 		var read uint64
-		l.loan.each(l.q.rings, stopper{closing: &l.returned}, &read, func(rec Record, _ error) bool { return yield(rec) })
+		l.loan.each(l.q.rings, stopper{closing: &l.returned}, &read,
+			func(rec Record, _ error) bool { return yield(rec) })
 		runtime.KeepAlive(l)
 	}
 }
@@ -125,7 +126,8 @@ func (l *loan) upTo(r rings, end uint64) (p part) {
 	case end == 0:
 		return part{}
 	case l.entries != nil:
-		p = part{samples: countEntries(l.entries[:end]), end: end}
+		p.end = end
+		p.samples, _, _ = measure(l.entries[:end])
 	case end == l.end:
 		return l.all()
 	default:
@@ -234,12 +236,16 @@ func (l *loan) eachEntry(stop stopper, read *uint64, yield func(Record, error) b
 	return allRead
 }
 
-// countEntries returns how many samples entries have.
-func countEntries(entries []byte) (n int) {
-	for rest := entries; len(rest) > 0; n++ {
-		rest = rest[entryHeaderSize+(binary.NativeEndian.Uint32(rest[8:])+7)&^7:]
+// measure returns how many samples entries have, the position at which the last one ends, and
+// how many bytes of the ring all took.
+func measure(entries []byte) (samples int, last, size uint64) {
+	for len(entries) > 0 {
+		samples++
+		last = binary.NativeEndian.Uint64(entries)
+		size += uint64(binary.NativeEndian.Uint32(entries[12:]))
+		entries = entries[entryHeaderSize+(binary.NativeEndian.Uint32(entries[8:])+7)&^7:]
 	}
-	return n
+	return samples, last, size
 }
 
 // lendUnread lends what is unread of b, if anything is.
@@ -255,7 +261,7 @@ func (q *queue) lendUnread(b *batch) *loan {
 		return nil
 	}
 	b.memory = nil // it is the loan's now
-	l.samples = countEntries(l.entries)
+	l.samples, _, _ = measure(l.entries)
 	q.drained = append(q.drained, l)
 	return l
 }
@@ -264,16 +270,8 @@ func (q *queue) lendUnread(b *batch) *loan {
 func (b *batch) drainAgain(l *loan) {
 	b.set(l.entries)
 	b.ring, b.producer = l.ring, l.producer
-	b.last = lastEnd(l.entries)
+	_, b.last, _ = measure(l.entries)
 	b.lose(l.lost, l.lostPosition())
-}
-
-// lastEnd returns the position at which the last entry ends.
-func lastEnd(entries []byte) (end uint64) {
-	for rest := entries; len(rest) > 0; rest = rest[entryHeaderSize+(binary.NativeEndian.Uint32(rest[8:])+7)&^7:] {
-		end = binary.NativeEndian.Uint64(rest)
-	}
-	return end
 }
 
 // lostPosition is lostAt as a position in the ring.
@@ -292,14 +290,6 @@ func (l *loan) skipEntries(p part) {
 		l.lost = 0
 	}
 	l.lostAt -= min(l.lostAt, p.end)
-}
-
-// entriesSize returns how many bytes of the ring entries took.
-func (l *loan) entriesSize() (n int) {
-	for rest := l.entries; len(rest) > 0; rest = rest[entryHeaderSize+(binary.NativeEndian.Uint32(rest[8:])+7)&^7:] {
-		n += int(binary.NativeEndian.Uint32(rest[12:]))
-	}
-	return n
 }
 
 // lending reports whether records are in any ring that libbpf cannot consume yet, and notes

@@ -340,7 +340,8 @@ func TestCloseWhileLeasesAreOut(t *testing.T) {
 	}
 	close(closed)
 	reading.Wait()
-	if err := awaitResources(resourceCount{before.goroutines, before.descriptors - 5, before.mappings}); err != nil {
+	before.descriptors -= 5
+	if err := awaitResources(before); err != nil {
 		t.Errorf("Close and the last Commit left behind: %v", err)
 	}
 	next := mustNewReader(t, ring)
@@ -539,7 +540,9 @@ func TestAWriteToAViewIsSIGSEGV(t *testing.T) {
 	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
 	for _, traceback := range []string{"crash", "single"} {
 		out, err := runTests("^"+t.Name()+"$", inside+"=1", "GOTRACEBACK="+traceback)
-		if err == nil || !strings.Contains(out, "SIGSEGV: segmentation violation") && !strings.Contains(out, "unexpected fault address") {
+		fault := strings.Contains(out, "SIGSEGV: segmentation violation") ||
+			strings.Contains(out, "unexpected fault address")
+		if err == nil || !fault {
 			t.Errorf("a body that writes to a view ended with %v\n%s", err, out)
 		}
 	}

@@ -195,7 +195,8 @@ func TestATickLeavesTheNewestRecordOfEachRing(t *testing.T) {
 			got = append(got, string(sample))
 		}
 		idle := lib.quiet && lib.unticked == 0
-		if !slices.Equal(got, want.samples) || len(got) > 0 && batch.ring != want.ring || lib.unticked != want.unticked || idle != want.idle {
+		if !slices.Equal(got, want.samples) || len(got) > 0 && batch.ring != want.ring ||
+			lib.unticked != want.unticked || idle != want.idle {
 			t.Errorf("call %d: drained %q of ring %d, %d rings to go, idle %v; want %+v",
 				i, got, batch.ring, lib.unticked, idle, want)
 		}

@@ -310,7 +310,8 @@ func (q *queue) availableOf(i int) int {
 	}
 	for _, l := range q.drained {
 		if l.ring == i && l.state == loanReleased {
-			n += l.entriesSize()
+			_, _, size := measure(l.entries)
+			n += int(size)
 		}
 	}
 	return n

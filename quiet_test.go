@@ -150,8 +150,10 @@ func catchesUp(r *Reader, left int, patience time.Duration) bool {
 func TestANotificationDoesNotMakeAPauseSpin(t *testing.T) {
 	const pause = 100 * time.Millisecond
 	for name, read := range map[string]func(*Reader) error{
-		"blocked": func(r *Reader) error { return r.queue.rings.(*libbpfRings).door.pause(pause, untilEighth) },
-		"parked":  func(r *Reader) error { _, err := r.Read(); return err },
+		"blocked": func(r *Reader) error {
+			return r.queue.rings.(*libbpfRings).door.pause(pause, untilEighth)
+		},
+		"parked": func(r *Reader) error { _, err := r.Read(); return err },
 	} {
 		t.Run(name, func(t *testing.T) {
 			ring, r := newTickingReader(t, pause)

@@ -49,7 +49,8 @@ func (r *Reader) Records(ctx context.Context) iter.Seq2[Record, error] {
 
 // lendTo yields the records of a loan and gives it back. It reports whether the loop goes
 // on.
-func (q *queue) lendTo(ctx context.Context, l *loan, yield func(Record, error) bool) (more bool, err error) {
+func (q *queue) lendTo(ctx context.Context, l *loan,
+	yield func(Record, error) bool) (more bool, err error) {
 	l.again = true
 	end := loopLeft // also if yield panics
 	var read uint64

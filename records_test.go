@@ -315,7 +315,8 @@ func TestRecordsAreViewsOfTheRing(t *testing.T) {
 			}
 			want := (*byte)(unsafe.Add(view.at(next), recordHeaderSize))
 			if unsafe.SliceData(rec.RawSample) != want || cap(rec.RawSample) != len(rec.RawSample) {
-				t.Fatalf("a sample of %d bytes and capacity %d is at %p, want %p", len(rec.RawSample), cap(rec.RawSample), rec.RawSample, want)
+				t.Fatalf("a sample of %d bytes and capacity %d is at %p, want %p",
+					len(rec.RawSample), cap(rec.RawSample), rec.RawSample, want)
 			}
 			next += uint64(bpftest.Sample{Data: rec.RawSample}.RecordSize())
 		}

@@ -16,7 +16,8 @@ func memoryRing(size uint64) (g ring, data []uint32, consumer, producer *atomic.
 	consumer, producer = &positions[64], &positions[192]
 	g = ring{
 		size: size, data: unsafe.Pointer(&memory[0]),
-		consumerPos: (*uint64)(unsafe.Pointer(consumer)), producerPos: (*uint64)(unsafe.Pointer(producer)),
+		consumerPos: (*uint64)(unsafe.Pointer(consumer)),
+		producerPos: (*uint64)(unsafe.Pointer(producer)),
 	}
 	return g, data, consumer, producer
 }
@@ -111,7 +112,8 @@ func TestLook(t *testing.T) {
 			continue // a tick looks again without
 		}
 		if got != want {
-			t.Fatalf("records %v, until %d, limit %d, leave %v:\nlook finds %+v,\nwant %+v", records, until, limit, leave, got, want)
+			t.Fatalf("records %v, until %d, limit %d, leave %v:\nlook finds %+v,\nwant %+v",
+				records, until, limit, leave, got, want)
 		}
 	}
 }

@@ -63,7 +63,8 @@ func openDoor(fds []int, maps []mapInfo, own bool) (d door, failed int, step str
 	}
 	var stepC *C.char
 	var failedC C.int
-	err = errnoOf(C.cgo_ringbuf_open(&fdsC[0], &sizesC[0], C.int(len(fds)), C.bool(own), &d.c, &failedC, &stepC))
+	err = errnoOf(C.cgo_ringbuf_open(&fdsC[0], &sizesC[0], C.int(len(fds)), C.bool(own),
+		&d.c, &failedC, &stepC))
 	if err != nil {
 		return d, int(failedC), C.GoString(stepC), err
 	}
@@ -149,7 +150,8 @@ func (d door) at() int {
 		return -1
 	}
 	// SAFETY: both point into the array of rings.
-	return int((uintptr(unsafe.Pointer(d.c.at)) - uintptr(unsafe.Pointer(d.c.rings))) / unsafe.Sizeof(*d.c.at))
+	offset := uintptr(unsafe.Pointer(d.c.at)) - uintptr(unsafe.Pointer(d.c.rings))
+	return int(offset / unsafe.Sizeof(*d.c.at))
 }
 
 func (d door) woken() bool               { return bool(d.c.woken) }

@@ -66,7 +66,7 @@ type waiter struct {
 	parkFile *os.File // duplicate of park_fd in C
 	parked   syscall.RawConn
 	woken    atomic.Bool  // wake was called; poll resets it when it returns
-	looking  atomic.Int32 // 1: poll is on while older records are lent; see caughtUp
+	looking  atomic.Int32 // 1: somebody looks or waits while older records are lent; see caughtUp
 
 	// Made once, because a new closure for each wait would be an allocation.
 	onReady, onEighth, onAny func(uintptr) bool
@@ -127,10 +127,6 @@ func (r *libbpfRings) poll(b *batch, req request) error {
 		r.yielded = now
 	}
 	r.now = now
-	if q.lent {
-		// Before the rings are looked at: see caughtUp.
-		r.looking.Store(1)
-	}
 	left := time.Duration(math.MaxInt64)
 	if !q.deadline.IsZero() {
 		left = q.deadline.Sub(now)
@@ -164,7 +160,6 @@ func (r *libbpfRings) poll(b *batch, req request) error {
 	default: // the netpoller's ticks would come late
 		err = r.findOrWait(b, q, now, left)
 	}
-	r.looking.Store(0)
 	r.found = len(b.entries) > 0 || b.lent.samples > 0
 	if r.losses != nil {
 		r.lookForLosses(b)
@@ -177,6 +172,11 @@ func (r *libbpfRings) poll(b *batch, req request) error {
 // findOrWait takes what is there in any ring, or waits until the kernel notifies.
 func (r *libbpfRings) findOrWait(b *batch, q *request, now time.Time, left time.Duration) error {
 	r.unticked = 0
+	if q.lent {
+		// Before the rings are looked at: see caughtUp.
+		r.looking.Store(1)
+		defer r.looking.Store(0)
+	}
 	any, more, err := r.findAny(b, q)
 	if any || more || err != nil || left <= 0 {
 		return err
@@ -190,7 +190,7 @@ func (r *libbpfRings) findOrWait(b *batch, q *request, now time.Time, left time.
 	}
 	if wait > 0 && block() {
 		var buf []byte
-		if !q.lend && q.until == nil {
+		if !q.lend {
 			buf = b.room(r.limit)
 		}
 		err := r.door.wait(wait, buf)
@@ -223,9 +223,13 @@ func (r *libbpfRings) fed(b *batch, i int, err error) error {
 	}
 	start := g.lent
 	r.sync()
-	err = r.took(b, i, err, 0)
-	r.note(&found{window: window{ring: i, samples: 1, bytes: uint64(len(b.entries)) - entryHeaderSize}, moved: g.lent - start, any: true}, g.produced > g.lent, false)
-	return err
+	if err = r.took(b, i, err, 0); err != nil {
+		return err
+	}
+	f := found{moved: g.lent - start, any: true}
+	f.ring, f.samples, f.bytes = i, 1, uint64(len(b.entries))-entryHeaderSize
+	r.note(&f, g.produced > g.lent, false)
+	return nil
 }
 
 // sync takes note of discarded records that libbpf found in a wait.

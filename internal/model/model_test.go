@@ -32,7 +32,10 @@ var configurations = []variant{
 	{name: "moderated, room for 2", defines: "SLOTS=2"},
 	{name: "eager, leases", defines: "EAGER=true LEASES=true", quick: true},
 	{name: "eager, leases of 1, parked", defines: "EAGER=true LEASES=true LIMIT=1 PARKED=true"},
-	{name: "eager, leases, 4 records, room for 2", defines: "EAGER=true LEASES=true RECORDS=4 SLOTS=2"},
+	{
+		name:    "eager, leases, 4 records, room for 2",
+		defines: "EAGER=true LEASES=true RECORDS=4 SLOTS=2",
+	},
 	{name: "moderated, leases of 1", defines: "LEASES=true LIMIT=1", quick: true},
 	{name: "moderated, leases, room for 2", defines: "LEASES=true SLOTS=2"},
 }
@@ -58,16 +61,21 @@ func TestModelNoticesWhatIsBroken(t *testing.T) {
 	forEach(t, []variant{
 		{"no fence, blocked", "NO_FENCE EAGER=true BLOCKED=true RECORDS=2", "lost_wakeup", true},
 		{"no fence, parked", "NO_FENCE EAGER=true PARKED=true RECORDS=2", "lost_wakeup", false},
-		{"no fence behind a commit", "NO_FENCE EAGER=true LEASES=true BLOCKED=true RECORDS=2", "lost_wakeup", true},
-		{"wait without a look behind the fence", "WAIT_UNCHECKED EAGER=true BLOCKED=true RECORDS=2", "lost_wakeup", true},
+		{"no fence behind a commit",
+			"NO_FENCE EAGER=true LEASES=true BLOCKED=true RECORDS=2", "lost_wakeup", true},
+		{"wait without a look behind the fence",
+			"WAIT_UNCHECKED EAGER=true BLOCKED=true RECORDS=2", "lost_wakeup", true},
 		{"armed after the last look", "ARM_LATE EAGER=true PARKED=true RECORDS=2", "lost_wakeup", true},
 		{"kernel looks before the commit", "LOOK_EARLY EAGER=true RECORDS=2", "lost_wakeup", false},
 		{"kernel notifies of another record", "NOTIFY_LATE EAGER=true RECORDS=2", "lost_wakeup", false},
 		{"ticks leave no record", "LEAVE_NONE BLOCKED=true", "not_silent", false},
 		{"ticks leave a busy record", "LEAVE_BUSY BLOCKED=true", "not_silent", false},
-		{"consumer position before the copy", "STORE_EARLY EAGER=true BLOCKED=true SLOTS=2", "lost_sample", true},
-		{"a record too many is committed", "COMMIT_MORE EAGER=true LEASES=true RECORDS=4 SLOTS=2", "lost_sample", true},
-		{"commits are not looked for before a wait", "LEND_UNCHECKED EAGER=true LEASES=true BLOCKED=true RECORDS=3 LIMIT=1", "lost_wakeup", true},
+		{"consumer position before the copy",
+			"STORE_EARLY EAGER=true BLOCKED=true SLOTS=2", "lost_sample", true},
+		{"a record too many is committed",
+			"COMMIT_MORE EAGER=true LEASES=true RECORDS=4 SLOTS=2", "lost_sample", true},
+		{"commits are not looked for before a wait",
+			"LEND_UNCHECKED EAGER=true LEASES=true BLOCKED=true RECORDS=3 LIMIT=1", "lost_wakeup", true},
 	}, func(t *testing.T, v variant) {
 		dir := t.TempDir()
 		// Breadth first, for the shortest way there.

@@ -54,7 +54,8 @@
 #define NOTIFIES(consumer, position) (AT(consumer) == AT(position + 1))
 #elif defined(COMMIT_MORE)
 #undef COMMITTED
-#define COMMITTED(consumer) (consumer < lent || lent > 0 && consumer == lent && consumer < prod && header[AT(consumer)] == sample)
+#define COMMITTED(consumer) (consumer < lent || lent > 0 && consumer == lent && \
+	consumer < prod && header[AT(consumer)] == sample)
 #endif
 
 mtype = { busy, sample, discarded };
@@ -65,13 +66,13 @@ mtype header[SLOTS];
 byte content[SLOTS]; /* of a sample: its own position */
 
 /*
- * The reader's processor, or that which commits, keeps stores back in order, as x86 processors do (total store
- * order). All that the reader stores is the consumer position, and each time it is one
- * more. So its store buffer holds the positions behind cons, up to pos, and pos is what
- * the reader itself loads. To wait until it is empty is a full fence; release and acquire
- * are nothing. System calls are not taken for fences either. The programs need no buffer:
- * between the stores of a reservation and the xchg() of its commit they load nothing, so
- * that stores that come late are the same as a program that is late.
+ * The reader's processor, or that which commits, keeps stores back in order, as x86
+ * processors do (total store order). All that the reader stores is the consumer position, and
+ * each time it is one more. So its store buffer holds the positions behind cons, up to pos,
+ * and pos is what the reader itself loads. To wait until it is empty is a full fence; release
+ * and acquire are nothing. System calls are not taken for fences either. The programs need no
+ * buffer: between the stores of a reservation and the xchg() of its commit they load nothing,
+ * so that stores that come late are the same as a program that is late.
  */
 byte pos;
 
@@ -303,7 +304,10 @@ inline wait_parked() {
 	armed = false
 }
 
-/* It is over at the latest when the timer expires, which may be relied on only while records are lent. */
+/*
+ * It is over at the latest when the timer expires, which may be relied on only while records
+ * are lent.
+ */
 inline wait_lent() {
 	atomic { armed = true; ready = false }
 	if
@@ -338,7 +342,9 @@ active proctype reader() {
 	   :: ticking ->
 		find(true);
 		if
-		:: samples > 0 -> atomic { if :: !more -> left = lent + 1; printf("reader leaves record %d\n", lent) :: else fi }
+		:: samples > 0 && !more ->
+			atomic { left = lent + 1; printf("reader leaves record %d\n", lent) }
+		:: samples > 0 && more
 		:: else -> find(false)
 		fi;
 		note()
