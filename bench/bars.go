@@ -69,26 +69,35 @@ func bars(r *results) []bar {
 		{cached(4096), cachedOf(4096), "ns", ringbufLease, ciliumReadInto, "≤", 0.9},
 		{cached(64), drain64, "ns", ringbufReadInto, ciliumReadInto, "≤", 1.15},
 		{cached(1024), cachedOf(1024), "ns", ringbufReadInto, ciliumReadInto, "≤", 1.25},
-		{"drain of 64 B, not in the cache, time", drainOf(64), "ns", ringbufRecords, ciliumReadInto, "≤", 0.75},
-		{"drain of 64 B, not in the cache, time", drainOf(64), "ns", ringbufReadInto, ciliumReadInto, "≤", 1.15},
-		{"drain of 1024 B, not in the cache, time", drainOf(1024), "ns", ringbufRecords, ciliumReadInto, "≤", 0.9},
-		{"drain of 1024 B, not in the cache, time", drainOf(1024), "ns", ringbufReadInto, ciliumReadInto, "≤", 1.25},
-		{"stream of 64 B, CPU per sample", stream64, "cpu_ns", ringbufRecords, ciliumReadInto, "≤", 0.35},
+		{"drain of 64 B, not in the cache, time", drainOf(64), "ns",
+			ringbufRecords, ciliumReadInto, "≤", 0.75},
+		{"drain of 64 B, not in the cache, time", drainOf(64), "ns",
+			ringbufReadInto, ciliumReadInto, "≤", 1.15},
+		{"drain of 1024 B, not in the cache, time", drainOf(1024), "ns",
+			ringbufRecords, ciliumReadInto, "≤", 0.9},
+		{"drain of 1024 B, not in the cache, time", drainOf(1024), "ns",
+			ringbufReadInto, ciliumReadInto, "≤", 1.25},
+		{"stream of 64 B, CPU per sample", stream64, "cpu_ns",
+			ringbufRecords, ciliumReadInto, "≤", 0.35},
 		{"stream of 64 B, throughput", stream64, "rate", ringbufRecords, ciliumReadInto, "≥", 1.5},
-		{"stream of 512 B, CPU per sample", stream512, "cpu_ns", ringbufRecords, ciliumReadInto, "≤", 0.5},
+		{"stream of 512 B, CPU per sample", stream512, "cpu_ns",
+			ringbufRecords, ciliumReadInto, "≤", 0.5},
 		{"stream of 1024 B, throughput", stream1024, "rate", ringbufReadInto, ciliumReadInto, "≥", 1},
 		{"stream of 1024 B, throughput", stream1024, "rate", ringbufRecords, ciliumReadInto, "≥", 1.3},
 		{"stream of 64 B, throughput", stream64, "rate", ringbufReadInto, ciliumReadInto, "≥", 1.25},
-		{"stream of 64 B, CPU per sample", stream64, "cpu_ns", ringbufReadInto, ciliumReadInto, "≤", 0.65},
+		{"stream of 64 B, CPU per sample", stream64, "cpu_ns",
+			ringbufReadInto, ciliumReadInto, "≤", 0.65},
 		{"stream of 512 B, throughput", stream512, "rate", ringbufReadInto, ciliumReadInto, "≥", 1.1},
 		{fmt.Sprintf("stream of 64 B, %d producers, throughput", manyProducers), streamOf(largeRing, 64, manyProducers), "rate", ringbufSharded, ringbufRecords, "≥", 1.5},
 		{"drain of 64 B, time", drain64, "ns", ciliumRead, ringbufReadEager, "≥", 1.7},
 		{"consumer CPU at 20k/s", at20k, "cpu", ringbufReadInto, ciliumReadInto, "≤", 0.4},
 		{"consumer CPU at 20k/s", at20k, "cpu", ringbufReadIntoEager, ciliumReadInto, "≤", 1.25},
 		{"latency at 1k/s, p50", latencyAt(1_000), "p50", ringbufReadInto, ringbufReadIntoEager, "≤", 1.15},
-		{"latency at 5k/s, p50", latencyAt(5_000), "p50", ringbufReadIntoEager, ciliumReadInto, "≤", 0.9},
+		{"latency at 5k/s, p50", latencyAt(5_000), "p50",
+			ringbufReadIntoEager, ciliumReadInto, "≤", 0.9},
 		{"latency at 5k/s, p90", latencyAt(5_000), "p90", ringbufReadIntoEager, ciliumReadInto, "≤", 1.1},
-		{"latency after 100 ms of idleness, p50", latencyAt(10), "p50", ringbufReadInto, ciliumReadInto, "≤", 1.1},
+		{"latency after 100 ms of idleness, p50", latencyAt(10), "p50",
+			ringbufReadInto, ciliumReadInto, "≤", 1.1},
 		{"stream of 64 B, throughput", stream64, "rate", ringbufReadInto, libbpfgoChannel, "≥", 3},
 		{"stream of 64 B, CPU per sample", stream64, "cpu_ns", libbpfgoChannel, ringbufReadInto, "≥", 3},
 		{"drain of 64 B, time", drain64, "ns", libbpfgoChannel, ringbufReadInto, "≥", 3},
@@ -133,7 +142,8 @@ func costBar(r *results, ring int) bar {
 		return all, worst
 	}
 	ours, worst := overNone(ringbufReadInto)
-	b := limited("cost to the traced workload, mean, at 20k, 100k and 500k/s, ring of "+bytesName(ring)+": ringbuf.ReadInto over none", worst, "≤", 1.05)
+	b := limited("cost to the traced workload, mean, at 20k, 100k and 500k/s, ring of "+
+		bytesName(ring)+": ringbuf.ReadInto over none", worst, "≤", 1.05)
 	ciliums, _ := overNone(ciliumReadInto)
 	b.measured = fmt.Sprintf("%s (cilium ReadInto %s)", strings.Join(ours, ", "), strings.Join(ciliums, ", "))
 	return b

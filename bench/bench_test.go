@@ -204,7 +204,8 @@ func TestReportIsComplete(t *testing.T) {
 	sharded, _, _ = strings.Cut(sharded, "\n## ")
 	const cell = "0.00 / 2e+02 % / 2 / 2"
 	for _, reader := range []string{ringbufRecords, ringbufSharded} {
-		if row := "| " + reader + strings.Repeat(" | "+cell, len(streamSizes)) + " |\n"; !strings.Contains(sharded, row) {
+		row := "| " + reader + strings.Repeat(" | "+cell, len(streamSizes)) + " |\n"
+		if !strings.Contains(sharded, row) {
 			t.Errorf("the report has no %q in\n%s", row, sharded)
 		}
 	}

@@ -33,7 +33,8 @@ func run() error {
 	out := flag.String("out", ".", "directory for README.md, results.json and the charts; not used by -quick")
 	rounds := flag.Int("rounds", 7, "number of `rounds`")
 	duration := flag.Duration("run", 0, "duration of one run (default 400ms, with -quick 150ms)")
-	only := flag.String("only", "", "measure only what matches `regexp`, such as 'drain.*cache', and print medians")
+	only := flag.String("only", "",
+		"measure only what matches `regexp`, such as 'drain.*cache', and print medians")
 	flag.Parse()
 	plan := fullPlan()
 	if *quick {

@@ -223,7 +223,8 @@ func measureFullRing(c config, reader string, d time.Duration) (values, error) {
 	defer cancel()
 	// The kernel never fills the last byte.
 	count := min(100_000, (c.Ring-1)/recordSize(c.Size))
-	consumer, err := start(ctx, roleDrain, drainOrder{Reader: reader, Size: c.Size, Count: count, Cached: c.Cached, Duration: d}, w)
+	order := drainOrder{Reader: reader, Size: c.Size, Count: count, Cached: c.Cached, Duration: d}
+	consumer, err := start(ctx, roleDrain, order, w)
 	if err != nil {
 		return nil, err
 	}

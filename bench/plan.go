@@ -110,13 +110,15 @@ var drainReaders = []string{ringbufReadInto, ringbufRecords, ringbufLease, ciliu
 
 func quickPlan() []step {
 	plan := []step{
-		{cachedOf(64), []string{ringbufReadInto, ringbufRecords, ringbufLease, ringbufReadEager, ciliumRead, ciliumReadInto, libbpfgoChannel}},
+		{cachedOf(64), []string{ringbufReadInto, ringbufRecords, ringbufLease,
+			ringbufReadEager, ciliumRead, ciliumReadInto, libbpfgoChannel}},
 		{cachedOf(256), drainReaders},
 		{cachedOf(1024), drainReaders},
 		{cachedOf(4096), drainReaders},
 		{drainOf(64), drainReaders},
 		{drainOf(1024), drainReaders},
-		{streamOf(largeRing, 64, 1), []string{ringbufReadInto, ringbufRecords, ciliumReadInto, libbpfgoChannel}},
+		{streamOf(largeRing, 64, 1), []string{ringbufReadInto, ringbufRecords, ciliumReadInto,
+			libbpfgoChannel}},
 		{streamOf(largeRing, 512, 1), []string{ringbufReadInto, ringbufRecords, ciliumReadInto}},
 		{streamOf(largeRing, 1024, 1), []string{ringbufReadInto, ringbufRecords, ciliumReadInto}},
 		{streamOf(largeRing, 64, manyProducers), []string{ringbufRecords, ringbufSharded}},

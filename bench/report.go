@@ -162,7 +162,8 @@ func sections() []section {
 
 // writeLegend says what was measured, where, and how to read the bars.
 func writeLegend(w io.Writer, e environment) error {
-	_, err := fmt.Fprintf(w, `Linux %s, %d × %s, %s; cilium/ebpf %s, libbpfgo %s, libbpf %s.
+	_, err := fmt.Fprintf(w, `Linux %s, %d × %s, %s;
+cilium/ebpf %s, libbpfgo %s, libbpf %s.
 Medians of %d rounds, in which the readers took turns, of %d ms each (latency longer). A
 ratio, x over y, is the median of x divided by y in each round. Without "eager", this
 module's Reader is as NewReader makes it, and moderates notifications; "eager" is
