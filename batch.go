@@ -31,6 +31,13 @@ type refused struct{ position, records uint64 }
 // in native byte order; struct cgo_ringbuf_entry in ringbuf_cgo.h is the header.
 const entryHeaderSize = 16
 
+const (
+	// A batch starts small, for the many Readers that see few samples, and grows. With
+	// 16 KiB it stays in the first-level cache between the two copies.
+	minBatchSize = 4 << 10
+	maxBatchSize = 16 << 10
+)
+
 // keptMemory is how much memory a batch keeps for the next one. A larger sample has memory
 // of its own.
 const keptMemory = 2 * maxBatchSize

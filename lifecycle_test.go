@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -206,9 +205,8 @@ func runProgram(fd int, args ...uint64) (returned uint32, err error) {
 		_, _, _, _   uint32
 	}{fd: uint32(fd), contextSize: uint32(8 * len(args)), context: unsafe.Pointer(&args[0])}
 	// SAFETY: the kernel uses both during the call only.
-	_, _, errno := syscall.Syscall(sysBPF[runtime.GOARCH], progTestRun, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	if errno != 0 {
-		return 0, errno
+	if _, err := bpfCommand(progTestRun, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
+		return 0, err
 	}
 	return attr.returned, nil
 }

@@ -1,3 +1,5 @@
+//go:build linux
+
 package ringbuf
 
 import (
@@ -12,8 +14,8 @@ import (
 
 const (
 	// BPF_MAP_TYPE_ARRAY and BPF_F_MMAPABLE of include/uapi/linux/bpf.h.
-	mapTypeArray = 2
-	flagMmapable = 1 << 10
+	mapTypeArray mapType = 2
+	flagMmapable         = 1 << 10
 )
 
 // A lossSlot is struct ringbuf_counter of bpf/ringbuf.bpf.h: what was refused on one CPU.
@@ -68,8 +70,8 @@ func (i mapInfo) checkCounter() error {
 		return nil
 	}
 	return fmt.Errorf("map %q is not a RINGBUF_COUNTER of bpf/ringbuf.bpf.h: "+
-		"it has type %s, values of %d bytes and flags %#x, not type array, %d bytes and BPF_F_MMAPABLE (%#x)",
-		i.name, i.kindName, i.valueSize, i.flags, lossSlotSize, flagMmapable)
+		"it has type %v, values of %d bytes and flags %#x, not type array, %d bytes and BPF_F_MMAPABLE (%#x)",
+		i.name, i.kind, i.valueSize, i.flags, lossSlotSize, flagMmapable)
 }
 
 // possibleCPUs returns the highest CPU number that this kernel may use, plus one, or 0

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -145,8 +144,28 @@ func fillDescriptors(t *testing.T, limit int) (release func()) {
 	}
 }
 
+func TestMapTypesHaveTheNamesOfLibbpf(t *testing.T) {
+	known := 0
+	for number := range mapType(len(mapTypes)) {
+		name := bpf.MapType(number).Name()
+		if name == "" {
+			break // newer than this libbpf
+		}
+		known++
+		if number.String() != name {
+			t.Errorf("map type %d is named %v, want %v", uint32(number), number, name)
+		}
+	}
+	if known <= int(mapTypeRingbuf) {
+		t.Errorf("libbpf knows only %d types", known)
+	}
+	if got := mapType(1000).String(); got != "1000" {
+		t.Errorf("an unknown type is named %v", got)
+	}
+}
+
 func TestOverwriteModeIsRefused(t *testing.T) {
-	info := mapInfo{name: "events", kind: mapTypeRingbuf, kindName: "ringbuf", flags: flagOverwrite, size: 4096}
+	info := mapInfo{name: "events", kind: mapTypeRingbuf, flags: flagOverwrite, size: 4096}
 	if err := info.check(); err == nil || !strings.Contains(err.Error(), "overwrite") || !strings.Contains(err.Error(), `"events"`) {
 		t.Errorf("check returned %v", err)
 	}
@@ -275,9 +294,6 @@ func TestSecondReaderIsNoticed(t *testing.T) {
 	wantReadError(t, r, syscall.EUCLEAN)
 }
 
-// The number of bpf(2).
-var sysBPF = map[string]uintptr{"amd64": 321, "arm64": 280}
-
 func mapID(t *testing.T, m Map) uint32 {
 	t.Helper()
 	info, err := bpf.GetMapInfoByFD(m.FileDescriptor())
@@ -291,11 +307,10 @@ func mapID(t *testing.T, m Map) uint32 {
 // not offer.
 func mapByID(t *testing.T, m Map, flags uint32) int {
 	t.Helper()
-	const mapGetFDByID = 14 // BPF_MAP_GET_FD_BY_ID
 	attr := struct{ id, nextID, flags uint32 }{id: mapID(t, m), flags: flags}
-	fd, _, errno := syscall.Syscall(sysBPF[runtime.GOARCH], mapGetFDByID, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	if errno != 0 {
-		t.Fatal(errno)
+	fd, err := bpfCommand(bpfMapGetFDByID, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	if err != nil {
+		t.Fatal(err)
 	}
-	return int(fd)
+	return fd
 }

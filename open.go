@@ -54,7 +54,7 @@ func OpenID(id uint32) (*MapHandle, error) {
 func newMapHandle(fd int) *MapHandle {
 	h := &MapHandle{}
 	h.fd.Store(int64(fd))
-	h.cleanup = runtime.AddCleanup(h, func(fd int) { syscall.Close(fd) }, fd)
+	h.cleanup = runtime.AddCleanup(h, func(fd int) { closeFD(fd) }, fd)
 	return h
 }
 
@@ -69,7 +69,7 @@ func (h *MapHandle) FileDescriptor() int { return int(h.fd.Load()) }
 func (h *MapHandle) Close() error {
 	h.cleanup.Stop()
 	if fd := h.fd.Swap(-1); fd >= 0 {
-		return syscall.Close(int(fd))
+		return closeFD(int(fd))
 	}
 	return nil
 }

@@ -38,6 +38,16 @@ type rings interface {
 	close() error
 }
 
+// A request is what poll is to do.
+type request struct {
+	deadline time.Time // zero: none
+	lend     bool      // leave the samples in the ring
+	copied   bool      // but they are copied at once
+	lent     bool      // older ones are still in a ring: of that the kernel does not notify
+	lentOf   []bool    // of each ring, whether they are
+	until    []uint64  // of each ring, the position up to which records count; or nil
+}
+
 var errClosed = fmt.Errorf("ringbuf: reader: %w", ErrClosed)
 
 // A queue hands the samples of rings out, each ring's in order, to any number of

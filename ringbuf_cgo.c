@@ -1,3 +1,5 @@
+//go:build linux
+
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Lets libbpf consume records that somebody has looked at: with a callback that counts

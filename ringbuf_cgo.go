@@ -1,3 +1,5 @@
+//go:build linux
+
 package ringbuf
 
 // The door to C: the one file that imports "C". It wraps ringbuf_cgo*.c, and decides
@@ -24,9 +26,6 @@ package ringbuf
 import "C"
 
 import (
-	"errors"
-	"fmt"
-	"runtime"
 	"syscall"
 	"time"
 	"unsafe"
@@ -168,83 +167,4 @@ func (d door) wake() { C.cgo_ringbuf_wake(d.c) }
 
 // dupParkFD returns a duplicate of the descriptor that is readable when it is armed and the
 // kernel notifies.
-func (d door) dupParkFD() (int, error) {
-	fdC := C.cgo_ringbuf_dup(d.c.park_fd)
-	return int(fdC), errnoOf(fdC)
-}
-
-// dupMap returns a descriptor of m for the caller to close, if check has nothing against
-// that map.
-func dupMap(m Map, check func(mapInfo) error) (fd int, info mapInfo, err error) {
-	if m == nil {
-		return -1, info, errors.New("no map given")
-	}
-	given := m.FileDescriptor()
-	fdC := C.cgo_ringbuf_dup(C.int(given))
-	runtime.KeepAlive(m) // whose descriptor may be closed as soon as it is garbage
-	if err := errnoOf(fdC); err != nil {
-		return -1, info, fmt.Errorf("descriptor %d: %w", given, err)
-	}
-	info, err = infoOf(fdC)
-	if err == nil {
-		err = check(info)
-	}
-	if err != nil {
-		syscall.Close(int(fdC))
-		return -1, info, fmt.Errorf("descriptor %d: %w", given, err)
-	}
-	return int(fdC), info, nil
-}
-
-func infoOf(fdC C.int) (mapInfo, error) {
-	if err := checkIsMap(int(fdC)); err != nil {
-		return mapInfo{}, err
-	}
-	var infoC C.struct_bpf_map_info
-	if err := errnoOf(C.cgo_ringbuf_map_info(fdC, &infoC)); err != nil {
-		return mapInfo{}, fmt.Errorf("get map info: %w", err)
-	}
-	info := mapInfo{
-		name:      C.GoString(&infoC.name[0]),
-		kind:      uint32(infoC._type),
-		kindName:  fmt.Sprintf("%d", infoC._type),
-		id:        uint32(infoC.id),
-		flags:     uint32(infoC.map_flags),
-		size:      uint32(infoC.max_entries),
-		valueSize: uint32(infoC.value_size),
-	}
-	if nameC := C.libbpf_bpf_map_type_str(uint32(infoC._type)); nameC != nil {
-		info.kindName = C.GoString(nameC)
-	}
-	return info, nil
-}
-
-// openPinned returns a new descriptor of the ring buffer that is pinned at path.
-func openPinned(path string) (fd int, err error) {
-	pathC, err := syscall.BytePtrFromString(path)
-	if err != nil {
-		return -1, err
-	}
-	// SAFETY: pathC ends with 0, and C and the kernel read it during the call only.
-	return checked(C.cgo_ringbuf_open_pinned((*C.char)(unsafe.Pointer(pathC))))
-}
-
-// openID returns a new descriptor of the ring buffer with this id.
-func openID(id uint32) (fd int, err error) { return checked(C.cgo_ringbuf_open_id(C.__u32(id))) }
-
-// checked returns a descriptor that C opened if it is one of a ring buffer that can be
-// read, or of a loss counter, and else closes it.
-func checked(fdC C.int) (fd int, err error) {
-	if err := errnoOf(fdC); err != nil {
-		return -1, err
-	}
-	info, err := infoOf(fdC)
-	if err == nil && info.checkCounter() != nil {
-		err = info.check()
-	}
-	if err != nil {
-		syscall.Close(int(fdC))
-		return -1, err
-	}
-	return int(fdC), nil
-}
+func (d door) dupParkFD() (int, error) { return dup(int(d.c.park_fd)) }

@@ -91,13 +91,6 @@ struct cgo_ringbuf_entry {
 	__u32 gap; /* from what was consumed before to this end */
 };
 
-int cgo_ringbuf_dup(int fd);
-int cgo_ringbuf_map_info(int map_fd, struct bpf_map_info *info);
-
-/* A new descriptor of what is pinned at path, or of the map with this id. */
-int cgo_ringbuf_open_pinned(const char *path);
-int cgo_ringbuf_open_id(__u32 id);
-
 /*
  * Opens the rings of these maps, of which sizes are the sizes. It needs map_fds no longer
  * than that. With own it does not look for libbpf's mappings. A failure sets *step to what

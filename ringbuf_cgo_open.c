@@ -1,3 +1,5 @@
+//go:build linux
+
 // SPDX-License-Identifier: Apache-2.0
 /* Opens rings and frees them. */
 #define _GNU_SOURCE
@@ -10,36 +12,6 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-#include <bpf/bpf.h>
-
-int cgo_ringbuf_dup(int fd)
-{
-	int dup = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-
-	return dup < 0 ? -errno : dup;
-}
-
-int cgo_ringbuf_map_info(int map_fd, struct bpf_map_info *info)
-{
-	__u32 len = sizeof(*info);
-
-	return bpf_map_get_info_by_fd(map_fd, info, &len) ? -errno : 0;
-}
-
-int cgo_ringbuf_open_pinned(const char *path)
-{
-	int fd = bpf_obj_get(path);
-
-	return fd < 0 ? -errno : fd;
-}
-
-int cgo_ringbuf_open_id(__u32 id)
-{
-	int fd = bpf_map_get_fd_by_id(id);
-
-	return fd < 0 ? -errno : fd;
-}
 
 static size_t page_size(void)
 {
@@ -217,9 +189,9 @@ static int open_waits(struct cgo_ringbuf *r, const char **step)
 	int err;
 
 	*step = "duplicate epoll instance";
-	r->ring_fd = cgo_ringbuf_dup(ring_buffer__epoll_fd(r->rb));
+	r->ring_fd = fcntl(ring_buffer__epoll_fd(r->rb), F_DUPFD_CLOEXEC, 0);
 	if (r->ring_fd < 0)
-		return r->ring_fd;
+		return -errno;
 
 	*step = "eventfd";
 	r->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -1,3 +1,5 @@
+//go:build linux
+
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Waits until the kernel notifies, a time has passed or somebody calls cgo_ringbuf_wake().

@@ -1,3 +1,5 @@
+//go:build linux && cgo
+
 package ringbuf
 
 import (
@@ -6,21 +8,13 @@ import (
 	"math"
 	"sync/atomic"
 	"syscall"
-	"time"
 )
 
 // The rings of a Reader: what is in them, and libbpf that consumes it. How to wait for
 // more is in wait.go.
 
-const (
-	// A batch starts small, for the many Readers that see few samples, and grows. With
-	// 16 KiB it stays in the first-level cache between the two copies.
-	minBatchSize = 4 << 10
-	maxBatchSize = 16 << 10
-
-	// A lease is up to this, or an eighth of the ring.
-	maxLeaseSize = 64 << 10
-)
+// A lease is up to this, or an eighth of the ring.
+const maxLeaseSize = 64 << 10
 
 // libbpfRings are the rings of BPF maps, read through libbpf's ring_buffer.
 type libbpfRings struct {
@@ -59,16 +53,6 @@ type ringState struct {
 
 	// Counters, for any goroutine.
 	samples, bytes, discards, highest atomic.Uint64
-}
-
-// A request is what poll is to do.
-type request struct {
-	deadline time.Time // zero: none
-	lend     bool      // leave the samples in the ring
-	copied   bool      // but they are copied at once
-	lent     bool      // older ones are still in a ring: of that the kernel does not notify
-	lentOf   []bool    // of each ring, whether they are
-	until    []uint64  // of each ring, the position up to which records count; or nil
 }
 
 // openRings opens the rings of maps, of which it needs the descriptors no longer than

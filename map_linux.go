@@ -1,0 +1,174 @@
+package ringbuf
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"syscall"
+	"unsafe"
+)
+
+// What the kernel says of maps, and descriptors of them: without libbpf.
+
+// mapInfo is the part of the kernel's struct bpf_map_info that matters here.
+type mapInfo struct {
+	name      string
+	kind      mapType
+	id        uint32
+	flags     uint32
+	size      uint32 // max_entries: of a ring buffer, its size in bytes
+	valueSize uint32
+}
+
+// Of include/uapi/linux/bpf.h.
+const (
+	mapTypeRingbuf mapType = 27 // BPF_MAP_TYPE_RINGBUF
+
+	// BPF_F_RB_OVERWRITE: new records overwrite the oldest, and their positions are kept
+	// where libbpf does not look.
+	flagOverwrite = 1 << 19
+)
+
+// A mapType is a number of enum bpf_map_type there.
+type mapType uint32
+
+// In the order of the numbers, as libbpf and bpftool write them.
+var mapTypes = [...]string{
+	"unspec", "hash", "array", "prog_array", "perf_event_array", "percpu_hash",
+	"percpu_array", "stack_trace", "cgroup_array", "lru_hash", "lru_percpu_hash", "lpm_trie",
+	"array_of_maps", "hash_of_maps", "devmap", "sockmap", "cpumap", "xskmap", "sockhash",
+	"cgroup_storage", "reuseport_sockarray", "percpu_cgroup_storage", "queue", "stack",
+	"sk_storage", "devmap_hash", "struct_ops", "ringbuf", "inode_storage", "task_storage",
+	"bloom_filter", "user_ringbuf", "cgrp_storage", "arena",
+}
+
+func (t mapType) String() string {
+	if int64(t) < int64(len(mapTypes)) {
+		return mapTypes[t]
+	}
+	return strconv.FormatUint(uint64(t), 10)
+}
+
+// check says why a map is none that libbpf can consume.
+func (i mapInfo) check() error {
+	if i.kind != mapTypeRingbuf {
+		return fmt.Errorf("map %q has type %v, not ringbuf", i.name, i.kind)
+	}
+	if i.flags&flagOverwrite != 0 {
+		return fmt.Errorf("map %q of type ringbuf is in overwrite mode (BPF_F_RB_OVERWRITE), which libbpf cannot consume", i.name)
+	}
+	return nil
+}
+
+// openPinned returns a new descriptor of the ring buffer that is pinned at path.
+func openPinned(path string) (fd int, err error) {
+	pathC, err := syscall.BytePtrFromString(path)
+	if err != nil {
+		return -1, err
+	}
+	var pin runtime.Pinner
+	pin.Pin(pathC)
+	defer pin.Unpin()
+	// SAFETY: pathC ends with 0 and stays where it is until Unpin. The kernel reads both during
+	// the call only.
+	attr := struct {
+		pathname     uint64
+		bpfFD, flags uint32
+	}{pathname: uint64(uintptr(unsafe.Pointer(pathC)))}
+	fd, err = bpfCommand(bpfObjGet, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return checked(fd, err)
+}
+
+// openID returns a new descriptor of the ring buffer with this id.
+func openID(id uint32) (fd int, err error) {
+	attr := struct{ id, nextID, openFlags uint32 }{id: id}
+	fd, err = bpfCommand(bpfMapGetFDByID, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return checked(fd, err)
+}
+
+// checked returns a new descriptor if it is one of a ring buffer that can be read, or of a loss
+// counter, and else closes it.
+func checked(fd int, err error) (int, error) {
+	if err != nil {
+		return -1, err
+	}
+	info, err := infoOf(fd)
+	if err == nil && info.checkCounter() != nil {
+		err = info.check()
+	}
+	if err != nil {
+		syscall.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// dupMap returns a descriptor of m for the caller to close, if check has nothing against
+// that map.
+func dupMap(m Map, check func(mapInfo) error) (fd int, info mapInfo, err error) {
+	if m == nil {
+		return -1, info, errors.New("no map given")
+	}
+	given := m.FileDescriptor()
+	fd, err = dup(given)
+	runtime.KeepAlive(m) // whose descriptor may be closed as soon as it is garbage
+	if err != nil {
+		return -1, info, fmt.Errorf("descriptor %d: %w", given, err)
+	}
+	info, err = infoOf(fd)
+	if err == nil {
+		err = check(info)
+	}
+	if err != nil {
+		syscall.Close(fd)
+		return -1, info, fmt.Errorf("descriptor %d: %w", given, err)
+	}
+	return fd, info, nil
+}
+
+func infoOf(fd int) (mapInfo, error) {
+	if err := checkIsMap(fd); err != nil {
+		return mapInfo{}, err
+	}
+	// The beginning of struct bpf_map_info.
+	info := new(struct {
+		kind, id, keySize, valueSize, maxEntries, flags uint32
+		name                                            [16]byte
+	})
+	var pin runtime.Pinner
+	pin.Pin(info)
+	defer pin.Unpin()
+	// SAFETY: info stays where it is until Unpin. The kernel writes no more than infoLen bytes.
+	attr := struct {
+		bpfFD, infoLen uint32
+		info           uint64
+	}{uint32(fd), uint32(unsafe.Sizeof(*info)), uint64(uintptr(unsafe.Pointer(info)))}
+	if _, err := bpfCommand(bpfObjGetInfoByFD, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
+		return mapInfo{}, fmt.Errorf("get map info: %w", err)
+	}
+	name, _, _ := bytes.Cut(info.name[:], []byte{0})
+	return mapInfo{
+		name:      string(name),
+		kind:      mapType(info.kind),
+		id:        info.id,
+		flags:     info.flags,
+		size:      info.maxEntries,
+		valueSize: info.valueSize,
+	}, nil
+}
+
+// checkIsMap refuses descriptors of anything but BPF maps, as far as procfs is
+// there to tell. The kernel answers a request for a map's info on a BPF program
+// with the program's.
+func checkIsMap(fd int) error {
+	target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err == nil && target != "anon_inode:bpf-map" {
+		return fmt.Errorf("%s is not a BPF map", target)
+	}
+	return nil
+}
+
+func closeFD(fd int) error { return syscall.Close(fd) }
