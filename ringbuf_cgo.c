@@ -28,9 +28,9 @@ static __u64 align8(__u64 n)
 
 static __u64 record_end(__u64 pos, __u32 header)
 {
-	__u64 len = header & ~(BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT);
+	__u64 len = header & ~(BUSY_BIT | DISCARD_BIT);
 
-	return pos + align8(BPF_RINGBUF_HDR_SZ + len);
+	return pos + align8(HEADER_SIZE + len);
 }
 
 /*
@@ -46,7 +46,7 @@ static bool discarded(struct cgo_ring *ring, __u64 from, __u64 to)
 	for (records = 0; pos < to && pos - from < ring->size; records++) {
 		__u32 header = cgo_ringbuf_header(ring, pos);
 
-		if (!(header & BPF_RINGBUF_DISCARD_BIT))
+		if (!(header & DISCARD_BIT))
 			break;
 		pos = record_end(pos, header);
 	}
@@ -75,7 +75,7 @@ static __u64 start_of(const struct cgo_ring *ring, const void *sample)
 
 	if (ring->own)
 		return cgo_ringbuf_load(ring->consumer_pos);
-	offset = sample - BPF_RINGBUF_HDR_SZ - ring->data;
+	offset = sample - HEADER_SIZE - ring->data;
 	return ring->consumer + ((offset - ring->consumer) & (ring->size - 1));
 }
 
@@ -162,7 +162,7 @@ static int copy_sample(struct cgo_ring *ring, const void *sample, size_t len)
 		return -ENOMEM;
 	}
 	/* In our own mapping libbpf may be at another record, which the position tells next. */
-	sample = ring->data + (start & (ring->size - 1)) + BPF_RINGBUF_HDR_SZ;
+	sample = ring->data + (start & (ring->size - 1)) + HEADER_SIZE;
 	prefetch(ring, sample, len, end);
 	entry->end = end;
 	entry->len = len;

@@ -7,19 +7,28 @@
 #ifndef RINGBUF_CGO_H
 #define RINGBUF_CGO_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <linux/bpf.h>
-#include <linux/types.h>
-
-#if !__has_include(<bpf/libbpf.h>)
+#if __SIZEOF_LONG__ < 8
+#error "ringbuf needs a 64-bit processor: positions in a ring have 64 bits (see README.md)"
+#elif !__has_include(<bpf/libbpf.h>)
 #error "libbpf's headers are missing: set CGO_CFLAGS and CGO_LDFLAGS, see README.md of ringbuf"
 #else
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <linux/types.h>
+
+enum bpf_link_type; /* libbpf.h wants it, and linux/bpf.h has it only from 5.8 on */
 #include <bpf/libbpf.h>
+
 #if LIBBPF_MAJOR_VERSION < 1 || (LIBBPF_MAJOR_VERSION == 1 && LIBBPF_MINOR_VERSION < 3)
 #error "libbpf is too old: ringbuf needs 1.3 or newer"
 #endif
 #endif
+
+/* Headers of records. linux/bpf.h has these as BPF_RINGBUF_*, but only from 5.8 on. */
+#define HEADER_SIZE 8
+#define BUSY_BIT (1U << 31)
+#define DISCARD_BIT (1U << 30)
 
 /* Returned by the callback to end a call of libbpf: "this sample was the last". */
 #define STOP (-ECANCELED)

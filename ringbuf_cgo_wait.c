@@ -32,7 +32,7 @@ static enum state state_of(const struct cgo_ring *ring)
 {
 	if (cgo_ringbuf_load(ring->producer_pos) == ring->consumer)
 		return EMPTY;
-	if (cgo_ringbuf_header(ring, ring->consumer) & BPF_RINGBUF_BUSY_BIT)
+	if (cgo_ringbuf_header(ring, ring->consumer) & BUSY_BIT)
 		return BUSY;
 	return READY;
 }

@@ -100,7 +100,7 @@ static void step(void)
 	become_visible(m.now);
 	/* __bpf_ringbuf_reserve() */
 	if (m.now == m.schedule.reserve) {
-		m.records[m.last / RECORD].header = 8 | BPF_RINGBUF_BUSY_BIT;
+		m.records[m.last / RECORD].header = 8 | BUSY_BIT;
 		m.producer = m.last + RECORD;
 	}
 	/* bpf_ringbuf_commit() */
@@ -149,9 +149,9 @@ static int model_consume_n(struct ring *ring, size_t n)
 			__u64 *sample = &m.records[pos / RECORD].sample;
 			int err = 0;
 
-			if (header & BPF_RINGBUF_BUSY_BIT)
+			if (header & BUSY_BIT)
 				return count;
-			if (!(header & BPF_RINGBUF_DISCARD_BIT)) {
+			if (!(header & DISCARD_BIT)) {
 				err = cgo_ringbuf_take(&m.ring, sample, sizeof(*sample));
 				count++;
 			}
@@ -194,9 +194,9 @@ static int look_and_act(void *buf, size_t size)
 
 	for (; pos < producer; pos += RECORD) {
 		header = cgo_ringbuf_header(&m.ring, pos);
-		if (header & BPF_RINGBUF_BUSY_BIT)
+		if (header & BUSY_BIT)
 			break;
-		if (header & BPF_RINGBUF_DISCARD_BIT) {
+		if (header & DISCARD_BIT) {
 			discards++;
 			continue;
 		}
@@ -223,7 +223,7 @@ static enum outcome run(int older, unsigned int discarded, struct schedule sched
 
 	memset(&m, 0, sizeof(m));
 	for (i = 0; i < older; i++)
-		m.records[i].header = 8 | (discarded >> i & 1 ? BPF_RINGBUF_DISCARD_BIT : 0);
+		m.records[i].header = 8 | (discarded >> i & 1 ? DISCARD_BIT : 0);
 	m.last = m.producer = older * RECORD;
 	m.schedule = schedule;
 	m.fenced = fenced;
