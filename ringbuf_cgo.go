@@ -3,7 +3,8 @@
 package ringbuf
 
 // The door to C: the one file that imports "C". It wraps ringbuf_cgo*.c, and decides
-// nothing.
+// nothing. Of the #cgo lines that with pkg-config is the last, because gazelle ignores it and
+// what follows.
 
 /*
 #cgo CFLAGS: -O2 -Wall
@@ -21,6 +22,7 @@ package ringbuf
 #cgo nocallback cgo_ringbuf_wake
 #cgo nocallback cgo_ringbuf_arm
 #cgo nocallback cgo_ringbuf_wakeups
+#cgo libbpf_pkgconfig pkg-config: libbpf libelf zlib
 #include "ringbuf_cgo.h"
 */
 import "C"
