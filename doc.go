@@ -27,8 +27,8 @@
 //
 // A Reader made with NewMultiReader reads several rings, such as one for each CPU.
 // WithLossCounter tells of records for which there was no room, and Stats what the Reader
-// has done. BPF programs get the other half of that from bpf/ringbuf.bpf.h, a header that
-// they include from this module.
+// has done. BPF programs get the other half of that from ringbuf.bpf.h, a header that
+// they include from package bpf of this module.
 //
 // # Building
 //
@@ -37,5 +37,10 @@
 //
 //	eval "$(make -s env)"
 //
-// builds a static one and sets both, for libbpfgo too.
+// builds a static one and sets both, for libbpfgo too. With build tag libbpf_pkgconfig the package
+// takes what pkg-config says of libbpf.
+//
+// Without cgo, and elsewhere than on Linux, programs that import the package compile. There
+// NewReader and NewMultiReader return an error that wraps errors.ErrUnsupported and says what is
+// missing. Open, OpenID and As work on Linux without cgo.
 package ringbuf

@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"sync"
 	"time"
+
+	_ "github.com/libbpfgo/ringbuf/bpf" // for go mod vendor to copy ringbuf.bpf.h
 )
 
 // ErrClosed is what errors.Is finds in the error of a Read or Flush after Close.
