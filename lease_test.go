@@ -651,8 +651,9 @@ func TestOwnersMayWriteBesideReadInto(t *testing.T) {
 		})
 	}
 	for sent := 0; sent < samples; {
-		// Of all sizes, so that what is a header in one batch is a sample in the next.
-		some := make([]bpftest.Sample, min(20, samples-sent))
+		// Few, so that ReadInto takes some batches whole, and the memory is used again. Of all
+		// sizes, so that what is a header in one batch is a sample in the next.
+		some := make([]bpftest.Sample, min(1+rng.IntN(3), samples-sent))
 		for i := range some {
 			some[i].Data = make([]byte, rng.IntN(100))
 		}
