@@ -131,8 +131,17 @@ func sections() []section {
 		text:    "Reading a full ring of " + bytesName(largeRing) + ": ns per sample.\n\n![chart](" + drainChart + ")",
 		readers: allReaders,
 	}
+	cached := section{
+		title: "Drain, in the cache",
+		text: "Reading a full ring of " + bytesName(smallRing) + ", which the same processor has just filled: ns per\n" +
+			"sample.",
+		readers: allReaders,
+	}
+	ns := []value{{"ns", "%.3g", 1}}
 	for _, size := range drainSizes {
-		drain.columns = append(drain.columns, column{fmt.Sprintf("%d B", size), drainOf(size), []value{{"ns", "%.3g", 1}}})
+		head := fmt.Sprintf("%d B", size)
+		drain.columns = append(drain.columns, column{head, drainOf(size), ns})
+		cached.columns = append(cached.columns, column{head, cachedOf(size), ns})
 	}
 	drain.columns = append(drain.columns, column{"allocations per sample, 64 B", drainOf(64), []value{{"allocations", "%.3f", 1}}})
 
@@ -157,7 +166,7 @@ func sections() []section {
 			[]value{{"threads", "%.0f", 1}, {"rss", "%.0f", 1. / (1 << 20)}, consumerCPU},
 		})
 	}
-	return append(all, sharded, drain, latency, idle)
+	return append(all, sharded, drain, cached, latency, idle)
 }
 
 // writeLegend says what was measured, where, and how to read the bars.
