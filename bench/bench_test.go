@@ -327,3 +327,14 @@ func countLossyFloods(t *testing.T, reader string, ring, floods int) (lossy int)
 	}
 	return lossy
 }
+
+func TestCPUName(t *testing.T) {
+	for _, tt := range []struct{ cpuinfo, want string }{
+		{"cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\n", "AMD EPYC (family 26, model 2)"},
+		{"processor\t: 0\nBogoMIPS\t: 50.00\nCPU part\t: 0xd0c\n", "arm64"},
+	} {
+		if got := cpuName(tt.cpuinfo, "arm64"); got != tt.want {
+			t.Errorf("got %q, want %q", got, tt.want)
+		}
+	}
+}

@@ -183,11 +183,7 @@ func thisEnvironment() (environment, error) {
 	if err != nil {
 		return e, err
 	}
-	for line := range strings.Lines(string(cpuinfo)) {
-		if key, value, _ := strings.Cut(line, ":"); strings.TrimSpace(key) == "model name" {
-			e.CPU = strings.TrimSpace(value)
-		}
-	}
+	e.CPU = cpuName(string(cpuinfo), e.CPU)
 	if build, ok := debug.ReadBuildInfo(); ok {
 		for _, dep := range build.Deps {
 			switch dep.Path {
@@ -199,4 +195,21 @@ func thisEnvironment() (environment, error) {
 		}
 	}
 	return e, nil
+}
+
+// cpuName returns the name of the last processor in /proc/cpuinfo, with its family and model,
+// since one name may be that of several kinds, or else what is given.
+func cpuName(cpuinfo, name string) string {
+	of := map[string]string{}
+	for line := range strings.Lines(cpuinfo) {
+		key, value, _ := strings.Cut(line, ":")
+		of[strings.TrimSpace(key)] = strings.TrimSpace(value)
+	}
+	if of["model name"] != "" {
+		name = of["model name"]
+	}
+	if of["cpu family"] != "" {
+		name += fmt.Sprintf(" (family %s, model %s)", of["cpu family"], of["model"])
+	}
+	return name
 }
