@@ -9,9 +9,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
+	"github.com/libbpfgo/ringbuf/internal/testrun"
 )
 
 // These tests open and close Readers.
@@ -158,7 +158,7 @@ func TestReaderWaitsAfterItsModuleIsClosed(t *testing.T) {
 			for seq := range uint64(3) {
 				tt.prepare(r)
 				result := goRead(t, r)
-				if n, err := runProgram(int(count.Fd()), 0, seq, 1, 0); n != 1 || err != nil {
+				if n, err := testrun.Run(int(count.Fd()), 0, seq, 1, 0); n != 1 || err != nil {
 					t.Fatalf("the program wrote %d samples: %v", n, err)
 				}
 				select {
@@ -187,26 +187,4 @@ func dupProgram(t *testing.T, ring *bpftest.Ring, name string) *os.File {
 	}
 	syscall.CloseOnExec(fd)
 	return os.NewFile(uintptr(fd), name)
-}
-
-// runProgram runs the BPF program of a descriptor once and returns what it returned.
-// libbpfgo wants more than a descriptor.
-func runProgram(fd int, args ...uint64) (returned uint32, err error) {
-	const progTestRun = 10 // BPF_PROG_TEST_RUN
-	attr := struct {
-		fd, returned uint32
-		_, _         uint32 // data
-		_, _         uint64
-		_, _         uint32 // repeat, duration
-		contextSize  uint32
-		_            uint32
-		context      unsafe.Pointer
-		_            uint64
-		_, _, _, _   uint32
-	}{fd: uint32(fd), contextSize: uint32(8 * len(args)), context: unsafe.Pointer(&args[0])}
-	// SAFETY: the kernel uses both during the call only.
-	if _, err := bpfCommand(progTestRun, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
-		return 0, err
-	}
-	return attr.returned, nil
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
+	"github.com/libbpfgo/ringbuf/internal/testrun"
 )
 
 // These tests show what each step needs.
@@ -127,12 +128,12 @@ func readUnprivileged(t *testing.T) {
 		}
 	}
 	r, err := NewReader(FD(3))
-	n, runErr := runProgram(4, 0, 1, 1, 0)
+	n, runErr := testrun.Run(4, 0, 1, 1, 0)
 	if os.Getenv(unprivilegedEnv) == "true" {
 		if !errors.Is(err, syscall.EPERM) {
 			t.Errorf("NewReader returned %v, want %v", err, syscall.EPERM)
 		}
-		if runErr != syscall.EPERM {
+		if !errors.Is(runErr, syscall.EPERM) {
 			t.Errorf("to run the program returned %v, want %v", runErr, syscall.EPERM)
 		}
 		return

@@ -5,16 +5,15 @@ package main
 import (
 	_ "embed"
 	"errors"
-	"fmt"
 	"os"
 	"runtime"
-	"syscall"
 	"unsafe"
 
 	bpf "github.com/aquasecurity/libbpfgo"
 	"golang.org/x/sys/unix"
 
 	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+	"github.com/libbpfgo/ringbuf/internal/testrun"
 )
 
 //go:embed bench.bpf.o
@@ -81,19 +80,8 @@ type order struct {
 // long that takes is a measurement.
 type program struct {
 	order  order
-	attr   testRunAttr
+	attr   testrun.Attr
 	pinner runtime.Pinner
-}
-
-// testRunAttr is the part of union bpf_attr for BPF_PROG_TEST_RUN.
-type testRunAttr struct {
-	progFD, retval           uint32
-	dataSizeIn, dataSizeOut  uint32
-	dataIn, dataOut          uint64
-	repeat, duration         uint32
-	contextSizeIn, sizeOut   uint32
-	contextIn, contextOut    uint64
-	flags, cpu, batchSize, _ uint32
 }
 
 func newProgram(fd uintptr, o order) *program {
@@ -101,10 +89,10 @@ func newProgram(fd uintptr, o order) *program {
 	p.pinner.Pin(p)
 	// SAFETY: the kernel reads and writes the order during run only, where p is
 	// alive, and until close it does not move.
-	p.attr = testRunAttr{
-		progFD:        uint32(fd),
-		contextSizeIn: uint32(unsafe.Sizeof(p.order)),
-		contextIn:     uint64(uintptr(unsafe.Pointer(&p.order))),
+	p.attr = testrun.Attr{
+		ProgFD:    uint32(fd),
+		CtxSizeIn: uint32(unsafe.Sizeof(p.order)),
+		CtxIn:     uint64(uintptr(unsafe.Pointer(&p.order))),
 	}
 	return p
 }
@@ -114,13 +102,10 @@ func (p *program) close() { p.pinner.Unpin() }
 // run carries the order out. It blocks this thread without telling the scheduler,
 // which would be a part of what is measured.
 func (p *program) run() error {
-	const progTestRun = 10 // BPF_PROG_TEST_RUN
-	// SAFETY: attr is a valid bpf_attr, and pinned.
-	_, _, errno := syscall.RawSyscall(unix.SYS_BPF, progTestRun, uintptr(unsafe.Pointer(&p.attr)), unsafe.Sizeof(p.attr))
-	if errno != 0 {
-		return fmt.Errorf("run BPF program: %w", errno)
+	if err := p.attr.RawRun(); err != nil {
+		return err
 	}
-	if p.attr.retval != 0 {
+	if p.attr.Retval != 0 {
 		return errors.New("BPF program refused its order")
 	}
 	return nil

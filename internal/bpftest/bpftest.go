@@ -16,6 +16,7 @@ import (
 	bpf "github.com/aquasecurity/libbpfgo"
 
 	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+	"github.com/libbpfgo/ringbuf/internal/testrun"
 )
 
 // Flags of a Sample, from include/uapi/linux/bpf.h.
@@ -296,17 +297,9 @@ func (r *Ring) update(m *bpf.BPFMap, key uint32, value unsafe.Pointer) {
 
 // run runs prog once and returns what it returned.
 func run(tb testing.TB, prog *bpf.BPFProg, args ...uint64) uint32 {
-	return runWith(tb, prog, bpf.RunOpts{}, args...)
-}
-
-func runWith(tb testing.TB, prog *bpf.BPFProg, opts bpf.RunOpts, args ...uint64) uint32 {
-	var ctx []byte
-	for _, arg := range args {
-		ctx = binary.NativeEndian.AppendUint64(ctx, arg)
-	}
-	opts.CtxIn, opts.CtxSizeIn = ctx, uint32(len(ctx))
-	if err := prog.Run(&opts); err != nil {
+	returned, err := testrun.Run(prog.FileDescriptor(), args...)
+	if err != nil {
 		tb.Errorf("run BPF program %s: %v", prog.Name(), err)
 	}
-	return opts.RetVal
+	return returned
 }

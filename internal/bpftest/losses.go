@@ -8,6 +8,7 @@ import (
 	bpf "github.com/aquasecurity/libbpfgo"
 
 	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+	"github.com/libbpfgo/ringbuf/internal/testrun"
 )
 
 // maxTries is the limit of losses.bpf.c.
@@ -104,5 +105,9 @@ func (r *LossRing) SetSlot(cpu int, lost, position, forced uint64) {
 }
 
 func (r *LossRing) run(prog *bpf.BPFProg, cpu int, args ...uint64) uint32 {
-	return runWith(r.tb, prog, bpf.RunOpts{Flags: bpf.RunFlagRunOnCPU, CPU: uint32(cpu)}, args...)
+	returned, err := testrun.RunOn(cpu, prog.FileDescriptor(), args...)
+	if err != nil {
+		r.tb.Errorf("run BPF program %s on CPU %d: %v", prog.Name(), cpu, err)
+	}
+	return returned
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/libbpfgo/ringbuf"
 	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+	"github.com/libbpfgo/ringbuf/internal/testrun"
 )
 
 //go:embed main.bpf.o
@@ -154,15 +155,11 @@ func (t *tester) submit(sample, flags uint64) error { return runProg(t.submitPro
 func (t *tester) discardOne(flags uint64) error     { return runProg(t.discardProg, 0, flags) }
 
 func runProg(prog *bpf.BPFProg, args ...uint64) error {
-	var ctx []byte
-	for _, arg := range args {
-		ctx = binary.NativeEndian.AppendUint64(ctx, arg)
-	}
-	opts := bpf.RunOpts{CtxIn: ctx, CtxSizeIn: uint32(len(ctx))}
-	if err := prog.Run(&opts); err != nil {
+	returned, err := testrun.Run(prog.FileDescriptor(), args...)
+	if err != nil {
 		return fmt.Errorf("run BPF program %s: %w", prog.Name(), err)
 	}
-	if opts.RetVal != 0 {
+	if returned != 0 {
 		return fmt.Errorf("BPF program %s found the ring full", prog.Name())
 	}
 	return nil

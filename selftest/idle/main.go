@@ -16,6 +16,7 @@ import (
 
 	"github.com/libbpfgo/ringbuf"
 	"github.com/libbpfgo/ringbuf/internal/bpfobj"
+	"github.com/libbpfgo/ringbuf/internal/testrun"
 )
 
 //go:embed main.bpf.o
@@ -114,10 +115,8 @@ func run() error {
 			return fmt.Errorf("want at most %d threads more and %v", maxThreads, maxTime)
 		}
 		for i := range rings {
-			ctx := binary.NativeEndian.AppendUint64(nil, uint64(i))
-			opts := bpf.RunOpts{CtxIn: ctx, CtxSizeIn: uint32(len(ctx))}
-			if err := submit.Run(&opts); err != nil || opts.RetVal != 0 {
-				return fmt.Errorf("submit to ring %d: %v, %d", i, err, int32(opts.RetVal))
+			if returned, err := testrun.Run(submit.FileDescriptor(), uint64(i)); err != nil || returned != 0 {
+				return fmt.Errorf("submit to ring %d: %v, %d", i, err, int32(returned))
 			}
 			if r := <-results; r != (result{i, uint64(i), nil}) {
 				return fmt.Errorf("ring %d gave %d, %v; the sample was for ring %d", r.ring, r.sample, r.err, i)

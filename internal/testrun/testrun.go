@@ -1,0 +1,68 @@
+// Package testrun runs BPF programs by the command BPF_PROG_TEST_RUN of bpf(2), for tests and
+// benchmarks. It takes no more than the program's descriptor: libbpfgo has had a function that
+// does so since v0.8 only.
+package testrun
+
+import (
+	"fmt"
+	"runtime"
+	"syscall"
+	"unsafe"
+)
+
+// Attr is the part of union bpf_attr for BPF_PROG_TEST_RUN.
+type Attr struct {
+	ProgFD, Retval           uint32
+	DataSizeIn, DataSizeOut  uint32
+	DataIn, DataOut          uint64
+	Repeat, Duration         uint32
+	CtxSizeIn, CtxSizeOut    uint32
+	CtxIn, CtxOut            uint64 // pointers to memory that does not move
+	Flags, CPU, BatchSize, _ uint32 // the kernel takes zeroes for fields that it does not know
+}
+
+// sysBPF is the number of bpf(2), which package syscall does not have for each architecture.
+var sysBPF = map[string]uintptr{
+	"amd64": 321, "arm64": 280, "loong64": 280, "ppc64": 361, "ppc64le": 361, "riscv64": 280, "s390x": 351,
+}[runtime.GOARCH]
+
+const (
+	cmdProgTestRun = 10     // BPF_PROG_TEST_RUN
+	flagRunOnCPU   = 1 << 0 // BPF_F_TEST_RUN_ON_CPU, since Linux 5.10
+)
+
+// Run runs the program.
+func (a *Attr) Run() error { return a.call(syscall.Syscall) }
+
+// RawRun does so without telling Go's scheduler, which would take a part of a time that is
+// measured. The program must be a short one.
+func (a *Attr) RawRun() error { return a.call(syscall.RawSyscall) }
+
+func (a *Attr) call(call func(trap, a1, a2, a3 uintptr) (r1, r2 uintptr, errno syscall.Errno)) error {
+	// SAFETY: the kernel reads and writes a during the call only.
+	if _, _, errno := call(sysBPF, cmdProgTestRun, uintptr(unsafe.Pointer(a)), unsafe.Sizeof(*a)); errno != 0 {
+		return fmt.Errorf("BPF_PROG_TEST_RUN: %w", errno)
+	}
+	return nil
+}
+
+// Run runs the program of a descriptor once, with args as its context, and returns what it
+// returned.
+func Run(fd int, args ...uint64) (uint32, error) { return run(fd, Attr{}, args) }
+
+// RunOn does so on the given CPU.
+func RunOn(cpu, fd int, args ...uint64) (uint32, error) {
+	return run(fd, Attr{Flags: flagRunOnCPU, CPU: uint32(cpu)}, args)
+}
+
+func run(fd int, attr Attr, args []uint64) (uint32, error) {
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	if len(args) > 0 {
+		pinner.Pin(&args[0])
+		attr.CtxIn, attr.CtxSizeIn = uint64(uintptr(unsafe.Pointer(&args[0]))), uint32(8*len(args))
+	}
+	attr.ProgFD = uint32(fd)
+	err := attr.Run()
+	return attr.Retval, err
+}
