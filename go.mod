@@ -2,4 +2,4 @@ module github.com/libbpfgo/ringbuf
 
 go 1.24
 
-require github.com/aquasecurity/libbpfgo v0.9.2-libbpf-1.5.1
+require github.com/aquasecurity/libbpfgo v0.6.0-libbpf-1.3

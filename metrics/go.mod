@@ -8,7 +8,7 @@ require (
 )
 
 require (
-	github.com/aquasecurity/libbpfgo v0.9.2-libbpf-1.5.1 // indirect
+	github.com/aquasecurity/libbpfgo v0.6.0-libbpf-1.3 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/kr/text v0.2.0 // indirect

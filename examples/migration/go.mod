@@ -8,7 +8,7 @@ require (
 )
 
 require (
-	github.com/aquasecurity/libbpfgo v0.9.2-libbpf-1.5.1 // indirect
+	github.com/aquasecurity/libbpfgo v0.6.0-libbpf-1.3 // indirect
 	golang.org/x/sys v0.43.0 // indirect
 )
 
