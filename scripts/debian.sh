@@ -60,3 +60,9 @@ debian_unpack() {
 	dpkg -x "$debian_dir/cache/$1"_*.deb "$2" || return
 	rm -f "$debian_dir/cache/$1"_*.deb
 }
+
+# debian_source PACKAGE TO downloads a source package (NAME, or NAME=VERSION) and unpacks it.
+debian_source() {
+	rm -rf "$debian_dir/cache/${1%=*}"-*/ "$2"
+	debian_get source "$1" && mv "$debian_dir/cache/${1%=*}"-*/ "$2"
+}

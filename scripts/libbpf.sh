@@ -4,8 +4,8 @@
 # Builds a static libbpf and installs it with its headers (its copy of the
 # kernel's uapi headers too) below PREFIX. CFLAGS are added to those of its
 # compiler. The source is, in this order,
-#   1. $LIBBPF_SRC, when set: a checkout of github.com/libbpf/libbpf, or "system"
-#      for the static libbpf that pkg-config finds, which is copied;
+#   1. $LIBBPF_SRC, when set: a checkout of github.com/libbpf/libbpf, of version 1.3 or
+#      newer, or "system" for the static libbpf that pkg-config finds, which is copied;
 #   2. the submodule libbpf/, checked out now if it is not and that works;
 #   3. Debian's source package.
 # Nothing is built when source and flags are those of the last build.
@@ -15,6 +15,7 @@ prefix=$1
 cflags="-g -O2 -fPIC ${2:-}"
 top=$(cd "$(dirname "$0")/.." && pwd)
 debian=$top/output/libbpf-source # for all builds
+minimum=1.3
 
 die() {
 	echo "error: libbpf: $*" >&2
@@ -22,27 +23,25 @@ die() {
 }
 
 # The source package of Debian 13 has libbpf 1.5.
-debian_source() {
+source_package() {
 	. "$top/scripts/debian.sh"
 	apt=$prefix/apt
 	command -v apt-get >/dev/null ||
 		die "no source: check out the submodule (git submodule update --init)" \
-			"or set LIBBPF_SRC to a checkout of libbpf >= 1.5"
+			"or set LIBBPF_SRC to a checkout of libbpf >= $minimum"
 	"$top/scripts/deps.sh" dpkg-source=dpkg-dev patch=patch xz=xz-utils
 	rm -rf "$apt"
-	debian_lists "$apt" "$(dpkg --print-architecture)" deb-src trixie && debian_get source libbpf ||
-		die "no source: the submodule cannot be checked out and Debian's source package cannot be had;" \
-			"set LIBBPF_SRC to a checkout of libbpf >= 1.5"
-	rm -rf "$debian"
 	mkdir -p "$top/output"
-	mv "$apt"/cache/libbpf-*/ "$debian"
+	debian_lists "$apt" "$(dpkg --print-architecture)" deb-src trixie && debian_source libbpf "$debian" ||
+		die "no source: the submodule cannot be checked out and Debian's source package cannot be had;" \
+			"set LIBBPF_SRC to a checkout of libbpf >= $minimum"
 	rm -rf "$apt"
 }
 
 # The distribution's kernel headers go with its libbpf.
 system_libbpf() {
-	pkg-config --atleast-version=1.5 libbpf ||
-		die "LIBBPF_SRC=system: pkg-config finds no libbpf >= 1.5 (Debian 13 has it in libbpf-dev)"
+	pkg-config --atleast-version=$minimum libbpf ||
+		die "LIBBPF_SRC=system: pkg-config finds no libbpf >= $minimum (Debian 13 has 1.5 in libbpf-dev)"
 	library=$(pkg-config --variable=libdir libbpf)/libbpf.a
 	headers=$(pkg-config --variable=includedir libbpf)/bpf
 	[ -e "$library" ] || die "LIBBPF_SRC=system: there is no $library"
@@ -67,7 +66,11 @@ find_source() {
 	if [ -n "${LIBBPF_SRC:-}" ]; then
 		# Both the checkout and its src directory are common notations.
 		for src in "$LIBBPF_SRC" "$LIBBPF_SRC/.."; do
-			[ -e "$src/src/libbpf.c" ] && [ -d "$src/include/uapi" ] && return
+			[ -e "$src/src/libbpf.c" ] && [ -d "$src/include/uapi" ] || continue
+			version=$(sed -n 's/^#define LIBBPF_M[A-Z]*_VERSION //p' "$src/src/libbpf_version.h" | paste -sd. -)
+			[ "$(printf '%s\n' "$version" $minimum | sort -V | head -n 1)" = $minimum ] ||
+				die "LIBBPF_SRC=$LIBBPF_SRC is libbpf $version; $minimum or newer is needed"
+			return
 		done
 		die "LIBBPF_SRC=$LIBBPF_SRC is no source of libbpf: it has no src/libbpf.c or no include/uapi"
 	fi
@@ -77,7 +80,7 @@ find_source() {
 		echo "libbpf: checking out the submodule" >&2
 		GIT_TERMINAL_PROMPT=0 git -C "$top" submodule --quiet update --init libbpf 2>"$prefix/log" && return
 		echo "libbpf: that did not work ($(grep -m1 fatal "$prefix/log")); taking Debian's source package" >&2
-		debian_source
+		source_package
 	fi
 	src=$debian
 }
@@ -95,6 +98,7 @@ built && exit 0
 
 echo "libbpf: building $src" >&2
 clean
+mkdir "$prefix/obj" # up to 1.4, libbpf writes libbpf.pc there before it makes the directory
 env -u MAKEFLAGS -u MFLAGS make -j"$(nproc)" -C "$src/src" BUILD_STATIC_ONLY=1 CFLAGS="$cflags" \
 	OBJDIR="$prefix/obj" DESTDIR="$prefix" PREFIX= LIBDIR=/lib INCLUDEDIR=/include UAPIDIR=/include \
 	install install_uapi_headers >"$prefix/log" 2>&1 || {
