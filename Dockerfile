@@ -15,9 +15,9 @@ COPY . .
 RUN [ -e libbpf/src/libbpf.c ] || export LIBBPF_SRC=system; make static
 
 # The capabilities are permitted but not effective (=p). With =ep no program could start
-# where the container lacks one; so it starts and says what it lacks. Package
-# internal/bpfobj makes them effective. CAP_SYS_ADMIN is for engines that do not know
-# CAP_BPF, and for selftests that mount.
+# where the container lacks one; so it starts and says what it lacks. What make static links
+# in, scripts/capabilities.c, makes them effective. CAP_SYS_ADMIN is for engines that do not
+# know CAP_BPF, and for selftests that mount.
 RUN install -d /image/bin && install -d -m 1777 /image/tmp && \
 	cp -r output/static/. /image/bin && \
 	for program in /image/bin/execsnoop /image/bin/selftests/*; do \

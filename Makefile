@@ -41,9 +41,10 @@ SUDO := sudo -E env 'PATH=$(PATH)'
 TEST_EXEC := -exec "$(SUDO)"
 endif
 
-# A static libelf wants what it was built with, such as libzstd, and see scripts/libeu.c.
+# A static libelf wants what it was built with, such as libzstd, and see scripts/libeu.c. What
+# scripts/capabilities.c has nobody calls, so the linker must be told to take it.
 STATIC_FLAGS = -trimpath -buildvcs=false -tags netgo,osusergo -ldflags '-s -w -linkmode external \
-	-extldflags "-static $(shell $(PKG_CONFIG) --static --libs libelf) -leu"'
+	-extldflags "-static $(shell $(PKG_CONFIG) --static --libs libelf) -u make_permitted_effective -lstatic"'
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
@@ -166,7 +167,10 @@ selftest: bpf ## run the end-to-end programs on this kernel
 .PHONY: static
 static: bpf ## build static binaries of the demo and the selftests, in output/static
 	@rm -rf $(OUTPUT)/static
-	@$(CC) -c scripts/libeu.c -o $(PREFIX)/lib/libeu.o && ar rc $(PREFIX)/lib/libeu.a $(PREFIX)/lib/libeu.o
+	@for part in libeu capabilities; do \
+		$(CC) -c scripts/$$part.c -o $(PREFIX)/lib/$$part.o && \
+			ar rc $(PREFIX)/lib/libstatic.a $(PREFIX)/lib/$$part.o || exit; \
+	done
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/ ./examples/execsnoop ./selftest
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/selftests/ ./selftest/*/
 

@@ -107,7 +107,7 @@ replace github.com/libbpfgo/ringbuf => %s
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := goTool(t, dir, "list", "-m", "-f", "{{.Version}}", libbpfgo); got != version {
+			if got := goTool(t, dir, "list", "-mod=mod", "-m", "-f", "{{.Version}}", libbpfgo); got != version {
 				t.Fatalf("this module turns libbpfgo %s into %s", version, got)
 			}
 			const want = "true 0\ntrue 0\ntrue 0"

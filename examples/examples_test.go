@@ -1,10 +1,12 @@
-// Package examples_test runs the examples, as their users would.
+// Package examples_test runs the examples, as their users would: copied out of this
+// repository, each into a module of its own.
 package examples_test
 
 import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -42,10 +44,87 @@ func buildAndRun(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(programs)
-	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", programs, "./...").CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("go build: %w\n%s", err, out)
+	mains, err := filepath.Glob("*/main.go")
+	if err != nil {
+		return 0, err
+	}
+	for _, main := range mains {
+		name := filepath.Dir(main)
+		if err := buildCopy(name, filepath.Join(programs, "modules", name)); err != nil {
+			return 0, fmt.Errorf("copy of example %s: %w", name, err)
+		}
 	}
 	return m.Run(), nil
+}
+
+// buildCopy copies an example to dir, makes that a module with what this one requires, and
+// builds it, its BPF program with the command in README.md.
+func buildCopy(name, dir string) error {
+	checkout, err := filepath.Abs("..")
+	if err != nil {
+		return err
+	}
+	mod, err := os.ReadFile("../go.mod")
+	if err != nil {
+		return err
+	}
+	sums, err := os.ReadFile("../go.sum")
+	if err != nil {
+		return err
+	}
+	_, rest, _ := strings.Cut(string(mod), "\n")
+	err = errors.Join(
+		os.CopyFS(dir, os.DirFS(name)),
+		os.WriteFile(filepath.Join(dir, "go.sum"), sums, 0o644),
+		os.WriteFile(filepath.Join(dir, "go.mod"), fmt.Appendf(nil, `module example.com/%s
+%s
+require github.com/libbpfgo/ringbuf v0.0.0
+
+replace github.com/libbpfgo/ringbuf => %s
+`, name, rest, checkout), 0o644))
+	if err != nil {
+		return err
+	}
+	clang := strings.Fields("clang -g -O2 -target bpf " + os.Getenv("CGO_CFLAGS") + " -I" + checkout + "/bpf")
+	if triplet, err := exec.Command("cc", "-print-multiarch").Output(); err == nil {
+		clang = append(clang, "-idirafter", "/usr/include/"+strings.TrimSpace(string(triplet)))
+	}
+	for _, args := range [][]string{
+		append(clang, "-c", name+".bpf.c", "-o", name+".bpf.o"),
+		{"go", "build", "-buildvcs=false", "-o", filepath.Join(programs, name), "."},
+	} {
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	return nil
+}
+
+// TestLoadObjectIsTheSameEverywhere is there because examples share no package.
+func TestLoadObjectIsTheSameEverywhere(t *testing.T) {
+	copies, err := filepath.Glob("*/object.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inMigration, err := filepath.Glob("migration/*/object.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first []byte
+	for i, path := range append(copies, inMigration...) {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			first = text
+		}
+		if !bytes.Equal(text, first) {
+			t.Errorf("%s differs from %s", path, copies[0])
+		}
+	}
 }
 
 // An example is a program that runs.
@@ -98,11 +177,15 @@ func (e *example) want(pattern string) {
 	e.t.Fatalf("no line of %q matches %s: %v\n%s", got, re, e.cmd.Wait(), &e.stderr)
 }
 
-// wantEnd waits until the example has ended, which it must without printing anything more.
-func (e *example) wantEnd() {
+// wantEnd waits until the example has ended, which it must without printing anything more
+// but lines that match the pattern.
+func (e *example) wantEnd(pattern string) {
 	e.t.Helper()
+	re := regexp.MustCompile("^" + pattern + "$")
 	for e.stdout.Scan() {
-		e.t.Errorf("printed after the last line: %q", e.stdout.Text())
+		if line := strings.Join(strings.Fields(e.stdout.Text()), " "); pattern == "" || !re.MatchString(line) {
+			e.t.Errorf("printed after the last line: %q", line)
+		}
 	}
 	if err := e.cmd.Wait(); err != nil || e.stderr.Len() > 0 {
 		e.t.Errorf("ended with %v\n%s", err, &e.stderr)
@@ -146,7 +229,7 @@ func TestExecsnoop(t *testing.T) {
 	e.want(fmt.Sprintf(`[\d:.]+ %s %s %d true %s`, pidPattern(t, cmd.Process.Pid), pidPattern(t, os.Getpid()), os.Getuid(), regexp.QuoteMeta(cmd.Path)))
 	e.interrupt()
 	e.want(`[1-9]\d* programs seen, 0 lost`)
-	e.wantEnd()
+	e.wantEnd("")
 }
 
 const tcpconnectHeader = "TIME PID COMM FAMILY DESTINATION"
@@ -188,7 +271,7 @@ func TestTcpconnect(t *testing.T) {
 	}
 	e.interrupt()
 	e.want(`[1-9]\d* connections seen, 0 lost`)
-	e.wantEnd()
+	e.wantEnd("")
 }
 
 func TestTcpconnectEndsByItself(t *testing.T) {
@@ -199,7 +282,7 @@ func TestTcpconnectEndsByItself(t *testing.T) {
 	}
 	connect(t, listener)
 	e.want("1 connections seen, 0 lost")
-	e.wantEnd()
+	e.wantEnd("")
 }
 
 const shardedHeader = `LOST DRAINS WAKEUPS TICKS FULLEST CPU0( CPU\d+)*`
@@ -244,13 +327,13 @@ func TestSharded(t *testing.T) {
 		stop()
 	}
 	e.interrupt()
-	e.wantEnd()
+	e.wantEnd("")
 }
 
 func TestShardedEndsByItself(t *testing.T) {
 	e := start(t, shardedHeader, "sharded", "-n", "1")
 	e.want(`(\d+ ){5}%( \d+)+`)
-	e.wantEnd()
+	e.wantEnd("")
 }
 
 // unprivileged is what privsep's reader says of itself.
@@ -299,7 +382,7 @@ func testPrivsepInterrupt(t *testing.T) {
 	}
 	e.want(pidPattern(t, execute(t).Process.Pid) + " true")
 	e.interrupt()
-	e.wantEnd()
+	e.wantEnd(`\d+ .+`) // what others execute meanwhile
 }
 
 func testPrivsepKill(t *testing.T) {

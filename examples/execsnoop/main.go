@@ -19,7 +19,6 @@ import (
 	bpf "github.com/aquasecurity/libbpfgo"
 
 	"github.com/libbpfgo/ringbuf"
-	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 )
 
 //go:embed execsnoop.bpf.o
@@ -44,7 +43,7 @@ func main() {
 }
 
 func run(demo bool) error {
-	module, err := bpfobj.Load(object, nil)
+	module, err := loadObject(object, nil)
 	if err != nil {
 		return err
 	}

@@ -20,10 +20,7 @@ import (
 // TestAllPrintTheSameEvent has the three programs run at the same time.
 func TestAllPrintTheSameEvent(t *testing.T) {
 	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
-	dir := t.TempDir()
-	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", dir, "./...").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	dir := buildCopy(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var programs []*program
@@ -43,6 +40,45 @@ func TestAllPrintTheSameEvent(t *testing.T) {
 		p.next(wanted)
 		p.interrupt()
 	}
+}
+
+// buildCopy copies this module to where a user might have it, under another name, builds it
+// there, and returns the directory with the programs.
+func buildCopy(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	checkout, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(dir, os.DirFS(".")); err != nil {
+		t.Fatal(err)
+	}
+	mains, err := filepath.Glob(filepath.Join(dir, "*/main.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name, oldName = "example.com/migration", "github.com/libbpfgo/ringbuf/examples/migration"
+	for _, main := range mains {
+		text, err := os.ReadFile(main)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(main, bytes.ReplaceAll(text, []byte(oldName), []byte(name)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, args := range [][]string{
+		{"mod", "edit", "-module=" + name, "-replace=github.com/libbpfgo/ringbuf=" + checkout},
+		{"build", "-buildvcs=false", "-o", "bin/", "./..."},
+	} {
+		cmd := exec.Command("go", args...)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	return filepath.Join(dir, "bin")
 }
 
 // inNamespace reports whether the kernel itself has other numbers for processes.

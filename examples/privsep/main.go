@@ -22,7 +22,6 @@ import (
 	"syscall"
 
 	"github.com/libbpfgo/ringbuf"
-	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 )
 
 //go:embed privsep.bpf.o
@@ -93,7 +92,7 @@ func load() error {
 // of the link. Without the module's descriptors, the kernel keeps the program for the link
 // and the ring for the program.
 func attachAndSend(conn *net.UnixConn) (link *os.File, err error) {
-	module, err := bpfobj.Load(object, nil)
+	module, err := loadObject(object, nil)
 	if err != nil {
 		return nil, err
 	}

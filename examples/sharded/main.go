@@ -20,7 +20,6 @@ import (
 	bpf "github.com/aquasecurity/libbpfgo"
 
 	"github.com/libbpfgo/ringbuf"
-	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 )
 
 //go:embed sharded.bpf.o
@@ -44,7 +43,7 @@ func run(n int) error {
 	if err != nil {
 		return err
 	}
-	module, err := bpfobj.Load(object, func(module *bpf.Module) error {
+	module, err := loadObject(object, func(module *bpf.Module) error {
 		rings, err := module.GetMap("rings")
 		if err != nil {
 			return err

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/libbpfgo/ringbuf"
-	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 )
 
 //go:embed tcpconnect.bpf.o
@@ -42,7 +41,7 @@ func main() {
 }
 
 func run(n int) error {
-	module, err := bpfobj.Load(object, nil)
+	module, err := loadObject(object, nil)
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,6 @@ import (
 	"os/signal"
 
 	"github.com/libbpfgo/ringbuf/examples/migration"
-	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 )
 
 func main() {
@@ -19,7 +18,7 @@ func main() {
 }
 
 func run() error {
-	module, err := bpfobj.Load(migration.Object, nil)
+	module, err := loadObject(migration.Object, nil)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/libbpfgo/ringbuf"
 	"github.com/libbpfgo/ringbuf/examples/migration"
-	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 )
 
 func main() {
@@ -21,7 +20,7 @@ func main() {
 }
 
 func run() error {
-	module, err := bpfobj.Load(migration.Object, nil)
+	module, err := loadObject(migration.Object, nil)
 	if err != nil {
 		return err
 	}
