@@ -149,6 +149,15 @@ asan: bpf ## unit tests and kernel tests with AddressSanitizer and UBSan, also i
 		CGO_LDFLAGS='-L$(ASAN)/libbpf/lib -lbpf -lelf -lz $(SANITIZE)' \
 		go test -count=1 -timeout 5m -o $(ASAN)/ $(TEST_EXEC) -v . ./internal/tso
 
+# LIBBPF=all, or ends (the oldest with the lowest libbpfgo, the newest with the newest), or
+# versions. LIBBPF_GIT is what git can clone libbpf from. RUN and SKIP choose tests.
+LIBBPF := all
+RUN := .
+.PHONY: compat
+compat: bpf ## run the package's tests with libbpf 1.3 to the newest, lowest and newest libbpfgo
+	@LIBBPF='$(LIBBPF)' LIBBPF_GIT='$(LIBBPF_GIT)' scripts/compat.sh $(OUTPUT)/compat \
+		-run '$(RUN)' $(if $(SKIP),-skip '$(SKIP)') $(TEST_EXEC)
+
 # Somewhat less than what the tests reached when this was written.
 COVER_GO := 96
 COVER_C := 95
@@ -199,19 +208,26 @@ docker: $(filter docker-base,$(MAKECMDGOALS)) ## build the image ringbuf with th
 docker-base: ## make a base for it with mmdebstrap, where there is no registry
 	@$(SUDO) scripts/docker.sh base
 
+# bench compares with the newest libbpfgo; the rest of the repository has the lowest.
+.PHONY: libbpf-of-bench
+libbpf-of-bench: bpf
+	@grep -qE 'MINOR_VERSION ([5-9]|[1-9][0-9])' $(PREFIX)/include/bpf/libbpf_version.h || { \
+		echo "error: module bench has libbpfgo v0.9.2, which needs libbpf 1.5 or newer (all but" \
+			"make test, lint and bench do with 1.3)" >&2; exit 1; }
+
 .PHONY: bench
-bench: bpf ## compare with other readers, in some 20 minutes; writes docs/bench
+bench: libbpf-of-bench ## compare with other readers, in some 20 minutes; writes docs/bench
 	@cd bench && go build -o $(OUTPUT)/bench .
 	@mkdir -p docs/bench
 	@$(SUDO) $(OUTPUT)/bench -out docs/bench
 
 .PHONY: bench-quick
-bench-quick: bpf ## the same in short: print which bars are met
+bench-quick: libbpf-of-bench ## the same in short: print which bars are met
 	@cd bench && go build -o $(OUTPUT)/bench .
 	@$(SUDO) $(OUTPUT)/bench -quick
 
 .PHONY: lint
-lint: bpf ## go vet, staticcheck, gofmt and clang-format
+lint: libbpf-of-bench ## go vet, staticcheck, gofmt and clang-format
 	@scripts/deps.sh clang-format=clang-format
 	go vet ./...
 	cd bench && go vet ./...
