@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,7 +38,9 @@ func TestKillLosesNothing(t *testing.T) {
 		readUntilKilled(t, pin, os.Getenv(killedWay))
 		return
 	}
-	const size = 1 << 20
+	// Five processes read some 5,500 records, and each until it is dead as many more as have room
+	// in a pipe and a buffer, 8,704: on a busy machine they do. None may wait for more.
+	const size = 4 << 20
 	for _, tt := range []struct {
 		way         string
 		again, lost uint64 // at most, in records
@@ -99,33 +102,32 @@ func killReader(t *testing.T, pin, way string, n uint64) (first, last uint64) {
 		t.Fatal(err)
 	}
 	in.Close()
+	out.SetReadDeadline(time.Now().Add(time.Minute)) // if it waits for records
 	numbers := bufio.NewReader(out)
-	var number [8]byte
-	for i := uint64(0); ; i++ {
-		if _, err := readFull(numbers, number[:]); err != nil {
-			break // it is dead, and this was all
+	read := func() (number uint64, err error) {
+		err = binary.Read(numbers, binary.NativeEndian, &number)
+		return number, err
+	}
+	for i := range n + 1 {
+		if last, err = read(); err != nil {
+			cmd.Process.Kill()
+			t.Fatalf("number %d: %v; the process that reads ended with %v", i, err, cmd.Wait())
 		}
-		last = binary.NativeEndian.Uint64(number[:])
 		if i == 0 {
 			first = last
 		}
-		if i == n {
-			cmd.Process.Kill()
-		}
 	}
+	cmd.Process.Kill()
 	if err := cmd.Wait(); !killed(err) {
 		t.Fatalf("the process that reads ended with %v", err)
 	}
-	return first, last
-}
-
-func readFull(r *bufio.Reader, buf []byte) (n int, err error) {
-	for n < len(buf) && err == nil {
-		var m int
-		m, err = r.Read(buf[n:])
-		n += m
+	for number := last; err == nil; number, err = read() { // what else it did until then
+		last = number
 	}
-	return n, err
+	if err != io.EOF {
+		t.Fatal(err)
+	}
+	return first, last
 }
 
 func killed(err error) bool {
