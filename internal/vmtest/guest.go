@@ -25,6 +25,7 @@ var commands = []struct {
 // What the guest and the host tell each other.
 const (
 	probeParameter = "vmtest.probe" // of the kernel: end at once
+	releaseMark    = "vmtest: Linux "
 	beginMark      = "vmtest: begin "
 	endMark        = "vmtest: end "
 	doneMark       = "vmtest: done\n"
@@ -58,6 +59,7 @@ func runCommands() error {
 	major := 0
 	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err == nil {
+		fmt.Print(releaseMark, string(release))
 		_, err = fmt.Sscanf(string(release), "%d.", &major)
 	}
 	if err == nil && major < 6 {

@@ -156,15 +156,40 @@ func (m machine) boot(timeout time.Duration, accel []string, name, initramfs, ke
 
 // results are what the tests on one kernel said.
 type results struct {
+	release  version
 	verdicts map[string]verdict // by the test's name
 	err      error
 }
 
+// A version is that of a kernel, or what a test says that it needs.
+type version struct{ major, minor int }
+
+// versionAfter finds mark in text, and the version behind it.
+func versionAfter(text, mark string) (v version, ok bool) {
+	_, after, _ := strings.Cut(text, mark)
+	n, _ := fmt.Sscanf(after, "%d.%d", &v.major, &v.minor)
+	return v, n == 2
+}
+
+func (v version) atLeast(w version) bool {
+	return v.major > w.major || v.major == w.major && v.minor >= w.minor
+}
+
+func (v version) String() string { return fmt.Sprintf("%d.%d", v.major, v.minor) }
+
 // A verdict has the Action of test2json and for one but "pass" the output.
 type verdict struct{ action, output string }
 
+// A test that needs a newer kernel than another one says so with these words and its version
+// when it is skipped.
+const needsMark = "needs Linux "
+
 func resultsOf(console string, err error) results {
 	r := results{verdicts: make(map[string]verdict), err: err}
+	var ok bool
+	if r.release, ok = versionAfter(console, releaseMark); !ok {
+		r.err = errors.Join(r.err, errors.New("the guest did not say which kernel it runs on"))
+	}
 	for _, c := range commands {
 		_, output, ok := strings.Cut(console, beginMark+c.name+"\n")
 		if !ok {
@@ -248,9 +273,31 @@ type column struct {
 
 type table []column
 
+// wronglySkipped returns an error if a test was skipped on a kernel that is as new as the test
+// says that it needs, or if it does not say what it needs and ran on none of several kernels.
+func (t table) wronglySkipped(name string) error {
+	ran, unexplained := false, false
+	for _, c := range t {
+		v := c.verdicts[name]
+		needed, explained := versionAfter(v.output, needsMark)
+		switch {
+		case v.action == "pass" || v.action == "fail":
+			ran = true
+		case !explained:
+			unexplained = true
+		case c.release.atLeast(needed):
+			return fmt.Errorf("%s was skipped on Linux %s, although it needs %v", name, c.kernel, needed)
+		}
+	}
+	if len(t) > 1 && unexplained && !ran {
+		return fmt.Errorf("%s ran on no kernel", name)
+	}
+	return nil
+}
+
 // print prints the table, without the tests of the package that passed everywhere,
-// and why the others did not. It returns an error if a test failed, or if it ran on none
-// of several kernels.
+// and why the others did not. It returns an error if a test failed, or was skipped where it
+// could have run.
 func (t table) print(out io.Writer) error {
 	names := make(map[string]bool)
 	for _, c := range t {
@@ -280,8 +327,8 @@ func (t table) print(out io.Writer) error {
 			}
 		}
 		same := len(slices.Compact(slices.Clone(actions))) == 1
-		if len(t) > 1 && !slices.Contains(actions, "pass") && !slices.Contains(actions, "fail") {
-			failures = append(failures, fmt.Errorf("%s ran on no kernel", name))
+		if err := t.wronglySkipped(name); err != nil {
+			failures = append(failures, err)
 		}
 		if same && actions[0] == "pass" && !strings.HasPrefix(name, selftestPrefix) {
 			if !strings.Contains(name, "/") {
