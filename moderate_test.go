@@ -1,12 +1,10 @@
 package ringbuf
 
 import (
-	"errors"
 	"math"
 	"os"
 	"slices"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -304,13 +302,8 @@ func TestWakeEndsAPauseThatBlocksItsThread(t *testing.T) {
 	}
 }
 
-// TestNoSampleWaitsLongerThanTwiceMaxDelay uses a delay that is long for the noise
-// of the machine to be small in proportion.
 func TestNoSampleWaitsLongerThanTwiceMaxDelay(t *testing.T) {
-	const (
-		d     = 100 * time.Millisecond
-		noise = 60 * time.Millisecond
-	)
+	const d = 100 * time.Millisecond
 	for _, tt := range []struct {
 		name     string
 		interval time.Duration
@@ -322,10 +315,11 @@ func TestNoSampleWaitsLongerThanTwiceMaxDelay(t *testing.T) {
 		{"single samples", 300 * time.Millisecond, 3, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			ring, r := newTickingReader(t, d)
 			n := tt.bursts * tt.size
-			begin := time.Now()
-			sent := make([]atomic.Int64, n) // after begin, in ns
+			clock := newTurnClock(t)
+			sent := make([]atomic.Int64, n) // time of clock
 			go func() {
 				ticker := time.NewTicker(tt.interval)
 				defer ticker.Stop()
@@ -333,22 +327,22 @@ func TestNoSampleWaitsLongerThanTwiceMaxDelay(t *testing.T) {
 					if i%tt.size == 0 {
 						<-ticker.C
 					}
-					sent[i].Store(int64(time.Since(begin)))
+					sent[i].Store(int64(clock.now()))
 					ring.Count(0, uint64(i), 1, 0)
 				}
 			}()
 			var longest time.Duration
 			for range n {
 				rec := mustRead(t, r)
-				now := time.Since(begin)
+				now := clock.now()
 				seq := bpftest.DecodeNumbered(rec.RawSample).Seq
 				longest = max(longest, now-time.Duration(sent[seq].Load()))
 			}
-			if longest > 2*d+noise {
+			if longest > 2*d+d/2 {
 				t.Errorf("a sample waited for %v, want at most %v", longest, 2*d)
 			}
-			if tt.name == "steady" && longest < d/2 {
-				t.Errorf("no sample waited longer than %v: the Reader did not tick", longest)
+			if tt.name == "steady" && r.Stats().Ticks == 0 {
+				t.Error("the Reader did not tick")
 			}
 		})
 	}
@@ -446,16 +440,19 @@ func TestAFillingRingEndsAPause(t *testing.T) {
 		ring, r := newTickingReader(t, time.Hour)
 		lib := r.queue.rings.(*libbpfRings)
 		woken := make(chan struct{})
-		var b batch
 		go func() {
 			defer close(woken)
-			if err := lib.poll(&b, request{}); err != nil {
+			if err := lib.door.pause(time.Hour, untilEighth); err != nil {
 				t.Error(err)
 			}
 		}()
+		defer func() {
+			lib.wake() // if nothing else has
+			<-woken
+		}()
 		flood(t, ring, woken)
-		if len(b.entries) == 0 {
-			t.Error("nothing was drained")
+		if wakeups := r.Stats().Wakeups; wakeups == 0 {
+			t.Error("no wakeup is counted")
 		}
 	})
 	t.Run("parked", func(t *testing.T) {
@@ -483,83 +480,48 @@ func TestFirstSampleAfterIdlenessComesAtOnce(t *testing.T) {
 	r.SetDeadline(time.Time{})
 	result := goRead(t, r)
 	wantWaiting(t, result)
-	begin := time.Now()
+	clock := newTurnClock(t)
 	ring.Emit(text("first"))
 	wantResult(t, result, "first", nil)
-	if took := time.Since(begin); took > 150*time.Millisecond {
+	if took := clock.now(); took > 150*time.Millisecond {
 		t.Errorf("it took %v", took)
 	}
 }
 
 // TestTicksSilenceTheKernel counts notifications as anybody can who polls the map.
 func TestTicksSilenceTheKernel(t *testing.T) {
-	const samples = 2000
-	notifications := func(opts ...Option) int {
-		ring, r := newRingAndReader(t, 1<<20, opts...)
-		return countNotifications(t, ring.FileDescriptor(), func() {
-			var working group
-			working.Go(func() {
-				for i := range uint64(samples) {
-					ring.Count(0, i, 1, 0)
-					// Not later, to make up for a delay: the Reader would get many at once.
-					next := time.Now().Add(200 * time.Microsecond)
-					for time.Now().Before(next) {
-					}
+	for name, tt := range map[string]struct {
+		drain func(*libbpfRings, *batch) error
+		want  int
+	}{
+		"read eagerly": {func(r *libbpfRings, b *batch) error { _, _, err := r.findAny(b, &request{}); return err }, 100},
+		"at ticks":     {func(r *libbpfRings, b *batch) error { return r.tick(b, &request{}) }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ring, r := newRingAndReader(t, os.Getpagesize())
+			w := watchNotifications(t, ring)
+			notifications, drained := 0, 0
+			for range 100 {
+				ring.Emit(text("a"), text("b"))
+				if w.since(t, 0) {
+					notifications++
 				}
-			})
-			var rec Record
-			for range samples {
-				if err := r.ReadInto(&rec); err != nil {
-					t.Error(err)
+				var b batch
+				if err := tt.drain(r.queue.rings.(*libbpfRings), &b); err != nil {
+					t.Fatal(err)
+				}
+				var u unread
+				u.add(&b)
+				for _, ok := takeOne(&u); ok; _, ok = takeOne(&u) {
+					drained++
 				}
 			}
-			working.Wait()
+			if notifications != tt.want {
+				t.Errorf("the kernel notified %d times, want %d", notifications, tt.want)
+			}
+			if left := int(r.queue.rings.producerPos(0)-r.queue.rings.consumerPos(0)) / 16; drained+left != 200 || left > 1 {
+				t.Errorf("%d samples were drained and %d left of 200", drained, left)
+			}
 		})
 	}
-	eager := notifications(WithMaxDelay(0))
-	moderated := notifications()
-	// For which samples are frequent on an emulated machine too.
-	slowly := notifications(WithMaxDelay(10 * time.Millisecond))
-	t.Logf("%d samples: %d notifications when read eagerly, %d by default, %d at 10 ms", samples, eager, moderated, slowly)
-	// On a busy machine an eager Reader too gets many samples at once.
-	if moderated >= eager/2 || slowly > samples/20 || slowly >= eager/2 {
-		t.Error("want hardly any when moderated")
-	}
-}
-
-// countNotifications returns how often the kernel notified of samples while do ran.
-func countNotifications(t *testing.T, mapFD int, do func()) (n int) {
-	t.Helper()
-	epollFD, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer syscall.Close(epollFD)
-	const edgeTriggered = 1 << 31 // EPOLLET
-	event := syscall.EpollEvent{Events: syscall.EPOLLIN | edgeTriggered}
-	if err := syscall.EpollCtl(epollFD, syscall.EPOLL_CTL_ADD, mapFD, &event); err != nil {
-		t.Fatal(err)
-	}
-	stop := make(chan struct{})
-	var counting group
-	counting.Go(func() {
-		events := make([]syscall.EpollEvent, 1)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			got, err := syscall.EpollWait(epollFD, events, 10)
-			if err != nil && !errors.Is(err, syscall.EINTR) {
-				t.Error(err)
-				return
-			}
-			n += max(got, 0)
-		}
-	})
-	do()
-	close(stop)
-	counting.Wait()
-	return n
 }

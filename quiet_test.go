@@ -2,7 +2,6 @@ package ringbuf
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"runtime"
 	"sync/atomic"
@@ -14,137 +13,170 @@ import (
 
 // Programs submit by ringbuf_quiet() of bpf/ringbuf.bpf.h, for a Reader with a long delay.
 
-// TestQuietRecordsAreReadInTimeAndNotLost has a trickle, of which the kernel notifies
-// nobody, turn into a flood.
-func TestQuietRecordsAreReadInTimeAndNotLost(t *testing.T) {
-	const size = 1 << 20
-	for _, tt := range []struct {
-		d    time.Duration
-		wait string
-	}{
-		{100 * time.Millisecond, "blocked"},
-		{100 * time.Millisecond, "parked"},
-		{100 * time.Millisecond, "ticking"},
-		{time.Second, "ticking"},
+// eachQuietWait runs a test with Readers that wait in each way. prepare makes one wait like
+// that the next time; it has read something before.
+func eachQuietWait(t *testing.T, test func(t *testing.T, prepare func(*Reader))) {
+	for name, prepare := range map[string]func(*Reader, *libbpfRings){
+		"blocked": func(_ *Reader, lib *libbpfRings) { lib.blockFor = time.Hour },
+		"parked":  func(_ *Reader, lib *libbpfRings) { lib.blockFor = 0 },
+		"ticking": func(r *Reader, _ *libbpfRings) { startTicking(r) },
 	} {
-		t.Run(fmt.Sprintf("%v/%s", tt.d, tt.wait), func(t *testing.T) {
-			if lost := trickleAndFlood(t, size, size/4, tt.d, tt.wait); lost > 0 {
-				t.Errorf("%d records were refused", lost)
-			}
+		t.Run(name, func(t *testing.T) {
+			test(t, func(r *Reader) {
+				lib := r.queue.rings.(*libbpfRings)
+				lib.pace.ticking, lib.pace.notified = false, 0
+				prepare(r, lib)
+			})
 		})
 	}
-	// What the others are compared with.
-	t.Run("never notified", func(t *testing.T) {
-		if lost := trickleAndFlood(t, size, size, 300*time.Millisecond, "ticking"); lost == 0 {
-			t.Error("no record was refused")
-		}
-	})
 }
 
-// trickleAndFlood returns how many records were refused.
-func trickleAndFlood(t *testing.T, size, threshold int, d time.Duration, wait string) (lost int) {
-	const (
-		trickle = 5                     // records, three in each delay: enough for ticks to go on
-		noise   = 60 * time.Millisecond // of the machine
-	)
+// newQuietRing returns a ring and a Reader that has read a record.
+func newQuietRing(t *testing.T, size, threshold int, d time.Duration) (*bpftest.LossRing, *Reader) {
+	t.Helper()
 	ring := bpftest.NewLoss(t, size, uint64(threshold))
 	r := mustNewReader(t, ring, WithLossCounter(ring.Counter()), WithMaxDelay(d))
-	w := watchNotifications(t, ring)
-	lib := r.queue.rings.(*libbpfRings)
-	cpu := runtime.NumCPU() - 1
-	switch wait {
-	case "blocked":
-		lib.blockFor = time.Hour
-	case "parked":
-		lib.blockFor = 0
-	case "ticking":
-		for range startCount + 1 {
-			ring.Try(cpu, 0, trickle, 1)
-			mustRead(t, r)
-		}
-		if !lib.pace.ticking {
-			t.Fatal("the Reader does not tick")
-		}
-	}
-
-	var (
-		begin   = time.Now()
-		sent    [trickle]atomic.Int64 // after begin, in ns
-		came    = make(chan struct{}) // the trickle but for its newest record
-		longest time.Duration         // that one of the trickle took
-		read    int
-		err     error
-		reading group
-	)
-	reading.Go(func() {
-		var rec Record
-		for err = r.ReadInto(&rec); err == nil; err = r.ReadInto(&rec) {
-			if seq := bpftest.DecodeNumbered(rec.RawSample).Seq; seq < trickle {
-				longest = max(longest, time.Since(begin)-time.Duration(sent[seq].Load()))
-			}
-			if read++; read == trickle-1 {
-				close(came)
-			}
-		}
-	})
-	awaitPolling(t, r)
-	ticker := time.NewTicker(d / 3)
-	defer ticker.Stop()
-	for i := range sent {
-		<-ticker.C
-		sent[i].Store(int64(time.Since(begin)))
-		ring.Try(cpu, 0, uint64(i), 1)
-	}
-	select {
-	case <-came:
-	case <-time.After(3 * d): // it will be seen how long that took
-	}
-	// By then the Reader is asleep, and does not look again for nearly d.
-	<-time.After(d / 20)
-	w.want(t, false)
-
-	const burst = 256
-	tried, accepted := trickle, trickle
-	for awake := true; tried < trickle+4*numberedCapacity(size); tried += burst {
-		accepted += ring.Try(cpu, 0, trickle, burst)
-		if awake && r.AvailableBytes() > size*3/4 {
-			awake = catchesUp(r, size/2, d/2)
-		}
-	}
-	r.SetDeadline(time.Unix(0, 1))
-	reading.Wait()
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Error(err)
-	}
-	if longest > 2*d+noise {
-		t.Errorf("a sample waited for %v, want at most %v", longest, 2*d)
-	}
-	if read != accepted {
-		t.Errorf("%d records were read, %d accepted", read, accepted)
-	}
-	s := r.Stats()
-	if s.Lost != uint64(tried-accepted) {
-		t.Errorf("Stats tell of %d lost records, want %d", s.Lost, tried-accepted)
-	}
-	t.Logf("a sample waited for at most %v; of %d records %d were refused; %d wakeups, %d ticks",
-		longest, tried, tried-accepted, s.Wakeups, s.Ticks)
-	return tried - accepted
+	ring.Try(0, 0, 0, 1)
+	mustRead(t, r)
+	return ring, r
 }
 
-// catchesUp waits until so many bytes are left to read, since on some machines a flood is
-// faster than any Reader. It reports false if the Reader is asleep: if it reads nothing for
-// as long as patience.
-func catchesUp(r *Reader, left int, patience time.Duration) bool {
-	least, since := r.AvailableBytes(), time.Now()
-	for least > left {
-		runtime.Gosched()
-		if n := r.AvailableBytes(); n < least {
-			least, since = n, time.Now()
-		} else if time.Since(since) > patience {
-			return false
+// TestQuietRecordsAreReadInTime has a trickle, of which the kernel notifies nobody.
+func TestQuietRecordsAreReadInTime(t *testing.T) {
+	const (
+		d       = 100 * time.Millisecond
+		records = 6
+	)
+	eachQuietWait(t, func(t *testing.T, prepare func(*Reader)) {
+		t.Parallel()
+		ring, r := newQuietRing(t, os.Getpagesize(), os.Getpagesize(), d)
+		prepare(r)
+		w := watchNotifications(t, ring)
+		clock := newTurnClock(t)
+		var sent [records]atomic.Int64 // time of clock
+		go func() {
+			ticker := time.NewTicker(d / 3)
+			defer ticker.Stop()
+			for i := range sent {
+				<-ticker.C
+				sent[i].Store(int64(clock.now()))
+				ring.Try(0, 0, uint64(i), 1)
+			}
+		}()
+		r.SetDeadline(time.Now().Add(10 * time.Second)) // not to wait for ever
+		var longest time.Duration
+		for i := range sent {
+			if seq := bpftest.DecodeNumbered(mustRead(t, r).RawSample).Seq; seq != uint64(i) {
+				t.Fatalf("record %d came, want %d", seq, i)
+			}
+			longest = max(longest, clock.now()-time.Duration(sent[i].Load()))
+		}
+		w.want(t, false)
+		t.Logf("a record waited for at most %v", longest)
+		if longest > 2*d+d/2 {
+			t.Errorf("a record waited for %v, want at most %v", longest, 2*d)
+		}
+	})
+}
+
+// TestNoQuietFloodIsLost floods the ring of a Reader that would not look again for an hour: if
+// it reads nothing it is asleep, and not only slow because the machine is busy.
+func TestNoQuietFloodIsLost(t *testing.T) {
+	const size = 1 << 20
+	eachQuietWait(t, func(t *testing.T, prepare func(*Reader)) {
+		ring, r := newQuietRing(t, size, size/4, time.Hour)
+		for range 5 {
+			prepare(r)
+			quietFlood(t, ring, r, size)
+		}
+		s := r.Stats()
+		if s.Lost > 0 {
+			t.Errorf("Stats tell of %d lost records", s.Lost)
+		}
+		t.Logf("%d wakeups, %d ticks", s.Wakeups, s.Ticks)
+	})
+}
+
+// quietFlood writes two rings full. On some machines a flood is faster than any Reader, so at
+// three quarters of the ring it waits for this one.
+func quietFlood(t *testing.T, ring *bpftest.LossRing, r *Reader, size int) {
+	t.Helper()
+	const burst = 256
+	drained := make(chan struct{}, 1) // half of the ring
+	read := make(chan int, 1)
+	go func() {
+		n := 0
+		var rec Record
+		err := r.ReadInto(&rec)
+		for ; err == nil; err = r.ReadInto(&rec) {
+			n++
+			if rec.Remaining <= size/2 {
+				select {
+				case drained <- struct{}{}:
+				default:
+				}
+			}
+		}
+		if !errors.Is(err, ErrFlushed) {
+			t.Error(err)
+		}
+		read <- n
+	}()
+	awaitPolling(t, r)
+	w := watchNotifications(t, ring)
+	tried, accepted := 0, 0
+	for tried < 2*numberedCapacity(size) {
+		tried += burst
+		accepted += ring.Try(runtime.NumCPU()-1, 0, 0, burst)
+		for r.AvailableBytes() > size*3/4 {
+			select {
+			case <-drained:
+			case <-time.After(10 * time.Second):
+				w.want(t, true) // or it was not the Reader's fault
+				t.Fatalf("%d bytes are in the ring, the kernel has notified, and the Reader reads nothing", r.AvailableBytes())
+			}
 		}
 	}
-	return true
+	if err := r.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if n := <-read; n != tried || accepted != tried {
+		t.Errorf("of %d records %d were accepted and %d read", tried, accepted, n)
+	}
+}
+
+// TestAFloodIsLostIfTheKernelNeverNotifies has what the others are compared with.
+func TestAFloodIsLostIfTheKernelNeverNotifies(t *testing.T) {
+	const size = 1 << 20
+	eachQuietWait(t, func(t *testing.T, prepare func(*Reader)) {
+		ring, r := newQuietRing(t, size, size, time.Hour)
+		n := numberedCapacity(size)
+		refused := 0
+		for try := 0; refused != 10; try++ {
+			if try == 5 { // it may not have slept yet, once or twice
+				t.Fatal("the Reader reads")
+			}
+			prepare(r)
+			result := goRead(t, r)
+			wantWaiting(t, result)
+			w := watchNotifications(t, ring)
+			before := r.Stats().Lost
+			refused = n + 10 - ring.Try(0, 0, 0, n+10)
+			w.want(t, false)
+			r.SetDeadline(time.Unix(0, 1))
+			if got := <-result; got.err != nil {
+				t.Fatal(got.err)
+			}
+			for range n + 10 - refused - 1 {
+				mustRead(t, r)
+			}
+			wantReadError(t, r, os.ErrDeadlineExceeded)
+			if got := int(r.Stats().Lost - before); got != refused {
+				t.Errorf("Stats tell of %d lost records, want %d", got, refused)
+			}
+			r.SetDeadline(time.Time{})
+		}
+	})
 }
 
 func TestANotificationDoesNotMakeAPauseSpin(t *testing.T) {

@@ -104,8 +104,8 @@ func awaitPolling(t testing.TB, r *Reader) {
 // await returns when cond holds.
 func await(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !cond(); runtime.Gosched() {
-		if time.Now().After(end) {
+	for p := (patience{left: 10 * time.Second}); !cond(); runtime.Gosched() {
+		if p.over() {
 			t.Fatalf("waited in vain for %s", what)
 		}
 	}

@@ -48,7 +48,9 @@ func TestNoScribblingMakesGarbage(t *testing.T) {
 		var rec Record
 		var next, sent uint64
 		wrong := 0
-		for end := time.Now().Add(*scribbleFor); time.Now().Before(end); {
+		const samples, errs, rounds = 1000, 100, 5_000_000 // at least, and at most
+		end := time.Now().Add(*scribbleFor)
+		for i := 0; time.Now().Before(end) || (next < samples || wrong < errs) && i < rounds; i++ {
 			if next == sent {
 				ring.Discard(rng.IntN(64))
 				sent += uint64(ring.Count(0, sent, rng.IntN(100), 0))
@@ -68,7 +70,7 @@ func TestNoScribblingMakesGarbage(t *testing.T) {
 			}
 		}
 		t.Logf("%d samples read, %d errors", next, wrong)
-		if next < 1000 || wrong < 100 {
+		if next < samples || wrong < errs {
 			t.Error("that is too few")
 		}
 	})
