@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log"
-	"unsafe"
 
 	"github.com/libbpfgo/ringbuf"
 )
@@ -18,6 +17,8 @@ import (
 //		__u32 args_size;
 //		char args[];
 //	};
+//
+// without its last member.
 type event struct {
 	TimeNs   uint64
 	PID      uint32
@@ -37,7 +38,25 @@ func ExampleAs() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		args := record.RawSample[unsafe.Sizeof(*e):]
+		fmt.Printf("%d %s\n", e.PID, e.Comm)
+	}
+}
+
+// The last member of struct event has as many bytes as args_size says.
+func ExampleAsFlex() {
+	var reader *ringbuf.Reader
+
+	for record, err := range reader.Records(context.Background()) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		e, args, err := ringbuf.AsFlex[event, byte](record)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if int(e.ArgsSize) > len(args) {
+			log.Fatalf("%d bytes of arguments, of %d", len(args), e.ArgsSize)
+		}
 		fmt.Printf("%d %s %q\n", e.PID, e.Comm, args[:e.ArgsSize])
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -825,4 +826,66 @@ func (m *readerModel) wantAvailable(want int) {
 	if got := m.reader.AvailableBytes(); got != want {
 		m.t.Fatalf("AvailableBytes is %d, want %d", got, want)
 	}
+}
+
+// guarded returns memory whose end is that of a page before one that cannot be read.
+func guarded(tb testing.TB) (memory []byte) {
+	page := os.Getpagesize()
+	both, err := syscall.Mmap(-1, 0, 2*page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { syscall.Munmap(both) })
+	if err := syscall.Mprotect(both[page:], syscall.PROT_NONE); err != nil {
+		tb.Fatal(err)
+	}
+	return both[:page:page]
+}
+
+// FuzzAsFlex views samples of any size, before memory that cannot be read, and at a distance
+// from that. What is behind a sample must not matter, even to the padding of what comes back.
+func FuzzAsFlex(f *testing.F) {
+	for kind := range flexKinds {
+		for size := range uint8(64) {
+			f.Add(uint8(kind), size, uint8(0), noise[:size])
+			f.Add(uint8(kind), size, -size&7, noise[:size])
+		}
+	}
+	page := guarded(f)
+	f.Fuzz(func(t *testing.T, kind, size, distance uint8, content []byte) {
+		k := flexKinds[int(kind)%len(flexKinds)]
+		start := len(page) - int(distance) - int(size)
+		sample := page[start:][:size:size]
+		var heads [2][]byte
+		var errs [2]error
+		for i := range heads {
+			for j := range page[start:] {
+				page[start+j] = byte(0x55 << i)
+			}
+			clear(sample)
+			copy(sample, content)
+			v, err := k.view(sample)
+			errs[i], heads[i] = err, slices.Clone(v.memory)
+			if err != nil {
+				continue
+			}
+			if at := placeOf(v.memory, page); at >= 0 && (at != start || len(v.memory) > len(sample)) {
+				t.Errorf("the head has %d bytes at %d, the sample %d at %d", len(v.memory), at, size, start)
+			}
+			if at := placeOf(v.array, sample); len(v.array) > 0 && (at != int(k.c.Offset) || at+len(v.array) > len(sample)) {
+				t.Errorf("the array has %d bytes at %d of the sample, which has %d", len(v.array), at, size)
+			}
+		}
+		if !bytes.Equal(heads[0], heads[1]) || fmt.Sprint(errs[0]) != fmt.Sprint(errs[1]) {
+			t.Errorf("%q: what is behind a sample of %d bytes made a difference: %x, %v and %x, %v",
+				k.name, size, heads[0], errs[0], heads[1], errs[1])
+		}
+		aligned := start%int(k.c.Align) == 0
+		whole := int(size) - int(k.c.Offset)
+		padded := int(size) - int(k.c.Size)
+		n := int(k.c.ElementSize)
+		if valid := aligned && whole >= 0 && (whole%n == 0 || padded >= 0 && padded%n == 0); valid != (errs[0] == nil) {
+			t.Errorf("%q: a sample of %d bytes at %d: %v", k.name, size, start, errs[0])
+		}
+	})
 }

@@ -24,25 +24,71 @@ import (
 //   - nothing in them, or structs whose last field has size 0: for that Go adds padding
 //     that C does not.
 //
-// The sample may be longer than T, which may be the header of what follows:
-//
-//	rest := rec.RawSample[unsafe.Sizeof(*v):]
-//
-// A flexible array member of C begins there too, if T ends without padding; else at its
-// offsetof.
+// The sample may be longer than T. A flexible array member of C begins where the last field
+// ends, which may be before the end of T: see AsFlex.
 //
 // The error says which field of T is refused and why, that the sample is too short, or that
 // it is not aligned as T must be. The latter is possible only where the caller has chosen the
 // memory, as ReadInto allows; else samples are aligned to 8 bytes, which is enough for every
 // T.
 func As[T any](rec Record) (*T, error) {
-	if err := checkView(reflect.TypeFor[T](), rec.RawSample); err != nil {
+	t := reflect.TypeFor[T]()
+	end, err := fieldsEnd(t)
+	if err == nil {
+		err = checkView(t, end, rec.RawSample)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("ringbuf: %w", err)
 	}
-	// SAFETY: the sample has at least the size of T and is aligned as T, and any bytes make a
-	// valid T without pointers: checkView. The view is valid for as long as
-	// RawSample is.
+	// SAFETY: the sample has at least the size of T and is aligned as T: checkView. Any bytes make
+	// a valid T without pointers: fieldsEnd. The view is valid for as long as RawSample is.
 	return (*T)(unsafe.Pointer(unsafe.SliceData(rec.RawSample))), nil
+}
+
+// AsFlex is As for a C struct that ends with a flexible array member, such as
+//
+//	struct event {
+//		__u64 time_ns;
+//		__u32 pid;
+//		__u8 data[];
+//	};
+//
+// T is the struct without that member, and E the type of its elements, both as As takes them.
+// The array begins at C's offsetof(struct event, data): where the last field of T ends, or, if
+// that is not aligned as E must be, at the next place that is. It has all elements that are in
+// the sample, no room for more, and is nil if there are none. The shortest sample ends where the
+// array would begin.
+//
+// Both share the memory of RawSample, as a view of As does. C and Go pad T at its end (here from
+// 12 bytes to 16), so the first elements may be in the padding of head. Whoever may write there
+// sets the fields of head, and never *head as a whole. And where a sample ends within the padding,
+// head is a copy of the fields in memory of its own, because a copy of *head reads the padding.
+//
+// An incomplete last element is an error. But a program that submits sizeof(struct event) bytes
+// plus the elements submits more than they take, by the padding. Such a sample is taken, and
+// array may have more elements than the program wrote: cut it to the length that the program
+// tells.
+func AsFlex[T, E any](rec Record) (head *T, array []E, err error) {
+	sample := rec.RawSample
+	f, err := flexibleOf(reflect.TypeFor[T](), reflect.TypeFor[E]())
+	n := 0
+	if err == nil {
+		n, err = f.elements(sample)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("ringbuf: %w", err)
+	}
+	// SAFETY: as in As; and the n elements are in the sample, which is aligned as they must be.
+	memory := unsafe.Pointer(unsafe.SliceData(sample))
+	if n > 0 {
+		array = unsafe.Slice((*E)(unsafe.Add(memory, f.offset)), n)
+	}
+	if uintptr(len(sample)) < unsafe.Sizeof(*head) {
+		head = new(T)
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(head)), f.end), sample)
+		return head, array, nil
+	}
+	return (*T)(memory), array, nil
 }
 
 // Samples returns an iterator over the samples of r as values of type T. Each is a view of the
@@ -71,20 +117,40 @@ func Samples[T any](ctx context.Context, r *Reader) iter.Seq2[*T, error] {
 	}
 }
 
-// viewable has the types that passed checkType, of which a program has but a few.
-var viewable sync.Map // of struct{} by reflect.Type
+// viewable has the types that passed checkType, of which a program has but a few, and where the
+// last field of each ends.
+var viewable sync.Map // of uintptr by reflect.Type
 
-// checkView says why sample cannot be viewed as a t.
-func checkView(t reflect.Type, sample []byte) error {
-	if _, ok := viewable.Load(t); !ok {
-		if err := checkType(t); err != nil {
-			return err
-		}
-		viewable.Store(t, struct{}{})
+// fieldsEnd returns where the last field of t ends, which is before its size if Go, like C, pads
+// it, or says why a sample cannot be viewed as a t.
+func fieldsEnd(t reflect.Type) (uintptr, error) {
+	if end, ok := viewable.Load(t); ok {
+		return end.(uintptr), nil
 	}
-	if uintptr(len(sample)) < t.Size() {
-		return fmt.Errorf("sample of %d bytes is too short for %v of %d bytes", len(sample), t, t.Size())
+	if err := checkType(t); err != nil {
+		return 0, err
 	}
+	end := t.Size()
+	if t.Kind() == reflect.Struct {
+		last := t.Field(t.NumField() - 1)
+		end = last.Offset + last.Type.Size()
+	}
+	viewable.Store(t, end)
+	return end, nil
+}
+
+// checkView says why sample cannot be viewed as a t, whose last field ends at end.
+func checkView(t reflect.Type, end uintptr, sample []byte) error {
+	if size := uintptr(len(sample)); size < end {
+		return fmt.Errorf("sample of %d bytes is too short for %v of %d bytes", size, t, t.Size())
+	} else if size < t.Size() {
+		return fmt.Errorf("sample of %d bytes is too short for %v of %d bytes, the last %d of which are padding: "+
+			"AsFlex takes it", size, t, t.Size(), t.Size()-end)
+	}
+	return checkAligned(t, sample)
+}
+
+func checkAligned(t reflect.Type, sample []byte) error {
 	// SAFETY: the address is looked at, and not made a pointer again.
 	if at := uintptr(unsafe.Pointer(unsafe.SliceData(sample))); at%uintptr(t.Align()) != 0 {
 		return fmt.Errorf("sample at address %#x is not aligned to %d bytes, as %v must be: "+
@@ -92,6 +158,49 @@ func checkView(t reflect.Type, sample []byte) error {
 	}
 	return nil
 }
+
+// A flexible is a C struct of the fields of head and a flexible array member.
+type flexible struct {
+	head, element reflect.Type
+	end           uintptr // of the last field of head
+	offset        uintptr // of the array
+}
+
+func flexibleOf(head, element reflect.Type) (f flexible, err error) {
+	f = flexible{head: head, element: element}
+	if f.end, err = fieldsEnd(head); err != nil {
+		return f, err
+	}
+	_, err = fieldsEnd(element)
+	f.offset = alignUp(f.end, element.Align())
+	return f, err
+}
+
+// elements returns how many elements sample has, or says why it cannot be viewed.
+func (f flexible) elements(sample []byte) (int, error) {
+	size := uintptr(len(sample))
+	if size < f.offset {
+		return 0, fmt.Errorf("sample of %d bytes is too short for %v, behind which an array of %v begins at byte %d",
+			size, f.head, f.element, f.offset)
+	}
+	aligned := f.head
+	if f.element.Align() > aligned.Align() {
+		aligned = f.element
+	}
+	if err := checkAligned(aligned, sample); err != nil {
+		return 0, err
+	}
+	padding := alignUp(f.offset, aligned.Align()) - f.offset // sizeof less offsetof in C
+	n, rest := (size-f.offset)/f.element.Size(), (size-f.offset)%f.element.Size()
+	if rest != 0 && (size < f.offset+padding || rest != padding%f.element.Size()) {
+		return 0, fmt.Errorf("sample of %d bytes ends in the middle of an element: behind %v it has %d of %v, "+
+			"of %d bytes each, from byte %d on, and %d bytes more",
+			size, f.head, n, f.element, f.element.Size(), f.offset, rest)
+	}
+	return int(n), nil
+}
+
+func alignUp(n uintptr, align int) uintptr { return (n + uintptr(align) - 1) &^ (uintptr(align) - 1) }
 
 func checkType(t reflect.Type) error {
 	path, why := unviewable(t)
