@@ -8,6 +8,7 @@ import (
 	"math"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // The rings of a Reader: what is in them, and libbpf that consumes it. How to wait for
@@ -39,6 +40,7 @@ type libbpfRings struct {
 	unticked int  // rings that it has not looked at
 	quiet    bool // nothing was produced in the others since the tick before
 
+	opened        time.Time
 	drains, ticks atomic.Uint64
 }
 
@@ -52,7 +54,8 @@ type ringState struct {
 	passed   uint64 // discards that C had found until then
 
 	// Counters, for any goroutine.
-	samples, bytes, discards, highest atomic.Uint64
+	samples, bytes, discards atomic.Uint64
+	peak                     peak
 }
 
 // openRings opens the rings of maps, of which it needs the descriptors no longer than
@@ -61,7 +64,7 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 	if len(maps) == 0 {
 		return nil, errors.New("no map given")
 	}
-	r := &libbpfRings{limit: minBatchSize}
+	r := &libbpfRings{limit: minBatchSize, opened: time.Now()}
 	var fds []int
 	defer func() { closeAll(fds) }()
 	for _, m := range maps {
@@ -225,9 +228,7 @@ func (r *libbpfRings) find(f *found, b *batch, q *request, leave bool) error {
 	w.ring = i
 	g.produced = w.producer
 	r.door.looked(i, w.producer)
-	if in := w.producer - g.consumer(); in > g.highest.Load() {
-		g.highest.Store(in)
-	}
+	r.noteFill(g, w.producer-g.consumer())
 	var err error
 	switch {
 	case w.bad:
@@ -246,6 +247,12 @@ func (r *libbpfRings) find(f *found, b *batch, q *request, leave bool) error {
 	f.moved += g.lent - w.start
 	f.any = w.samples > 0 || len(b.entries) > 0
 	return err
+}
+
+// noteFill takes note of how many bytes were in g at the time of r.now.
+func (r *libbpfRings) noteFill(g *ringState, bytes uint64) {
+	// Not more than the ring has, whatever somebody writes to the consumer position.
+	g.peak.note(r.now.Sub(r.opened), min(bytes, g.size))
 }
 
 // took completes b with what libbpf consumed of ring i and C copied. What came before an
@@ -338,15 +345,20 @@ func (r *libbpfRings) stats() Stats {
 	if r.losses != nil {
 		s.Lost = r.losses.lost()
 	}
+	at := time.Since(r.opened)
 	for i, info := range r.maps {
 		g := &r.rings[i]
+		// It may have been there all the time, while nobody looked.
+		if consumer, producer, sound := g.positions(); sound {
+			g.peak.note(at, min(producer-consumer, g.size))
+		}
 		s.Rings[i] = RingStats{
 			Name:      info.name,
 			Size:      int(info.size),
 			Samples:   g.samples.Load(),
 			Bytes:     g.bytes.Load(),
 			Discarded: g.discards.Load(),
-			Highest:   int(g.highest.Load()),
+			Peak:      int(g.peak.bytes(at)),
 		}
 	}
 	return s

@@ -38,7 +38,10 @@ type RingStats struct {
 	Discarded uint64
 
 	Available int // bytes that are not yet returned, as AvailableBytes has it
-	Highest   int // most bytes that were in the ring when the Reader looked
+
+	// Peak is the most bytes that were in the ring in the last minute (60 to 70 s), whenever the
+	// Reader looked and at this call. It is how near the ring was to being full.
+	Peak int
 }
 
 // Stats returns what the Reader has done so far, or when it was closed. It may be called

@@ -220,9 +220,7 @@ func (r *libbpfRings) fed(b *batch, i int, err error) error {
 	g := &r.rings[i]
 	g.produced = g.producer()
 	r.door.looked(i, g.produced)
-	if in := g.produced - g.lent; in > g.highest.Load() {
-		g.highest.Store(in)
-	}
+	r.noteFill(g, g.produced-g.lent)
 	start := g.lent
 	r.sync()
 	if err = r.took(b, i, err, 0); err != nil {

@@ -27,7 +27,7 @@ import (
 //	ringbuf_discarded_records_total
 //	ringbuf_size_bytes
 //	ringbuf_available_bytes
-//	ringbuf_highest_available_bytes
+//	ringbuf_peak_bytes              of the last minute
 //
 // Where there are several Readers, each needs a label by which to tell it from the others:
 //
@@ -86,8 +86,8 @@ var ringMetrics = []metric[ringbuf.RingStats]{
 		func(s ringbuf.RingStats) float64 { return float64(s.Size) }),
 	ofRing(gauge, "available_bytes", "Bytes, headers and padding included, that were produced and not yet read.",
 		func(s ringbuf.RingStats) float64 { return float64(s.Available) }),
-	ofRing(gauge, "highest_available_bytes", "Most bytes, headers and padding included, that a drain has found in the ring.",
-		func(s ringbuf.RingStats) float64 { return float64(s.Highest) }),
+	ofRing(gauge, "peak_bytes", "Most bytes, headers and padding included, that were in the ring in the last minute.",
+		func(s ringbuf.RingStats) float64 { return float64(s.Peak) }),
 }
 
 // Describe implements prometheus.Collector.

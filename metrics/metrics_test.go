@@ -19,8 +19,8 @@ func TestEveryNumberIsPublished(t *testing.T) {
 	c := collector{func() ringbuf.Stats {
 		return ringbuf.Stats{
 			Rings: []ringbuf.RingStats{
-				{Name: "events", Size: 4096, Samples: 11, Bytes: 12, Discarded: 13, Available: 14, Highest: 15},
-				{Name: "events", Size: 8192, Samples: 21, Bytes: 22, Discarded: 23, Available: 24, Highest: 25},
+				{Name: "events", Size: 4096, Samples: 11, Bytes: 12, Discarded: 13, Available: 14, Peak: 15},
+				{Name: "events", Size: 8192, Samples: 21, Bytes: 22, Discarded: 23, Available: 24, Peak: 25},
 			},
 			Drains: 1, Wakeups: 2, Ticks: 3, Lost: 1 << 40,
 		}
@@ -37,13 +37,13 @@ ringbuf_discarded_records_total{index="1",ring="events"} 23
 # HELP ringbuf_drains_total Times that records were taken out of a ring.
 # TYPE ringbuf_drains_total counter
 ringbuf_drains_total 1
-# HELP ringbuf_highest_available_bytes Most bytes, headers and padding included, that a drain has found in the ring.
-# TYPE ringbuf_highest_available_bytes gauge
-ringbuf_highest_available_bytes{index="0",ring="events"} 15
-ringbuf_highest_available_bytes{index="1",ring="events"} 25
 # HELP ringbuf_lost_records_total Records that the kernel refused because a ring was full, if they are counted.
 # TYPE ringbuf_lost_records_total counter
 ringbuf_lost_records_total 1.099511627776e+12
+# HELP ringbuf_peak_bytes Most bytes, headers and padding included, that were in the ring in the last minute.
+# TYPE ringbuf_peak_bytes gauge
+ringbuf_peak_bytes{index="0",ring="events"} 15
+ringbuf_peak_bytes{index="1",ring="events"} 25
 # HELP ringbuf_sample_bytes_total Bytes of the samples that were drained, without headers and padding.
 # TYPE ringbuf_sample_bytes_total counter
 ringbuf_sample_bytes_total{index="0",ring="events"} 12
@@ -136,7 +136,7 @@ func TestCollectorFollowsTheReader(t *testing.T) {
 		`ringbuf_discarded_records_total{index="0",ring="events"} 0`,
 		fmt.Sprintf(`ringbuf_size_bytes{index="0",ring="events"} %d`, size),
 		`ringbuf_available_bytes{index="0",ring="events"} 0`,
-		`ringbuf_highest_available_bytes{index="0",ring="events"} 0`)
+		`ringbuf_peak_bytes{index="0",ring="events"} 0`)
 
 	discarded := bpftest.Sample{Data: make([]byte, 8), Discard: true}
 	ring.Emit(
@@ -155,7 +155,7 @@ func TestCollectorFollowsTheReader(t *testing.T) {
 		`ringbuf_discarded_records_total{index="0",ring="events"} 2`,
 		fmt.Sprintf(`ringbuf_size_bytes{index="0",ring="events"} %d`, size),
 		`ringbuf_available_bytes{index="0",ring="events"} 328`,
-		fmt.Sprintf(`ringbuf_highest_available_bytes{index="0",ring="events"} %d`, total))
+		fmt.Sprintf(`ringbuf_peak_bytes{index="0",ring="events"} %d`, total))
 }
 
 func TestReadersOfOneRegistryHaveALabelEach(t *testing.T) {

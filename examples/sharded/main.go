@@ -128,7 +128,7 @@ func count(ctx context.Context, reader *ringbuf.Reader, counts []atomic.Uint64) 
 }
 
 // print prints n lines, or if that is 0, lines until ctx is done: what happened in the last
-// second, and how full a ring ever was.
+// second, and how full a ring was in the last minute.
 func print(ctx context.Context, n int, reader *ringbuf.Reader, counts []atomic.Uint64) {
 	fmt.Printf("%8s %8s %8s %8s %8s", "LOST", "DRAINS", "WAKEUPS", "TICKS", "FULLEST")
 	for cpu := range counts {
@@ -147,7 +147,7 @@ func print(ctx context.Context, n int, reader *ringbuf.Reader, counts []atomic.U
 		stats := reader.Stats()
 		fullest := 0
 		for _, ring := range stats.Rings {
-			fullest = max(fullest, 100*ring.Highest/ring.Size)
+			fullest = max(fullest, 100*ring.Peak/ring.Size)
 		}
 		fmt.Printf("%8d %8d %8d %8d %6d %%", stats.Lost-before.Lost, stats.Drains-before.Drains,
 			stats.Wakeups-before.Wakeups, stats.Ticks-before.Ticks, fullest)
