@@ -79,7 +79,60 @@ func openPinned(path string) (fd int, err error) {
 		bpfFD, flags uint32
 	}{pathname: uint64(uintptr(unsafe.Pointer(pathC)))}
 	fd, err = bpfCommand(bpfObjGet, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	if err == syscall.EACCES {
+		err = fmt.Errorf("%s: %w", whyNoAccess(path), err)
+	}
 	return checked(fd, err)
+}
+
+// BPF_FS_MAGIC of include/uapi/linux/magic.h.
+const bpfFSMagic = 0xcafe4a11
+
+// whyNoAccess says which of its reasons for EACCES bpf_obj_get_user() in kernel/bpf/inode.c had.
+func whyNoAccess(path string) string {
+	var fs syscall.Statfs_t
+	if syscall.Statfs(path, &fs) == syscall.EACCES {
+		return unsearchable(path) + ", which takes execute permission on it"
+	}
+	if uint32(fs.Type) != bpfFSMagic {
+		return "no object that is pinned in a BPF file system: pin the map in one, such as /sys/fs/bpf"
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.IsDir() {
+		return "no object that is pinned in a BPF file system, but a directory of one"
+	}
+	const atFDCWD, readOK, writeOK, atEAccess = -100, 4, 2, 0x200
+	may := func(mode uint32) bool { return syscall.Faccessat(atFDCWD, path, mode, atEAccess) == nil }
+	missing := ""
+	switch read, write := may(readOK), may(writeOK); {
+	case read && write: // a security module, perhaps
+		return "not permitted, or no map, program or link"
+	case read:
+		missing = "write"
+	case write:
+		missing = "read"
+	default:
+		missing = "read and write"
+	}
+	owner := ""
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		owner = fmt.Sprintf(" of user %d, group %d", stat.Uid, stat.Gid)
+	}
+	return fmt.Sprintf("this process has no %s permission on the file%s, with mode %04o: chmod or chown it, "+
+		"since a Reader takes both", missing, owner, info.Mode().Perm())
+}
+
+// unsearchable names the first directory of path that this process cannot search.
+func unsearchable(path string) string {
+	for i, c := range path {
+		if c != '/' || i == 0 {
+			continue
+		}
+		if _, err := os.Stat(path[:i] + "/."); errors.Is(err, syscall.EACCES) {
+			return fmt.Sprintf("this process cannot search the directory %q", path[:i])
+		}
+	}
+	return "this process cannot search a directory"
 }
 
 // openID returns a new descriptor of the ring buffer with this id.

@@ -19,15 +19,12 @@ type MapHandle struct {
 // file system (bpffs). That takes permission to read and write the file, and otherwise what
 // NewReader takes.
 //
-// The error names path and wraps the errno: ENOENT if there is no file, EACCES if it is not
-// permitted or is no pinned object (bpf_inode_type() in kernel/bpf/inode.c), EPERM where
-// CAP_BPF is missing. It is an error, too, if what is pinned there is no map, or one that
-// NewReader refuses.
+// The error names path and wraps the errno: ENOENT if there is no file, EPERM where CAP_BPF is
+// missing, and EACCES, with which of these it is, if permission to read or write the file is
+// missing, a directory cannot be searched, or path is no pinned object. It is an error, too, if
+// what is pinned there is no map, or one that NewReader refuses.
 func Open(path string) (*MapHandle, error) {
 	fd, err := openPinned(path)
-	if errors.Is(err, syscall.EACCES) {
-		err = fmt.Errorf("not permitted, or no object that is pinned in a BPF file system: %w", err)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("ringbuf: open %q: %w", path, err)
 	}

@@ -147,8 +147,8 @@ func TestOpenRefusesWhatIsNoPinnedRing(t *testing.T) {
 		{path + "/events", syscall.ENOTDIR, "not a directory"},
 		{"", syscall.ENOENT, "no such file"},
 		{path + "\x00", syscall.EINVAL, `events\x00"`},
-		{filepath.Dir(path), syscall.EACCES, "no object that is pinned in a BPF file system"},
-		{file, syscall.EACCES, "no object that is pinned in a BPF file system"},
+		{filepath.Dir(path), syscall.EACCES, "no object that is pinned in a BPF file system, but a directory of one"},
+		{file, syscall.EACCES, "no object that is pinned in a BPF file system: pin the map in one, such as /sys/fs/bpf"},
 		{progPath, 0, "anon_inode:bpf-prog is not a BPF map"},
 	} {
 		h, err := Open(tt.path)
@@ -247,6 +247,7 @@ func TestNewReaderKeepsTheMapFromTheGarbageCollector(t *testing.T) {
 // TestOpenNeedsThePermissionsThatItNames opens a ring in processes of another user.
 func TestOpenNeedsThePermissionsThatItNames(t *testing.T) {
 	const pathEnv, idEnv, wantEnv = "RINGBUF_TEST_PATH", "RINGBUF_TEST_ID", "RINGBUF_TEST_WANT"
+	const whyEnv = "RINGBUF_TEST_WHY"
 	if path := os.Getenv(pathEnv); path != "" {
 		id, err := strconv.ParseUint(os.Getenv(idEnv), 10, 32)
 		if err != nil {
@@ -270,6 +271,9 @@ func TestOpenNeedsThePermissionsThatItNames(t *testing.T) {
 		if want := os.Getenv(wantEnv); got != want {
 			t.Errorf("the errors are %q (%v, %v), want %q", got, pinErr, idErr, want)
 		}
+		if why := os.Getenv(whyEnv); pinErr != nil && pinErr.Error() != fmt.Sprintf("ringbuf: open %q: %s: permission denied", path, why) {
+			t.Errorf("the error is %q, want %q", pinErr, why)
+		}
 		if idErr != nil && !strings.Contains(idErr.Error(), "CAP_SYS_ADMIN is needed") {
 			t.Error(idErr)
 		}
@@ -282,26 +286,36 @@ func TestOpenNeedsThePermissionsThatItNames(t *testing.T) {
 	if err := os.Chmod(filepath.Dir(filepath.Dir(path)), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	dir := filepath.Dir(path)
+	no := func(permission string, mode os.FileMode) string {
+		return fmt.Sprintf("this process has no %s permission on the file of user %d, group %d, with mode %04o: "+
+			"chmod or chown it, since a Reader takes both", permission, os.Geteuid(), os.Getegid(), mode)
+	}
 	for _, tt := range []struct {
 		name         string
 		capabilities []uintptr
-		mode         os.FileMode
+		dir, mode    os.FileMode
 		pin, id      syscall.Errno
+		why          string
 	}{
-		{"CAP_BPF, private file", []uintptr{capBPF}, 0o600, syscall.EACCES, syscall.EPERM},
-		{"CAP_BPF, read-only file", []uintptr{capBPF}, 0o644, syscall.EACCES, syscall.EPERM},
-		{"CAP_BPF, public file", []uintptr{capBPF}, 0o666, 0, syscall.EPERM},
-		{"CAP_SYS_ADMIN, private file", []uintptr{capSysAdmin}, 0o600, syscall.EACCES, 0},
+		{"CAP_BPF, private file", []uintptr{capBPF}, 0o755, 0o600, syscall.EACCES, syscall.EPERM, no("read and write", 0o600)},
+		{"CAP_BPF, read-only file", []uintptr{capBPF}, 0o755, 0o644, syscall.EACCES, syscall.EPERM, no("write", 0o644)},
+		{"CAP_BPF, write-only file", []uintptr{capBPF}, 0o755, 0o622, syscall.EACCES, syscall.EPERM, no("read", 0o622)},
+		{"CAP_BPF, private directory", []uintptr{capBPF}, 0o700, 0o666, syscall.EACCES, syscall.EPERM,
+			fmt.Sprintf("this process cannot search the directory %q, which takes execute permission on it", dir)},
+		{"CAP_BPF, public file", []uintptr{capBPF}, 0o755, 0o666, 0, syscall.EPERM, ""},
+		{"CAP_SYS_ADMIN, private file", []uintptr{capSysAdmin}, 0o755, 0o600, syscall.EACCES, 0, no("read and write", 0o600)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if err := os.Chmod(path, tt.mode); err != nil {
+			if err := errors.Join(os.Chmod(dir, tt.dir), os.Chmod(path, tt.mode)); err != nil {
 				t.Fatal(err)
 			}
 			if tt.pin == 0 || tt.id == 0 {
 				ring.Emit(text("sample"))
 			}
 			out := runPrivileged(t, "^TestOpenNeedsThePermissionsThatItNames$", tt.capabilities, nil,
-				pathEnv+"="+path, fmt.Sprintf("%s=%d", idEnv, mapID(t, ring)), fmt.Sprintf("%s=%d %d", wantEnv, tt.pin, tt.id))
+				pathEnv+"="+path, fmt.Sprintf("%s=%d", idEnv, mapID(t, ring)), fmt.Sprintf("%s=%d %d", wantEnv, tt.pin, tt.id),
+				whyEnv+"="+tt.why)
 			if !strings.Contains(out, "--- PASS: TestOpenNeedsThePermissionsThatItNames ") {
 				t.Errorf("the process printed\n%s", out)
 			}
