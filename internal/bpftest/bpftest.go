@@ -214,7 +214,11 @@ func (r *Ring) Busy(data [8]byte) (submit func()) {
 	r.setContent()
 	r.setPlan(0, planned{kind: kindBusy, size: 8})
 	done := make(chan uint32, 1)
-	go func() { done <- run(r.tb, r.emit, 1) }()
+	restore, err := runAlone(func() { done <- run(r.tb, r.emit, 1) })
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	r.tb.Cleanup(restore)
 	for r.busyState() != busyReserved {
 		if len(done) > 0 {
 			r.tb.Fatal("the busy record was refused, or committed too early")
@@ -231,6 +235,7 @@ func (r *Ring) Busy(data [8]byte) (submit func()) {
 		if refused := <-done; refused != 0 {
 			r.tb.Error("the kernel refused the busy record")
 		}
+		restore()
 	}
 }
 

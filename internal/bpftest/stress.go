@@ -112,10 +112,9 @@ func (r *StressRing) FileDescriptor() int { return r.events.FileDescriptor() }
 // its own.
 func (r *StressRing) Produce(producer int, stop <-chan struct{}) {
 	runtime.LockOSThread() // for good: the thread ends with its goroutine
-	var cpus [8192 / 64]uint64
+	var cpus cpuSet
 	cpus[producer/64] = 1 << (producer % 64)
-	// SAFETY: the kernel reads cpus during the call only. Where the CPU is not ours, any will do.
-	syscall.RawSyscall(syscall.SYS_SCHED_SETAFFINITY, 0, unsafe.Sizeof(cpus), uintptr(unsafe.Pointer(&cpus)))
+	affinity(syscall.SYS_SCHED_SETAFFINITY, 0, &cpus) // where the CPU is not ours, any will do
 	rng := rand.New(rand.NewPCG(r.seed, uint64(producer)))
 	for {
 		select {

@@ -1,0 +1,76 @@
+package bpftest
+
+import (
+	"fmt"
+	"math/bits"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+	"unsafe"
+)
+
+// A cpuSet is the kernel's cpumask, large enough for any kernel.
+type cpuSet [8192 / 64]uint64
+
+// affinity calls sched_getaffinity(2) or sched_setaffinity(2) for a thread, or this one if 0.
+func affinity(call uintptr, tid int, set *cpuSet) error {
+	// SAFETY: the kernel uses set during the call only.
+	_, _, errno := syscall.RawSyscall(call, uintptr(tid), unsafe.Sizeof(*set), uintptr(unsafe.Pointer(set)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// runAlone runs f, which runs a BPF program for long, in a thread of its own, and returns at
+// once. Many kernels interrupt such a program for no thread, and what waits for the same processor
+// on a busy machine waits until it ends. So until restore all other threads of this process
+// are kept away from there, if there is another processor.
+func runAlone(f func()) (restore func(), err error) {
+	var all cpuSet
+	if err := affinity(syscall.SYS_SCHED_GETAFFINITY, 0, &all); err != nil {
+		return nil, fmt.Errorf("sched_getaffinity: %w", err)
+	}
+	alone, others := cpuSet{}, all
+	for i, mask := range all {
+		if mask != 0 {
+			last := uint64(1) << (bits.Len64(mask) - 1)
+			alone, others = cpuSet{}, all
+			alone[i], others[i] = last, mask&^last
+		}
+	}
+	if others == (cpuSet{}) {
+		go f()
+		return func() {}, nil
+	}
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0)) // or Go 1.25 follows the affinity
+	if err := moveThreads(others); err != nil {
+		return nil, err
+	}
+	go func() {
+		runtime.LockOSThread() // which ends with this goroutine
+		affinity(syscall.SYS_SCHED_SETAFFINITY, 0, &alone)
+		f()
+	}()
+	var once sync.Once
+	return func() { once.Do(func() { moveThreads(all) }) }, nil
+}
+
+func moveThreads(to cpuSet) error {
+	entries, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		tid, err := strconv.Atoi(entry.Name())
+		if err == nil {
+			err = affinity(syscall.SYS_SCHED_SETAFFINITY, tid, &to)
+		}
+		if err != nil && err != syscall.ESRCH {
+			return fmt.Errorf("sched_setaffinity of thread %s: %w", entry.Name(), err)
+		}
+	}
+	return nil
+}
