@@ -474,8 +474,9 @@ func TestAFillingRingEndsAPause(t *testing.T) {
 }
 
 func TestFirstSampleAfterIdlenessComesAtOnce(t *testing.T) {
-	ring, r := newTickingReader(t, 300*time.Millisecond)
-	r.SetDeadline(time.Now().Add(time.Second))
+	const d = 100 * time.Millisecond
+	ring, r := newTickingReader(t, d)
+	r.SetDeadline(time.Now().Add(3 * d))
 	wantReadError(t, r, os.ErrDeadlineExceeded)
 	r.SetDeadline(time.Time{})
 	result := goRead(t, r)
@@ -483,7 +484,7 @@ func TestFirstSampleAfterIdlenessComesAtOnce(t *testing.T) {
 	clock := newTurnClock(t)
 	ring.Emit(text("first"))
 	wantResult(t, result, "first", nil)
-	if took := clock.now(); took > 150*time.Millisecond {
+	if took := clock.now(); took > d/2 {
 		t.Errorf("it took %v", took)
 	}
 }

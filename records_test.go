@@ -117,10 +117,13 @@ func goReadFollowing(t *testing.T, r *Reader) <-chan readResult {
 }
 
 // followers counts the goroutines that wait for their turn to poll.
-func followers() (n int) {
+func followers() int { return goroutines("[select", ".receive(") }
+
+// goroutines counts those that are in a state, by way of a function.
+func goroutines(state, function string) (n int) {
 	buf := make([]byte, 1<<20)
 	for goroutine := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-		if strings.Contains(goroutine, "[select") && strings.Contains(goroutine, ".receive(") {
+		if strings.Contains(goroutine, state) && strings.Contains(goroutine, function) {
 			n++
 		}
 	}

@@ -546,7 +546,7 @@ func eachWaitUnderLoad(t *testing.T, test func(t *testing.T, opts ...Option)) {
 
 func testNumbers(t *testing.T, r *Reader, write func(n uint64, stop <-chan struct{}), n uint64) {
 	if runtime.GOMAXPROCS(0) == 1 {
-		n /= 200 // producer and reader take turns, of 10 ms each
+		n /= 800 // producer and reader take turns, of 10 ms each
 	}
 	// Else it would park after a while, and find what nobody told it of.
 	r.queue.rings.(*libbpfRings).blockFor = time.Hour
