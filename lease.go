@@ -78,7 +78,7 @@ func (l *Lease) Position(rec Record) uint64 { return l.loan.producer - uint64(re
 func (l *Lease) Commit() error {
 	runtime.SetFinalizer(l, nil)
 	l.returned.Store(true)
-	return l.q.giveBack(l.loan, l.loan.all())
+	return nameOthers(l.q.giveBack(l.loan, l.loan.all()))
 }
 
 // Release says that the records have not been read. The next Lease, Read or loop returns

@@ -116,7 +116,8 @@ func (q *queue) receive(ctx context.Context) (*batch, error) {
 }
 
 // read polls until it can copy a sample to rec.
-func (q *queue) read(ctx context.Context, rec *Record, own bool) error {
+func (q *queue) read(ctx context.Context, rec *Record, own bool) (err error) {
+	defer func() { err = nameOthers(err) }() // when somebody else has the turn
 	b, err := q.receive(ctx)
 	if err != nil {
 		return err
@@ -158,7 +159,8 @@ func (q *queue) keep(b *batch, l *loan) error {
 }
 
 // lend returns samples that stay in the ring, or what is unread of the batch.
-func (q *queue) lend(ctx context.Context) (*loan, error) {
+func (q *queue) lend(ctx context.Context) (l *loan, err error) {
+	defer func() { err = nameOthers(err) }() // as in read
 	b, err := q.receive(ctx)
 	if err != nil {
 		return nil, err

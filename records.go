@@ -60,7 +60,7 @@ func (q *queue) lendTo(ctx context.Context, l *loan,
 			p = l.all() // also if the kernel has written over some, which consuming finds
 		}
 		if back := q.giveBack(l, p); end == allRead {
-			more, err = back == nil, back
+			more, err = back == nil, nameOthers(back)
 		}
 	}()
 	switch end = l.each(q.rings, stopper{ctx.Done(), &q.closing}, &read, yield); end {

@@ -151,7 +151,7 @@ func NewMultiReader(maps []Map, opts ...Option) (*Reader, error) {
 	}
 	src, err := openRings(maps, o)
 	if err != nil {
-		return nil, fmt.Errorf("ringbuf: %w", err)
+		return nil, nameOthers(fmt.Errorf("ringbuf: %w", err))
 	}
 	return newReader(src), nil
 }
@@ -194,7 +194,10 @@ func newReader(src rings) *Reader {
 // An error that wraps syscall.EUCLEAN says that the consumer position is not where
 // this Reader left it: there is another Reader of this ring, in this process or
 // another, or somebody who writes that position. It is returned by every Read until
-// the position is back. To go on from where the ring is now, open a new Reader.
+// the position is back. To go on from where the ring is now, open a new Reader. The text names
+// processes that have the map open, as far as /proc showed them when there was such an error
+// for the first time. One that has only mapped the ring is not found, and one that is named may
+// have the map for other reasons.
 //
 // An error that wraps syscall.EBADF says that somebody in this process closed a
 // descriptor of the Reader, or put another file in its place. No record is lost by that,

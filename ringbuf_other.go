@@ -14,4 +14,5 @@ var errNoLinux = fmt.Errorf("BPF maps need Linux, and this program was built for
 func openRings([]Map, options) (rings, error) { return nil, errNoLinux }
 func openPinned(string) (int, error)          { return -1, errNoLinux }
 func openID(uint32) (int, error)              { return -1, errNoLinux }
+func nameOthers(err error) error              { return err }
 func closeFD(int) error                       { return errNoLinux } // nobody has one

@@ -23,6 +23,8 @@ type libbpfRings struct {
 	maps  []mapInfo
 	rings []ringState
 
+	others *holders
+
 	waiter
 	pace     moderator
 	losses   *lossCounter // or nil
@@ -83,6 +85,7 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 		}
 		r.maps = append(r.maps, info)
 	}
+	r.others = &holders{maps: r.maps}
 	r.pace = newModerator(o, r.sizes()...)
 	if n := len(o.lossCounters); n > 1 {
 		return nil, fmt.Errorf("%d loss counters, and a Reader has one", n)
@@ -125,7 +128,7 @@ func (r *libbpfRings) open(fds []int, o options) error {
 		g.lease = min(maxLeaseSize, g.size/8)
 		if _, _, sound := g.positions(); !sound {
 			d.free()
-			return fmt.Errorf("%s of type ringbuf: check positions: %w", r.label(i), syscall.EUCLEAN)
+			return &unsoundError{r.label(i) + " of type ringbuf: check positions", r.maps[i].id, r.others}
 		}
 	}
 	return nil
@@ -170,9 +173,10 @@ func (r *libbpfRings) begin(i int, lent bool) error {
 }
 
 func (r *libbpfRings) unsound(i int, consumer uint64) error {
-	return fmt.Errorf("%s: consumer position is %d, expected %d (producer position %d): "+
-		"the ring has another reader or is corrupt: %w",
-		r.label(i), consumer, r.door.consumed(i), r.rings[i].producer(), syscall.EUCLEAN)
+	text := fmt.Sprintf("%s: consumer position is %d, expected %d (producer position %d): "+
+		"the ring has another reader or is corrupt",
+		r.label(i), consumer, r.door.consumed(i), r.rings[i].producer())
+	return &unsoundError{text, r.maps[i].id, r.others}
 }
 
 // failed explains an error of libbpf's consuming ring i.

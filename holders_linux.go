@@ -1,0 +1,127 @@
+package ringbuf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// Who else may be reading a ring, for the error that says that somebody does.
+
+const (
+	// That many descriptors are looked at, which takes some 2 µs each.
+	maxLooks = 1 << 16
+
+	// That many are named of a map.
+	maxHolders = 4
+)
+
+// An unsoundError is one that wraps EUCLEAN: a consumer position is not what it should be.
+type unsoundError struct {
+	text   string
+	mapID  uint32
+	others *holders
+}
+
+func (e *unsoundError) Error() string { return e.text + ": " + syscall.EUCLEAN.Error() }
+func (e *unsoundError) Unwrap() error { return syscall.EUCLEAN }
+
+// nameOthers adds to an error that wraps an unsoundError who else has the map open, if that can
+// be known. It may take a tenth of a second, once in the life of a Reader: so it is called without
+// the turn, and without the mutex of a queue.
+func nameOthers(err error) error {
+	var unsound *unsoundError
+	if err == nil || !errors.As(err, &unsound) {
+		return err
+	}
+	if who := unsound.others.of(unsound.mapID); who != "" {
+		return fmt.Errorf("%w; the map is also open in %s", err, who)
+	}
+	return err
+}
+
+// holders are the processes that had the maps of a Reader open when somebody asked first. A
+// process that has closed its descriptors and only maps the ring, as a Reader may, is not
+// found: the kernel does not tell of which map a mapping is.
+type holders struct {
+	maps []mapInfo
+	once sync.Once
+	who  map[uint32]string // by the map's id
+}
+
+func (h *holders) of(id uint32) string {
+	h.once.Do(func() {
+		var ids []uint32
+		for _, info := range h.maps {
+			ids = append(ids, info.id)
+		}
+		h.who = findHolders(ids, maxLooks)
+	})
+	return h.who[id]
+}
+
+// findHolders names the processes that have a descriptor of any of these maps, as far as procfs
+// shows them, of so many descriptors that it looks at.
+func findHolders(ids []uint32, looks int) map[uint32]string {
+	found := make(map[uint32][]string)
+	here := make(map[uint32]string)
+	self, _ := os.Readlink("/proc/self") // which may be of another PID namespace than os.Getpid
+	processes, _ := os.ReadDir("/proc")
+	for _, process := range processes {
+		pid := process.Name()
+		if _, err := strconv.Atoi(pid); err != nil {
+			continue
+		}
+		for id, fds := range mapsOf(pid, ids, &looks) {
+			if pid == self {
+				here[id] = "this process (descriptor " + strings.Join(fds, " and ") + ")"
+			} else {
+				found[id] = append(found[id], fmt.Sprintf("pid %s (%s)", pid, nameOf(pid)))
+			}
+		}
+	}
+	who := make(map[uint32]string)
+	for _, id := range ids {
+		names := found[id]
+		if more := len(names) - maxHolders; more > 0 {
+			names = append(names[:maxHolders], fmt.Sprintf("%d other processes", more))
+		}
+		if here[id] != "" {
+			names = append(names, here[id])
+		}
+		who[id] = strings.Join(names, ", ")
+	}
+	return who
+}
+
+// mapsOf returns the descriptors that a process has of these maps.
+func mapsOf(pid string, ids []uint32, looks *int) map[uint32][]string {
+	fds, _ := os.ReadDir("/proc/" + pid + "/fd")
+	found := make(map[uint32][]string)
+	for _, fd := range fds {
+		if *looks--; *looks < 0 {
+			break
+		}
+		if target, _ := os.Readlink("/proc/" + pid + "/fd/" + fd.Name()); target != "anon_inode:bpf-map" {
+			continue
+		}
+		info, _ := os.ReadFile("/proc/" + pid + "/fdinfo/" + fd.Name())
+		_, rest, _ := strings.Cut(string(info), "\nmap_id:\t")
+		number, _, _ := strings.Cut(rest, "\n")
+		if id, err := strconv.ParseUint(number, 10, 32); err == nil && slices.Contains(ids, uint32(id)) {
+			found[uint32(id)] = append(found[uint32(id)], fd.Name())
+		}
+	}
+	return found
+}
+
+// nameOf returns the name of a process, which it may choose itself, in quotes.
+func nameOf(pid string) string {
+	comm, _ := os.ReadFile("/proc/" + pid + "/comm")
+	return strconv.Quote(strings.TrimSuffix(string(comm), "\n"))
+}
