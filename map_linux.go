@@ -25,7 +25,8 @@ type mapInfo struct {
 
 // Of include/uapi/linux/bpf.h.
 const (
-	mapTypeRingbuf mapType = 27 // BPF_MAP_TYPE_RINGBUF
+	mapTypeRingbuf     mapType = 27 // BPF_MAP_TYPE_RINGBUF
+	mapTypeUserRingbuf mapType = 31 // BPF_MAP_TYPE_USER_RINGBUF
 
 	// BPF_F_RB_OVERWRITE: new records overwrite the oldest, and their positions are kept
 	// where libbpf does not look.

@@ -5,101 +5,375 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
 )
 
-// A Watcher looks at the records of a ring buffer and takes none. Any number of Watchers, of any
+// A Watcher looks at the records of a ring buffer and takes none. Any number of Watchers, in any
 // processes, may look at a ring beside the Reader that reads it. They move no position and
-// cause no notification, and the kernel does not wait for them: what they are too late for
-// is missed, and told.
+// cause no notification, and nobody waits for them. So they may be too late for records, which
+// the kernel has overwritten. A Watcher tells how much it has missed, and never yields a
+// record that is not whole.
 //
 // A Watcher needs neither libbpf nor cgo. It also watches rings in overwrite mode
 // (BPF_F_RB_OVERWRITE, Linux 6.19), which libbpf cannot consume.
 //
-// One goroutine at a time may be in a loop over Records, which beside it any number may call
-// the other methods.
-type Watcher struct{}
+// Only one goroutine at a time may be in a loop over Records. The other methods may be called by
+// any number of goroutines at once.
+type Watcher struct {
+	watched // of it, mem is nil when it is not mapped any more
+	view    *watchedRing
+	cleanup runtime.Cleanup
+
+	close   func()
+	closing atomic.Bool
+	closed  chan struct{}
+
+	mapped sync.RWMutex // held for reading by who looks at view
+
+	looping  atomic.Bool
+	records  cursor        // of Records
+	batch    run           // what the loop has not yielded yet, and where that begins
+	buffer   []byte        // of batch
+	position atomic.Uint64 // what Position returns
+
+	counting sync.Mutex
+	counter  cursor // of Stats
+	stats    WatchStats
+}
 
 // A WatchOption changes how a Watcher watches.
 type WatchOption func(*watchOptions)
 
 type watchOptions struct{ oldest bool }
 
-// FromOldest makes Records begin with the oldest record that is still in the ring and can be found,
-// as Snapshot has it, and not with the first that is submitted after NewWatcher.
+// FromOldest makes Records begin with the oldest record that is in the ring and can be found, which
+// is the first of Snapshot. The default is the first one that is reserved after NewWatcher.
 func FromOldest() WatchOption { return func(o *watchOptions) { o.oldest = true } }
 
-// A MissedError comes from Watcher.Records, with no record, in the place of records that the kernel
-// overwrote before they could be copied. The loop goes on: the next iteration has a later
-// record.
+// A MissedError is what Watcher.Records yields in place of records that were overwritten before
+// it could copy them. The loop goes on after it.
 type MissedError struct {
 	// Bytes is how much of the ring they took, headers and padding included. How many
-	// records that were nobody knows.
+	// records that were is not known.
 	Bytes uint64
 }
 
 func (e *MissedError) Error() string {
-	return fmt.Sprintf("ringbuf: %d bytes of records were overwritten before they could be copied", e.Bytes)
+	return fmt.Sprintf("ringbuf: missed %d bytes of records, which were overwritten before they were copied", e.Bytes)
 }
 
 // NewWatcher returns a Watcher of m: a ring buffer (BPF_MAP_TYPE_RINGBUF), in overwrite mode or
-// not, or a user ring buffer (BPF_MAP_TYPE_USER_RINGBUF), of which it tells nothing but Stats.
+// not, or a user ring buffer (BPF_MAP_TYPE_USER_RINGBUF), of which it has Stats only.
+//
+// It maps the ring for reading, so that m may be closed afterwards, and the ring remains until Close.
+// It needs no capability, only a descriptor of the map for reading and writing: one that was got with
+// BPF_F_RDONLY or BPF_F_WRONLY the kernel does not map. On kernels before 6.0 with the sysctl
+// kernel.unprivileged_bpf_disabled set it also needs CAP_BPF.
+//
+// The error names the map and what was being done, and wraps the errno where there is one. On other
+// systems than Linux it wraps errors.ErrUnsupported.
+//
+// Close releases the mapping. If the Watcher is dropped without a Close, that happens after the
+// garbage collector has found out.
 func NewWatcher(m Map, opts ...WatchOption) (*Watcher, error) {
-	return nil, fmt.Errorf("ringbuf: watch: %w", errors.ErrUnsupported)
+	var o watchOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	opened, err := openWatched(m)
+	if err != nil {
+		return nil, fmt.Errorf("ringbuf: watch: %w", err)
+	}
+	return newWatcher(opened, o), nil
 }
 
-// Records returns an iterator over the records that are submitted after NewWatcher, as they come:
+// A watched is a ring that is mapped for a Watcher.
+type watched struct {
+	name      string // of the map
+	id        uint32
+	user      bool // it is a user ring buffer, and only the positions are mapped
+	overwrite bool
+	mem       []byte // where it is mapped
+	ring      ring   // in there
+}
+
+func newWatcher(m watched, o watchOptions) *Watcher {
+	w := &Watcher{
+		watched: m,
+		view:    newWatchedRing(m.ring, m.overwrite),
+		closed:  make(chan struct{}),
+	}
+	w.close = sync.OnceFunc(w.doClose)
+	w.cleanup = runtime.AddCleanup(w, unmapWatched, m.mem)
+	w.counter = w.view.cursorAt(w.view.producer())
+	w.records = w.counter
+	if o.oldest && !w.user {
+		w.records = w.view.cursorAt(w.view.oldest())
+	}
+	w.position.Store(w.records.pos)
+	return w
+}
+
+// use reports whether the ring can be looked at, which it can until done is called.
+func (w *Watcher) use() (done func(), err error) {
+	if w.user {
+		return nil, fmt.Errorf("ringbuf: map %q is a user ring buffer, which has only Stats: %w",
+			w.name, errors.ErrUnsupported)
+	}
+	w.mapped.RLock()
+	if w.mem == nil {
+		w.mapped.RUnlock()
+		return nil, fmt.Errorf("ringbuf: watch: %w", ErrClosed)
+	}
+	return w.mapped.RUnlock, nil
+}
+
+const (
+	// watchLimit is about how many bytes are copied at once. Before the next ones a Watcher looks
+	// how far the producer is.
+	watchLimit = 64 << 10
+
+	// Between two looks that find all that there is a loop over Records pauses, for the time in which
+	// an eighth of the ring is produced, and this.
+	minWatchPause = time.Millisecond
+	maxWatchPause = 10 * time.Millisecond
+)
+
+// Records returns an iterator over the records that are reserved after NewWatcher, as they are submitted:
 //
 //	for record, err := range watcher.Records(ctx)
 //
-// RawSample is a copy that is valid until the next iteration. Remaining is the number of
-// bytes that were behind the record when it was copied. Lost is 0.
+// RawSample is a copy. It is valid until the next iteration, and may be written to. Remaining
+// is the number of bytes that were behind the record when it was copied, and Lost is 0. Records that
+// were discarded are skipped. One that is reserved and not yet submitted holds back those
+// behind it.
 //
-// A *MissedError comes in place of records that were missed, and the loop goes on. When the
-// Watcher is closed the loop ends. When ctx is done, its error comes with a last iteration,
-// without a record. A loop that follows another one goes on where that was left.
-func (w *Watcher) Records(ctx context.Context) iter.Seq2[Record, error] { return nil }
+// A *MissedError comes in place of records that were overwritten, and the loop goes on. It
+// misses records when more than fits in the ring is produced while its body runs, or in a pause: while
+// nothing comes it looks at the ring every 10 ms, and the sooner, down to 1 ms, the faster the
+// ring fills up. It then goes on with the oldest record that it can find or, if it is overtaken
+// again before it has seen as much as fits in the ring, with the newest.
+//
+// When the Watcher is closed the loop ends. When ctx is done, at once, its error comes with
+// a last iteration, without a record. A loop that is left with break or return can be followed by
+// another one, which goes on with the next record.
+func (w *Watcher) Records(ctx context.Context) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		if !w.looping.CompareAndSwap(false, true) {
+			yield(Record{}, errors.New("ringbuf: watch: another loop over Records of this Watcher is running"))
+			return
+		}
+		defer w.looping.Store(false)
+		stop := stopper{ctx.Done(), &w.closing}
+		pace := watchPace{size: w.view.size}
+		for {
+			switch end := w.yieldBatch(stop, yield); end {
+			case allRead:
+			case contextDone:
+				yield(Record{}, ctx.Err())
+				return
+			default:
+				return
+			}
+			missed, err := w.look()
+			switch {
+			case errors.Is(err, ErrClosed):
+				return
+			case err != nil:
+				yield(Record{}, err)
+				return
+			case missed > 0:
+				w.position.Store(w.batch.start)
+				if !yield(Record{}, &MissedError{missed}) {
+					return
+				}
+			case len(w.batch.records) == 0:
+				w.pause(ctx, pace.next(w.batch.producer, time.Now()))
+			}
+		}
+	}
+}
 
-// Position returns where the record, or gap, ends that the loop over Records yielded last. It is
-// the position that Lease.Position tells of the same record. Before the first it is where
-// the Watcher begins.
-func (w *Watcher) Position() uint64 { return 0 }
+// look copies a batch of records, and returns how many bytes it missed before them.
+func (w *Watcher) look() (missed uint64, err error) {
+	done, err := w.use()
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	before := w.records.missed
+	w.batch = w.view.look(&w.records, watchLimit, &w.buffer)
+	return w.records.missed - before, nil
+}
 
-// Snapshot returns copies of all records that are in the ring now and can be found, oldest first:
-// those that nobody has consumed, and in overwrite mode, or as long as the ring was not filled
-// once, also older ones. They belong to the caller. Their Remaining is the number of
-// bytes behind them in the ring. It is independent of Records.
-func (w *Watcher) Snapshot() ([]Record, error) { return nil, nil }
+// yieldBatch yields what is left of the batch.
+func (w *Watcher) yieldBatch(stop stopper, yield func(Record, error) bool) loopEnd {
+	b := &w.batch
+	for {
+		if end := stop.now(); end != allRead {
+			return end
+		}
+		if len(b.records) == 0 {
+			return allRead
+		}
+		header, sample, rest := nextRecord(b.records)
+		b.start = recordEnd(b.start, header)
+		b.records = rest
+		if header&discardBit != 0 {
+			continue
+		}
+		w.position.Store(b.start)
+		if !yield(Record{RawSample: sample, Remaining: int(b.producer - b.start)}, nil) {
+			return loopLeft
+		}
+	}
+}
 
-// WatchStats is what Watcher.Stats says of a ring.
+// A watchPace says how long to pause.
+type watchPace struct {
+	size, producer uint64
+	looked         time.Time
+	rate           float64 // in bytes a nanosecond
+}
+
+// next returns how long to pause if the producer is there now. What was produced in a burst is
+// forgotten by half at each look.
+func (p *watchPace) next(producer uint64, now time.Time) time.Duration {
+	if !p.looked.IsZero() {
+		rate := float64(producer-p.producer) / float64(max(now.Sub(p.looked), 1))
+		p.rate = max(rate, p.rate/2)
+	}
+	p.producer, p.looked = producer, now
+	pause := float64(p.size) / 8 / p.rate // infinite if nothing was produced
+	return time.Duration(min(max(pause, float64(minWatchPause)), float64(maxWatchPause)))
+}
+
+func (w *Watcher) pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-w.closed:
+	}
+}
+
+// Position returns the position in the ring where the record, or gap, ends that Records has yielded
+// last. Before the first it is where the Watcher begins. It is the position that Lease.Position tells
+// of the same record, and with the id of the map it names the record.
+func (w *Watcher) Position() uint64 { return w.position.Load() }
+
+// Snapshot returns copies of the records that are in the ring now, from the oldest that can be found up
+// to the first that is not submitted yet. They belong to the caller, and share one allocation.
+// Their Remaining is the number of bytes that were behind them in the ring.
+//
+// It finds those that nobody has consumed and, in overwrite mode, those that are not overwritten:
+// so it takes out of a program that writes for ever what came before the call. As long as the ring
+// was not filled once, it has all records. If somebody has written a consumer position where
+// no record begins, or others are faster all the time, there may be none.
+//
+// It does not concern Records. Close waits for it.
+func (w *Watcher) Snapshot() ([]Record, error) {
+	done, err := w.use()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	var buf []byte
+	for range maxTries {
+		c := w.view.cursorAt(w.view.oldest())
+		if r, ok := w.view.take(&c, w.view.size, &buf); ok {
+			return r.split(), nil
+		}
+	}
+	return nil, nil
+}
+
+// split returns the samples of a run.
+func (r run) split() []Record {
+	var all []Record
+	for pos := r.start; len(r.records) > 0; {
+		header, sample, rest := nextRecord(r.records)
+		pos = recordEnd(pos, header)
+		r.records = rest
+		if header&discardBit == 0 {
+			all = append(all, Record{RawSample: sample, Remaining: int(r.producer - pos)})
+		}
+	}
+	return all
+}
+
+// WatchStats is what Watcher.Stats says of a ring. It is a plain value, which encoding/json can show
+// as it is.
 type WatchStats struct {
 	Name string // of the map
 	ID   uint32 // of the map
 	Size int    // of the ring in bytes
 
-	Consumer, Producer uint64 // positions: bytes since the map was created
+	// The positions count bytes from the creation of the map. (Of a user ring buffer the
+	// producer is in user space, and the consumer a BPF program.)
+	Consumer, Producer uint64
 
-	// Fill is how many bytes are between them, which were produced and not consumed. In
-	// overwrite mode it is how many bytes were not overwritten and not consumed. It is -1 if
-	// somebody has written a consumer position that no ring can have.
+	// Fill is how many bytes were produced and not consumed and, in overwrite mode, not
+	// overwritten. It is -1 if the positions cannot be those of a ring, because somebody has
+	// written there.
 	Fill int
 
-	// Samples and Bytes are what was produced since NewWatcher: samples, and their bytes without
-	// headers and padding. Discarded is the number of records that were discarded. They are
-	// counted by calls of Stats, which look at the headers of what is new since the last call: some
-	// nanoseconds each. Records need not run for that.
+	// Samples, Bytes and Discarded are what was produced between NewWatcher and the last call of
+	// Stats: samples, their bytes without headers and padding, and records that were
+	// discarded. To count them Stats looks at the header of each record that is new since the last
+	// call, whether or not Records has yielded it. Of a user ring buffer they are 0.
 	Samples, Bytes, Discarded uint64
 
-	// Missed is how many bytes of the ring, headers and padding included, were overwritten before a
-	// call of Stats could count what was there: those where more than the whole ring was
-	// produced between two calls. Who wants the mean size of samples in such a ring may call
-	// Stats twice, a few milliseconds apart.
+	// Missed is how many bytes of the ring, headers and padding included, Stats could not count,
+	// because they were overwritten before: more than fits in the ring was produced between two
+	// calls. Two calls a few milliseconds apart tell the mean size of samples in such a ring.
 	Missed uint64
 }
 
-// Stats returns the state of the ring, and what was produced in it. After Close it returns what
-// it was then.
-func (w *Watcher) Stats() WatchStats { return WatchStats{} }
+// Stats returns the state of the ring, and what was produced in it so far, or until Close.
+func (w *Watcher) Stats() WatchStats {
+	w.mapped.RLock()
+	defer w.mapped.RUnlock()
+	w.counting.Lock()
+	defer w.counting.Unlock()
+	if w.mem != nil {
+		w.updateStats()
+	}
+	return w.stats
+}
 
-// Close ends loops over Records and releases the Watcher's mapping. Further calls do nothing
-// and return nil.
-func (w *Watcher) Close() error { return nil }
+func (w *Watcher) updateStats() {
+	s := &w.stats
+	s.Name, s.ID, s.Size = w.name, w.id, int(w.view.size)
+	var t tally
+	if !w.user {
+		t = w.view.count(&w.counter)
+	}
+	s.Samples += t.samples
+	s.Bytes += t.bytes
+	s.Discarded += t.discards
+	s.Missed = w.counter.missed
+	s.Consumer, s.Producer, s.Fill = w.view.fill()
+}
+
+// Close ends the loop over Records, waits for a Snapshot that is being taken, and releases the
+// mapping. Further calls do nothing. It returns nil.
+func (w *Watcher) Close() error {
+	w.close()
+	return nil
+}
+
+func (w *Watcher) doClose() {
+	w.closing.Store(true)
+	close(w.closed)
+	w.Stats()
+	w.mapped.Lock()
+	defer w.mapped.Unlock()
+	w.cleanup.Stop()
+	unmapWatched(w.mem)
+	w.mem = nil
+}

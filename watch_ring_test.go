@@ -1,0 +1,390 @@
+package ringbuf
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"unsafe"
+)
+
+// These tests need no kernel: a fake of it writes into memory that is laid out as a ring is, at the
+// moments that a test chooses.
+
+// A fakeKernel does what kernel/bpf/ringbuf.c does.
+type fakeKernel struct {
+	mem       []byte
+	ring      ring
+	overwrite bool
+	written   int // samples
+	log       []logged
+}
+
+// newFakeKernel returns a ring whose data is mapped twice in a row.
+func newFakeKernel(t testing.TB, size int, overwrite bool) *fakeKernel {
+	t.Helper()
+	page := os.Getpagesize()
+	file, err := os.CreateTemp(t.TempDir(), "ring")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := file.Truncate(int64(2*page + size)); err != nil {
+		t.Fatal(err)
+	}
+	length := uintptr(2*page + 2*size)
+	at := func(addr, length uintptr, prot, flags, fd, offset int) uintptr {
+		p, _, errno := syscall.Syscall6(syscall.SYS_MMAP, addr, length, uintptr(prot), uintptr(flags), uintptr(fd), uintptr(offset))
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		return p
+	}
+	// Behind the ring there is a page that nobody may touch.
+	reserved := length + uintptr(page)
+	start := at(0, reserved, syscall.PROT_NONE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS, -1, 0)
+	t.Cleanup(func() { syscall.Syscall(syscall.SYS_MUNMAP, start, reserved, 0) })
+	fd, both := int(file.Fd()), syscall.PROT_READ|syscall.PROT_WRITE
+	at(start, uintptr(2*page+size), both, syscall.MAP_SHARED|syscall.MAP_FIXED, fd, 0)
+	at(start+uintptr(2*page+size), uintptr(size), both, syscall.MAP_SHARED|syscall.MAP_FIXED, fd, 2*page)
+
+	// SAFETY: the memory is not Go's, and stays until the end of the test.
+	base := *(*unsafe.Pointer)(unsafe.Pointer(&start))
+	return &fakeKernel{
+		mem: unsafe.Slice((*byte)(base), length),
+		ring: ring{
+			size:        uint64(size),
+			consumerPos: (*uint64)(base),
+			producerPos: (*uint64)(unsafe.Add(base, page)),
+			data:        unsafe.Add(base, 2*page),
+		},
+		overwrite: overwrite,
+	}
+}
+
+func (f *fakeKernel) position(i int) *uint64 {
+	return (*uint64)(unsafe.Add(unsafe.Pointer(f.ring.producerPos), 8*i))
+}
+
+func (f *fakeKernel) bytes(pos uint64, n int) []byte {
+	return unsafe.Slice((*byte)(f.ring.at(pos)), n)
+}
+
+func (f *fakeKernel) setHeader(pos uint64, header uint32) {
+	binary.NativeEndian.PutUint32(f.bytes(pos, 4), header)
+}
+
+// setPage writes what a header says of the page that it is in.
+func (f *fakeKernel) setPage(pos uint64) {
+	page := pos & (f.ring.size - 1) / uint64(os.Getpagesize())
+	binary.NativeEndian.PutUint32(f.bytes(pos+4, 4), uint32(3+page))
+}
+
+// reserve is __bpf_ringbuf_reserve(). In a ring that is not in overwrite mode the consumer has
+// everything read at once that is in the way.
+func (f *fakeKernel) reserve(size int) (pos uint64) {
+	pos = f.ring.producer()
+	end := recordEnd(pos, uint32(size))
+	if end-pos >= f.ring.size {
+		panic("a record that is larger than the ring")
+	}
+	oldest := f.ring.consumerPos
+	if f.overwrite {
+		pending := f.position(1)
+		for *pending < pos && f.ring.header(*pending)&busyBit == 0 {
+			*pending = recordEnd(*pending, f.ring.header(*pending))
+		}
+		if end-*pending >= f.ring.size {
+			panic("the ring is full of what is not committed")
+		}
+		oldest = f.position(2)
+	}
+	f.makeRoom(oldest, end)
+	f.setHeader(pos, uint32(size)|busyBit)
+	f.setPage(pos)
+	atomic.StoreUint64(f.ring.producerPos, end)
+	return pos
+}
+
+// makeRoom moves the position of the oldest record until there is room up to end.
+func (f *fakeKernel) makeRoom(oldest *uint64, end uint64) {
+	for end-*oldest >= f.ring.size {
+		atomic.StoreUint64(oldest, recordEnd(*oldest, f.ring.header(*oldest)))
+	}
+}
+
+// beginReserve is what the kernel does of it before others see the new producer position.
+func (f *fakeKernel) beginReserve(size int) {
+	pos := f.ring.producer()
+	if f.overwrite {
+		f.makeRoom(f.position(2), recordEnd(pos, uint32(size)))
+	}
+	f.setHeader(pos, uint32(size)|busyBit)
+	f.setPage(pos)
+}
+
+func (f *fakeKernel) commit(pos uint64, bits uint32) {
+	f.setHeader(pos, f.ring.header(pos)&^busyBit|bits)
+}
+
+func (f *fakeKernel) submit(sample []byte) {
+	pos := f.reserve(len(sample))
+	copy(f.bytes(pos+recordHeaderSize, len(sample)), sample)
+	f.commit(pos, 0)
+	f.log = append(f.log, logged{pos, f.ring.producer(), f.written, len(sample)})
+	f.written++
+}
+
+func (f *fakeKernel) discard(size int) {
+	pos := f.reserve(size)
+	f.commit(pos, discardBit)
+	f.log = append(f.log, logged{pos, f.ring.producer(), -1, size})
+}
+
+// writeSome writes samples and discarded records of all sizes, in all at least n bytes of the ring.
+func (f *fakeKernel) writeSome(rng *rand.Rand, n int) {
+	for end := f.ring.producer() + uint64(n); f.ring.producer() < end; {
+		switch rng.IntN(8) {
+		case 0:
+			f.discard(rng.IntN(200))
+		case 1:
+			f.submit(selfChecked(f.written, rng.IntN(int(f.ring.size/2)-recordHeaderSize)))
+		default:
+			f.submit(selfChecked(f.written, rng.IntN(200)))
+		}
+	}
+}
+
+// selfChecked returns a sample of at least the given size that says of itself what it must be.
+func selfChecked(number, size int) []byte {
+	sample := binary.NativeEndian.AppendUint32(nil, uint32(number))
+	sample = binary.NativeEndian.AppendUint32(sample, uint32(max(size, 8)))
+	return append(sample, noisySample(number, max(size, 8)-8)...)
+}
+
+// check returns the number of a sample of selfChecked.
+func check(t testing.TB, sample []byte) (number int) {
+	t.Helper()
+	if len(sample) < 8 {
+		t.Fatalf("a sample has %d bytes", len(sample))
+	}
+	number = int(binary.NativeEndian.Uint32(sample))
+	if want := selfChecked(number, int(binary.NativeEndian.Uint32(sample[4:]))); !bytes.Equal(sample, want) {
+		t.Fatalf("a sample of %d bytes is not number %d, as it says", len(sample), number)
+	}
+	return number
+}
+
+func (f *fakeKernel) watcher(t testing.TB, o watchOptions) *Watcher {
+	t.Helper()
+	w := newWatcher(watched{name: "fake", overwrite: f.overwrite, mem: f.mem, ring: f.ring}, o)
+	t.Cleanup(func() { w.Close() })
+	return w
+}
+
+// untilIdle is a context that is done as soon as the loop over Records waits for it: the loop asks
+// for its channel when it begins, and whenever it pauses.
+type untilIdle struct {
+	context.Context
+	cancel context.CancelFunc
+	begun  bool
+}
+
+func newUntilIdle() *untilIdle {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &untilIdle{Context: ctx, cancel: cancel}
+}
+
+func (c *untilIdle) Done() <-chan struct{} {
+	if c.begun {
+		c.cancel()
+	}
+	c.begun = true
+	return c.Context.Done()
+}
+
+// drain calls each for what Records yields, until that pauses.
+func drain(t testing.TB, w *Watcher, each func(rec Record, missed uint64)) {
+	t.Helper()
+	ctx := newUntilIdle()
+	defer ctx.cancel()
+	for rec, err := range w.Records(ctx) {
+		var missed *MissedError
+		switch {
+		case err == nil:
+			each(rec, 0)
+		case errors.As(err, &missed):
+			each(Record{}, missed.Bytes)
+		case err != context.Canceled:
+			t.Fatal(err)
+		}
+	}
+}
+
+func eachMode(t *testing.T, test func(t *testing.T, overwrite bool)) {
+	for _, overwrite := range []bool{false, true} {
+		t.Run(fmt.Sprintf("overwrite=%v", overwrite), func(t *testing.T) { test(t, overwrite) })
+	}
+}
+
+// A logged is a record that a fakeKernel has written.
+type logged struct {
+	start, end uint64
+	number     int // of the sample, or negative: it was discarded
+	size       int
+}
+
+// A follower compares what a Watcher yields with what a fakeKernel has written.
+type follower struct {
+	t      testing.TB
+	kernel *fakeKernel
+	pos    uint64
+	next   int // index in the ring's log
+
+	samples int
+	missed  uint64
+}
+
+func (f *follower) see(w *Watcher, rec Record, missed uint64) {
+	f.t.Helper()
+	if missed > 0 {
+		f.skipDiscards(w.Position() - missed)
+		for f.next < len(f.log()) && f.log()[f.next].start < w.Position() {
+			f.next++
+		}
+		f.missed += missed
+		if f.pos = f.start(); f.pos != w.Position() {
+			f.t.Fatalf("a gap ends at %d, and the next record begins at %d", w.Position(), f.pos)
+		}
+		return
+	}
+	number := check(f.t, rec.RawSample)
+	f.skipDiscards(math.MaxUint64)
+	if f.next == len(f.log()) {
+		f.t.Fatalf("sample %d came, which was not written", number)
+	}
+	want := f.log()[f.next]
+	f.next++
+	f.pos = want.end
+	f.samples++
+	if number != want.number || w.Position() != want.end {
+		f.t.Fatalf("sample %d came, which ends at %d, want %d, which ends at %d", number, w.Position(), want.number, want.end)
+	}
+	if left := f.kernel.ring.producer() - want.end; uint64(rec.Remaining) > left {
+		f.t.Fatalf("%d bytes are said to remain, of %d", rec.Remaining, left)
+	}
+}
+
+func (f *follower) log() []logged { return f.kernel.log }
+
+// start returns where the next record begins, or will begin.
+func (f *follower) start() uint64 {
+	if f.next == len(f.log()) {
+		return f.kernel.ring.producer()
+	}
+	return f.log()[f.next].start
+}
+
+// skipDiscards passes the records that are discarded, up to a position, where one begins.
+func (f *follower) skipDiscards(until uint64) {
+	f.t.Helper()
+	for f.next < len(f.log()) && f.log()[f.next].number < 0 && f.start() < until {
+		f.next++
+	}
+	if f.start() > until || until < math.MaxUint64 && f.start() != until {
+		f.t.Fatalf("a gap begins at %d, and the next record at %d", until, f.start())
+	}
+	f.pos = f.start()
+}
+
+// wantAll fails if more than discarded records was neither seen nor missed.
+func (f *follower) wantAll() {
+	f.t.Helper()
+	f.skipDiscards(math.MaxUint64)
+	if f.next < len(f.log()) {
+		f.t.Fatalf("sample %d was neither seen nor missed", f.log()[f.next].number)
+	}
+}
+
+func TestWatcherYieldsAllThatIsSubmitted(t *testing.T) {
+	eachMode(t, func(t *testing.T, overwrite bool) {
+		f := newFakeKernel(t, 4*os.Getpagesize(), overwrite)
+		w := f.watcher(t, watchOptions{})
+		follow := &follower{t: t, kernel: f}
+		rng := rand.New(rand.NewPCG(1, 1))
+		for range 500 {
+			f.writeSome(rng, rng.IntN(int(f.ring.size)/2))
+			drain(t, w, func(rec Record, missed uint64) {
+				follow.see(w, rec, missed)
+				changeSample(rec.RawSample)
+			})
+			follow.wantAll()
+			stats := WatchStats{Name: "fake", Size: int(f.ring.size), Producer: f.ring.producer()}
+			for _, record := range f.log {
+				if record.number < 0 {
+					stats.Discarded++
+				} else {
+					stats.Samples++
+					stats.Bytes += uint64(record.size)
+				}
+			}
+			stats.Consumer = f.ring.consumer()
+			stats.Fill = int(stats.Producer - max(stats.Consumer, *f.position(2)))
+			if got := w.Stats(); got != stats {
+				t.Fatalf("Stats returned %+v, want %+v", got, stats)
+			}
+		}
+		if follow.samples != f.written || follow.missed != 0 {
+			t.Errorf("%d of %d samples were seen, and %d bytes missed", follow.samples, f.written, follow.missed)
+		}
+	})
+}
+
+// TestNoRecordIsTornThatIsOverwrittenMeanwhile writes while records are copied: nothing, a few
+// records, or several times what the ring holds.
+func TestNoRecordIsTornThatIsOverwrittenMeanwhile(t *testing.T) {
+	eachMode(t, func(t *testing.T, overwrite bool) {
+		for seed := range uint64(20) {
+			f := newFakeKernel(t, 4*os.Getpagesize(), overwrite)
+			w := f.watcher(t, watchOptions{oldest: seed%2 == 0})
+			w.view.weak = seed%3 == 0
+			follow := &follower{t: t, kernel: f}
+			rng := rand.New(rand.NewPCG(seed, 2))
+			size := int(f.ring.size)
+			w.view.copied = func() {
+				switch rng.IntN(4) {
+				case 0:
+					f.writeSome(rng, 2*size>>rng.IntN(10))
+				case 1:
+					f.beginReserve(rng.IntN(size / 2))
+				}
+			}
+			for range 200 {
+				f.writeSome(rng, 3*size>>rng.IntN(10))
+				drain(t, w, func(rec Record, missed uint64) {
+					follow.see(w, rec, missed)
+					if rng.IntN(10) == 0 {
+						f.writeSome(rng, size>>rng.IntN(10))
+					}
+				})
+			}
+			w.view.copied = nil
+			drain(t, w, func(rec Record, missed uint64) { follow.see(w, rec, missed) })
+			follow.wantAll()
+			if w.records.pos != f.ring.producer() || w.records.missed != follow.missed {
+				t.Errorf("the Watcher is at %d of %d, and missed %d bytes where %d were told",
+					w.records.pos, f.ring.producer(), w.records.missed, follow.missed)
+			}
+			if follow.samples < 1000 || follow.missed == 0 {
+				t.Errorf("it saw only %d samples, and missed %d bytes", follow.samples, follow.missed)
+			}
+		}
+	})
+}
