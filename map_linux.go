@@ -143,7 +143,7 @@ func openID(id uint32) (fd int, err error) {
 	return checked(fd, err)
 }
 
-// checked returns a new descriptor if it is one of a ring buffer that can be read, or of a loss
+// checked returns a new descriptor if it is one of a ring buffer that can be watched, or of a loss
 // counter, and else closes it.
 func checked(fd int, err error) (int, error) {
 	if err != nil {
@@ -151,7 +151,7 @@ func checked(fd int, err error) (int, error) {
 	}
 	info, err := infoOf(fd)
 	if err == nil && info.checkCounter() != nil {
-		err = info.check()
+		err = info.checkWatched()
 	}
 	if err != nil {
 		syscall.Close(fd)

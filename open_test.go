@@ -159,7 +159,7 @@ func TestOpenRefusesWhatIsNoPinnedRing(t *testing.T) {
 	h, err = OpenID(1<<32 - 1)
 	wantNoHandle(t, h, err, syscall.ENOENT, "ringbuf: open map with id 4294967295: ")
 	h, err = OpenID(hashID)
-	wantNoHandle(t, h, err, 0, fmt.Sprintf(`ringbuf: open map with id %d: map "my_hash" has type hash, not ringbuf`, hashID))
+	wantNoHandle(t, h, err, 0, fmt.Sprintf(`ringbuf: open map with id %d: map "my_hash" has type hash, not ringbuf or user_ringbuf`, hashID))
 	if err := awaitResources(before); err != nil {
 		t.Errorf("what failed left behind: %v", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"os"
 	"sync/atomic"
+	"time"
 	"unsafe"
 )
 
@@ -237,7 +238,7 @@ func (v *watchedRing) oldest() uint64 {
 		return v.overwrite()
 	case producer < v.size:
 		return 0 // nothing was overwritten yet
-	case consumer != producer && v.boundary(consumer, producer):
+	case consumer != producer && v.boundary(consumer, producer) && v.settled(consumer, producer):
 		return consumer
 	}
 	return producer
@@ -250,13 +251,11 @@ const maxTries = 16
 // midst. More are as bad as one.
 const maxSuspects = 1000
 
-// boundary reports whether a record begins at pos, for certain if whoever reads the ring has put
-// the consumer position there, and else so that hardly any other position passes: anybody who
-// holds the map can write it. From pos on, records must follow each other to the very
-// producer position. And no record that leads there, too, may have pos in its midst: what looks
-// like a record at pos may be bytes of a sample, but then so does that sample's own record. (Unless
-// its beginning is overwritten already. So bytes in the one that is may pass for a record if they
-// look like a header, offset included, and lead to the next record exactly.)
+// boundary reports whether a record begins at pos, the consumer position, which anybody who holds
+// the map can write. From there on records must follow each other to the very producer position.
+// That is not enough: bytes of a sample may look like a header, and a record that was discarded
+// has those of older records in it. But then there is another record that leads there, too, and has
+// pos in its midst, unless its own header is overwritten already.
 func (v *watchedRing) boundary(pos, producer uint64) bool {
 	if pos%8 != 0 || producer-pos >= v.size || !v.leads(pos, producer) {
 		return false
@@ -276,6 +275,21 @@ func (v *watchedRing) boundary(pos, producer uint64) bool {
 		}
 	}
 	return true
+}
+
+// settleTime is how long nobody may move a consumer position that may be within the oldest record.
+const settleTime = 2 * time.Millisecond
+
+// settled reports whether a consumer position that is a boundary stays where it is, if it is in the
+// older half of the ring. Somebody who has scribbled there may have met the record whose header is
+// overwritten, which is the only way to deceive boundary, and will not leave it there if the
+// ring is still read. In the newer half only a record that is larger than the older one would do.
+func (v *watchedRing) settled(consumer, producer uint64) bool {
+	if producer-consumer <= v.size/2 {
+		return true
+	}
+	time.Sleep(settleTime)
+	return v.consumer() == consumer
 }
 
 // leads reports whether what looks like records leads from pos to producer.

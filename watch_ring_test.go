@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 )
 
@@ -387,4 +388,118 @@ func TestNoRecordIsTornThatIsOverwrittenMeanwhile(t *testing.T) {
 			}
 		}
 	})
+}
+
+// disguised returns a sample that is full of what looks like headers, each of a record that
+// ends where the sample's own does.
+func disguised(f *fakeKernel, size int) []byte {
+	pos := f.ring.producer() + recordHeaderSize
+	var sample []byte
+	for left := size - recordHeaderSize; left >= 0; left -= recordHeaderSize {
+		sample = binary.NativeEndian.AppendUint32(sample, uint32(left))
+		sample = binary.NativeEndian.AppendUint32(sample, uint32(3+pos%f.ring.size/uint64(os.Getpagesize())))
+		pos += recordHeaderSize
+	}
+	return sample
+}
+
+// TestNoScribblingMakesAWatcherBeginWithinARecord sets the consumer position to everything, also
+// where a sample looks like records that lead to the producer position.
+func TestNoScribblingMakesAWatcherBeginWithinARecord(t *testing.T) {
+	f := newFakeKernel(t, 2*os.Getpagesize(), false)
+	for f.ring.producer() < 3*f.ring.size {
+		f.submit(disguised(f, 64))
+		f.discard(24)
+		clear(f.bytes(f.ring.producer()-24, 24)) // else there is more that looks like headers
+		f.submit(disguised(f, 8*(1+f.written%20)))
+	}
+	busy := f.reserve(16)
+	producer := f.ring.producer()
+	boundaries := map[uint64]bool{producer: true, busy: true}
+	oldest := busy
+	for _, record := range f.log {
+		if producer-record.start < f.ring.size {
+			boundaries[record.start] = true
+			oldest = min(oldest, record.start)
+		}
+	}
+	w := f.watcher(t, watchOptions{})
+	for pos := producer - 2*f.ring.size; pos < producer+f.ring.size; pos++ {
+		*f.ring.consumerPos = pos
+		want := producer
+		if boundaries[pos] {
+			want = pos
+		}
+		// What the one record was that is half overwritten nobody can tell.
+		if producer-pos < f.ring.size && pos < oldest {
+			continue
+		}
+		if got := w.view.oldest(); got != want {
+			t.Fatalf("with the consumer position %d, and producer position %d, the oldest record is said to be at %d",
+				pos, producer, got)
+		}
+		records, err := w.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		samples := 0
+		for _, record := range f.log {
+			if record.start >= want && record.number >= 0 {
+				samples++
+			}
+		}
+		if len(records) != samples {
+			t.Fatalf("with the consumer position %d there are %d samples in a snapshot, want %d", pos, len(records), samples)
+		}
+	}
+}
+
+func TestWatcherDoesNotFollowTooManySuspects(t *testing.T) {
+	f := newFakeKernel(t, 16*os.Getpagesize(), false)
+	f.submit(make([]byte, f.ring.size/2))
+	f.submit(make([]byte, f.ring.size/4))
+	// All of it looks like records that end behind the last one.
+	last := f.ring.producer()
+	f.submit(nil)
+	f.submit(nil)
+	f.submit(make([]byte, f.ring.size/4))
+	producer := f.ring.producer()
+	sample := producer - f.ring.size/4
+	for _, suspects := range []uint64{maxSuspects, maxSuspects + 1} {
+		for i := range suspects {
+			pos := last - 8*(2+i)
+			f.setHeader(pos, uint32(sample+8-pos-8))
+			f.setPage(pos)
+		}
+		if got, want := newWatchedRing(f.ring, false).boundary(last, producer), suspects == maxSuspects; got != want {
+			t.Errorf("with %d suspects it says %v", suspects, got)
+		}
+	}
+}
+
+func TestWatcherPausesWhileLittleIsProduced(t *testing.T) {
+	now := time.Now()
+	p := watchPace{size: 8 << 20}
+	producer := uint64(1 << 40)
+	for i, tt := range []struct {
+		after    time.Duration
+		produced uint64
+		want     time.Duration
+	}{
+		{0, 0, 10 * time.Millisecond}, // it knows no rate yet
+		{10 * time.Millisecond, 0, 10 * time.Millisecond},
+		{10 * time.Millisecond, 5 << 20, 2 * time.Millisecond},
+		{2 * time.Millisecond, 8 << 20, time.Millisecond},
+		{time.Millisecond, 0, time.Millisecond},     // half of 4 MiB/ms
+		{time.Millisecond, 0, time.Millisecond},     // half of that
+		{time.Millisecond, 0, 2 * time.Millisecond}, // and so on
+		{2 * time.Millisecond, 0, 4 * time.Millisecond},
+		{4 * time.Millisecond, 100, 8 * time.Millisecond},
+		{8 * time.Millisecond, 0, 10 * time.Millisecond},
+	} {
+		now, producer = now.Add(tt.after), producer+tt.produced
+		if got := p.next(producer, now); got != tt.want {
+			t.Errorf("look %d: the pause is %v, want %v", i, got, tt.want)
+		}
+	}
 }

@@ -81,7 +81,28 @@ type Ring struct {
 // the environment has RINGBUF_KERNEL_TESTS=require.
 func New(tb testing.TB, size int) *Ring {
 	tb.Helper()
-	module, err := load(size)
+	return newRing(tb, ofSize(size))
+}
+
+// NewOverwriting returns a ring in overwrite mode, as New does. Where the kernel does not know
+// that, the test is skipped.
+func NewOverwriting(tb testing.TB, size int) *Ring {
+	tb.Helper()
+	const overwrite = 1 << 19 // BPF_F_RB_OVERWRITE
+	ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "events", 0, 0, size, &bpf.BPFMapCreateOpts{MapFlags: overwrite})
+	if errors.Is(err, syscall.EINVAL) {
+		tb.Skip("needs Linux 6.19")
+	}
+	if err != nil {
+		skipOrFail(tb, err)
+	}
+	defer syscall.Close(ring.FileDescriptor())
+	return newRing(tb, func(events *bpf.BPFMap) error { return events.ReuseFD(ring.FileDescriptor()) })
+}
+
+func newRing(tb testing.TB, prepare func(events *bpf.BPFMap) error) *Ring {
+	tb.Helper()
+	module, err := load(prepare)
 	if err != nil {
 		skipOrFail(tb, err)
 	}
@@ -109,14 +130,18 @@ func skipOrFail(tb testing.TB, err error) {
 	tb.Fatalf("load BPF programs: %v", err)
 }
 
-func load(size int) (*bpf.Module, error) {
+func load(prepare func(events *bpf.BPFMap) error) (*bpf.Module, error) {
 	return bpfobj.Load(object, func(module *bpf.Module) error {
 		events, err := module.GetMap("events")
 		if err != nil {
 			return err
 		}
-		return events.SetMaxEntries(uint32(size))
+		return prepare(events)
 	})
+}
+
+func ofSize(size int) func(events *bpf.BPFMap) error {
+	return func(events *bpf.BPFMap) error { return events.SetMaxEntries(uint32(size)) }
 }
 
 // Status says whether New will work here, and on which kernel.
@@ -130,7 +155,7 @@ func Status() string {
 		}
 		release = append(release, byte(c))
 	}
-	module, err := load(os.Getpagesize())
+	module, err := load(ofSize(os.Getpagesize()))
 	if err != nil {
 		return fmt.Sprintf("kernel tests do NOT run: Linux %s does not let this process load BPF programs: %v", release, err)
 	}

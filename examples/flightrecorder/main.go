@@ -1,0 +1,119 @@
+// Flightrecorder records each system call of a process, for ever, in a ring in overwrite mode,
+// which keeps the newest. Upon SIGUSR1 it prints the last of them, and again upon Ctrl-C, with
+// which it ends. Until then it does nothing: nobody reads the ring.
+package main
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	bpf "github.com/aquasecurity/libbpfgo"
+
+	"github.com/libbpfgo/ringbuf"
+)
+
+//go:embed flightrecorder.bpf.o
+var object []byte
+
+// event is struct event of flightrecorder.bpf.c.
+type event struct {
+	Time    uint64 // in ns since boot
+	Thread  uint32
+	Syscall uint32
+	Comm    [16]byte
+}
+
+func main() {
+	pid := flag.Uint("p", 0, "record the process with this `pid`")
+	n := flag.Int("n", 20, "print the last `n` system calls")
+	flag.Parse()
+	if err := run(uint32(*pid), *n); err != nil {
+		fmt.Fprintln(os.Stderr, "flightrecorder:", err)
+		os.Exit(1)
+	}
+}
+
+func run(pid uint32, n int) error {
+	if pid == 0 {
+		return errors.New("which process? Name one with -p")
+	}
+	if err := tryOverwriteMode(); err != nil {
+		return err
+	}
+	module, err := bpf.NewModuleFromBuffer(object, "flightrecorder")
+	if err != nil {
+		return err
+	}
+	defer module.Close()
+	if err := module.InitGlobalVariable("process", pid); err != nil {
+		return err
+	}
+	if err := module.BPFLoadObject(); err != nil {
+		return err
+	}
+	prog, err := module.GetProgram("sys_enter")
+	if err != nil {
+		return err
+	}
+	if _, err := prog.AttachRawTracepoint("sys_enter"); err != nil {
+		return err
+	}
+	events, err := module.GetMap("events")
+	if err != nil {
+		return err
+	}
+	watcher, err := ringbuf.NewWatcher(events)
+	if err != nil {
+		return err
+	}
+	defer watcher.Close()
+
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGINT, syscall.SIGTERM)
+	fmt.Printf("recording process %d: kill -USR1 %d shows the last system calls\n", pid, os.Getpid())
+	for {
+		last := <-signals != syscall.SIGUSR1
+		if err := print(watcher, n); err != nil || last {
+			return err
+		}
+	}
+}
+
+// tryOverwriteMode says whether this kernel has it.
+func tryOverwriteMode() error {
+	const overwrite = 1 << 19 // BPF_F_RB_OVERWRITE
+	ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "try", 0, 0, os.Getpagesize(), &bpf.BPFMapCreateOpts{MapFlags: overwrite})
+	if errors.Is(err, syscall.EINVAL) {
+		return errors.New("this kernel has no ring buffers in overwrite mode: it takes Linux 6.19")
+	}
+	if err != nil {
+		return err
+	}
+	return syscall.Close(ring.FileDescriptor())
+}
+
+// print prints the last n events that are in the ring.
+func print(watcher *ringbuf.Watcher, n int) error {
+	records, err := watcher.Snapshot()
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d of %d system calls that are in the ring:\n", min(n, len(records)), len(records))
+	fmt.Printf("%15s %8s  %-16s %s\n", "SINCE BOOT", "THREAD", "COMM", "SYSTEM CALL")
+	for _, record := range records[max(len(records)-n, 0):] {
+		e, err := ringbuf.As[event](record)
+		if err != nil {
+			return err
+		}
+		comm, _, _ := bytes.Cut(e.Comm[:], []byte{0})
+		fmt.Printf("%15v %8d  %-16s %d\n", time.Duration(e.Time).Truncate(time.Microsecond), e.Thread, comm, e.Syscall)
+	}
+	return nil
+}
