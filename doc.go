@@ -30,6 +30,9 @@
 // has done. BPF programs get the other half of that from ringbuf.bpf.h, a header that
 // they include from package bpf of this module.
 //
+// A [Watcher] looks at a ring beside its reader and takes nothing. It needs neither libbpf nor
+// cgo.
+//
 // # Building
 //
 // The package is built with cgo and, like libbpfgo, finds libbpf (1.3 or newer,

@@ -889,3 +889,80 @@ func FuzzAsFlex(f *testing.F) {
 		}
 	})
 }
+
+// FuzzWatcher lays out memory at random, with what looks like records here and there, and changes
+// some of it while it is copied. Only the producer and the overwrite position are a kernel's: they
+// never go back. Nothing panics, nobody reads behind the ring, and no sample goes beyond what
+// was produced.
+func FuzzWatcher(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte{1, 0, 200, 3, 255, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
+	f.Add([]byte{2, 3, 129, 0, 1, 255, 7, 64, 128, 0, 3, 0, 0, 5, 2, 2, 6, 200, 1, 1, 1, 0, 0})
+	f.Add([]byte{3, 255, 255, 1, 0, 4, 0, 8, 0, 12, 0, 16, 0, 20, 0, 24, 0, 28, 0, 32})
+	f.Fuzz(func(t *testing.T, code []byte) {
+		withinLimit(t, func() {}, func() { fuzzWatcher(t, &script{code}) })
+	})
+}
+
+func fuzzWatcher(t *testing.T, s *script) {
+	mode := s.next()
+	k := newFakeKernel(t, os.Getpagesize()<<(mode>>1&1), mode&1 == 1)
+	size := k.ring.size
+	number := func() uint64 { return uint64(s.next())<<8 | uint64(s.next()) }
+	copy(k.bytes(0, int(size)), noise[number():])
+	*k.ring.producerPos = 8 * number()
+	change := func() {
+		for range s.next() % 32 {
+			pos := 8 * number()
+			switch s.next() % 8 {
+			case 0:
+				*k.ring.consumerPos = *k.ring.producerPos - pos
+			case 1:
+				*k.ring.consumerPos = number()
+			case 2:
+				*k.ring.producerPos += pos % (2 * size)
+			case 3:
+				*k.position(1) = *k.ring.producerPos - min(pos%size, *k.ring.producerPos)
+			case 4:
+				*k.position(2) = max(*k.position(2), *k.ring.producerPos-min(pos%size, *k.ring.producerPos))
+			case 5:
+				k.setHeader(pos, uint32(number()))
+				k.setPage(pos)
+			default: // a record that leads to a given place
+				k.setHeader(pos, uint32(8*number()%size))
+				k.setPage(pos)
+			}
+		}
+	}
+	change()
+	w := k.watcher(t, watchOptions{oldest: s.next()%2 == 0})
+	w.view.copied = change
+	w.view.weak = s.next()%2 == 0
+	for range 4 {
+		before := w.Position()
+		drain(t, w, func(rec Record, missed uint64) {
+			end := before + missed
+			if missed == 0 {
+				end += recordEnd(0, uint32(len(rec.RawSample)))
+			}
+			if w.Position() < end || w.Position() > k.ring.producer() || rec.Remaining < 0 {
+				t.Errorf("from %d on came a sample of %d bytes, or %d were missed, up to %d of %d", before,
+					len(rec.RawSample), missed, w.Position(), k.ring.producer())
+			}
+			before = w.Position()
+		})
+		records, err := w.Snapshot()
+		if err != nil {
+			t.Error(err)
+		}
+		for _, rec := range records {
+			if uint64(len(rec.RawSample)+rec.Remaining) > size || rec.Remaining < 0 {
+				t.Errorf("a snapshot has a sample of %d bytes, %d bytes before the end", len(rec.RawSample), rec.Remaining)
+			}
+		}
+		if stats := w.Stats(); stats.Bytes > stats.Producer || stats.Fill > int(size) {
+			t.Errorf("Stats are %+v", stats)
+		}
+		change()
+	}
+}

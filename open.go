@@ -22,7 +22,8 @@ type MapHandle struct {
 // The error names path and wraps the errno: ENOENT if there is no file, EPERM where CAP_BPF is
 // missing, and EACCES, with which of these it is, if permission to read or write the file is
 // missing, a directory cannot be searched, or path is no pinned object. It is an error, too, if
-// what is pinned there is no map, or one that NewReader refuses.
+// what is pinned there is no map, or one that NewReader and
+// NewWatcher refuse.
 func Open(path string) (*MapHandle, error) {
 	fd, err := openPinned(path)
 	if err != nil {
@@ -36,7 +37,8 @@ func Open(path string) (*MapHandle, error) {
 // kernel/bpf/syscall.c), since it passes by the permissions of all files.
 //
 // The error names the id and wraps the errno: ENOENT if there is no such map, EPERM where the
-// capability is missing. It is an error, too, if the map is one that NewReader refuses.
+// capability is missing. It is an error, too, if the map is one that NewReader and NewWatcher
+// refuse.
 func OpenID(id uint32) (*MapHandle, error) {
 	fd, err := openID(id)
 	if errors.Is(err, syscall.EPERM) {

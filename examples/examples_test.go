@@ -22,6 +22,8 @@ import (
 	"time"
 	"unsafe"
 
+	bpf "github.com/aquasecurity/libbpfgo"
+
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
@@ -334,6 +336,34 @@ func TestShardedEndsByItself(t *testing.T) {
 	e := start(t, shardedHeader, "sharded", "-n", "1")
 	e.want(`(\d+ ){5}%( \d+)+`)
 	e.wantEnd("")
+}
+
+func TestFlightrecorder(t *testing.T) {
+	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
+	self := pidPattern(t, os.Getpid())
+	if self == `\d+` {
+		t.Skip("in a PID namespace of its own this process does not know what the kernel calls it")
+	}
+	ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "try", 0, 0, os.Getpagesize(), &bpf.BPFMapCreateOpts{MapFlags: 1 << 19})
+	if errors.Is(err, syscall.EINVAL) {
+		out, err := exec.Command(filepath.Join(programs, "flightrecorder"), "-p", self).CombinedOutput()
+		want := "flightrecorder: this kernel has no ring buffers in overwrite mode: it takes Linux 6.19\n"
+		if err == nil || string(out) != want {
+			t.Errorf("it printed %q, %v, want %q", out, err, want)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.Close(ring.FileDescriptor())
+	e := start(t, "recording process .*", "flightrecorder", "-p", self, "-n", "1000000")
+	syscall.Getppid()
+	if err := e.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	e.want(`\d+ of \d+ system calls that are in the ring:`)
+	e.want(fmt.Sprintf(`\S+ \d+ .* %d`, syscall.SYS_GETPPID))
 }
 
 // unprivileged is what privsep's reader says of itself.
