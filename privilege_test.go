@@ -128,18 +128,27 @@ func readUnprivileged(t *testing.T) {
 		}
 	}
 	r, err := NewReader(FD(3))
+	w, watchErr := NewWatcher(FD(3))
 	n, runErr := testrun.Run(4, 0, 1, 1, 0)
 	if os.Getenv(unprivilegedEnv) == "true" {
 		if !errors.Is(err, syscall.EPERM) {
 			t.Errorf("NewReader returned %v, want %v", err, syscall.EPERM)
+		}
+		if !errors.Is(watchErr, syscall.EPERM) {
+			t.Errorf("NewWatcher returned %v, want %v", watchErr, syscall.EPERM)
 		}
 		if !errors.Is(runErr, syscall.EPERM) {
 			t.Errorf("to run the program returned %v, want %v", runErr, syscall.EPERM)
 		}
 		return
 	}
-	if err != nil || runErr != nil || n != 1 {
-		t.Fatalf("NewReader returned %v, to run the program %d, %v", err, n, runErr)
+	if err != nil || watchErr != nil || runErr != nil || n != 1 {
+		t.Fatalf("NewReader returned %v, NewWatcher %v, to run the program %d, %v", err, watchErr, n, runErr)
+	}
+	seen := 0
+	drain(t, w, func(Record, uint64) { seen++ })
+	if err := w.Close(); err != nil || seen != 1 {
+		t.Errorf("the Watcher saw %d samples; Close: %v", seen, err)
 	}
 	wantNumbered(t, r, 0, 2)
 	r.SetDeadline(time.Now().Add(time.Millisecond))
