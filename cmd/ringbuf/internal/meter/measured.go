@@ -1,0 +1,131 @@
+package meter
+
+import (
+	"time"
+
+	"github.com/libbpfgo/ringbuf"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/rings"
+)
+
+// A measured is a ring, and what was seen of it.
+type measured struct {
+	ring     *rings.Ring // without a descriptor
+	usage    rings.Usage
+	counters []*rings.Counter
+	shared   bool
+
+	watcher *ringbuf.Watcher // or nil; keeps the ring in existence
+	begin   look             // of the interval
+	last    look
+	peak    int
+	known   known // of the last interval in which something was counted
+}
+
+// A look is what was seen at one time.
+type look struct {
+	ringbuf.WatchStats
+	at time.Time
+}
+
+// ask asks a survey who uses the ring.
+func (r *measured) ask(s *rings.Survey) {
+	r.usage = s.Of(r.ring)
+	r.counters, r.shared = s.Counters(r.ring)
+}
+
+// watch begins to watch the ring.
+func (r *measured) watch() error {
+	ring, err := r.ring.Reopen()
+	if err != nil {
+		return err
+	}
+	defer ring.Close()
+	if r.watcher, err = ringbuf.NewWatcher(ring.FD()); err != nil {
+		return err
+	}
+	r.look()
+	r.begin, r.peak = r.last, r.last.Fill
+	return nil
+}
+
+// release makes an end of that. Until the next watch the ring may cease to exist.
+func (r *measured) release() {
+	if r.watcher != nil {
+		r.watcher.Close()
+		r.watcher = nil
+	}
+}
+
+func (r *measured) look() {
+	r.last = look{r.watcher.Stats(), time.Now()}
+	r.peak = max(r.peak, r.last.Fill)
+}
+
+// follow looks at the ring. If more was produced since the last look than it has room for, and
+// nothing was counted in this interval yet, it looks again for the size of the records: when a
+// quarter of the ring should have been produced anew, and then, since records come in bursts,
+// until something comes.
+func (r *measured) follow() {
+	before := r.last
+	r.look()
+	if r.last.Missed == before.Missed || r.last.Samples != r.begin.Samples || r.ring.IsUser() {
+		return
+	}
+	rate := float64(r.last.Producer-before.Producer) / r.last.at.Sub(before.at).Seconds()
+	if pause := time.Duration(float64(r.ring.Size) / 4 / rate * float64(time.Second)); pause > minSleep {
+		time.Sleep(pause)
+	}
+	for end := time.Now().Add(patience); r.last.at.Before(end) && r.last.Samples == before.Samples; {
+		r.look()
+	}
+}
+
+const (
+	minSleep = 100 * time.Microsecond // about what shorter sleeps take, too
+	patience = time.Millisecond       // of each look, until something is counted
+)
+
+// row ends the interval, with the last look at the ring.
+func (r *measured) row() Row {
+	begin, end := r.begin, r.last
+	r.begin = r.last
+	row := Row{
+		Ring: r.ring, Usage: r.usage,
+		Fill: end.Fill, Peak: r.peak, Consumer: end.Consumer, Producer: end.Producer,
+		Interval: end.at.Sub(begin.at),
+		Bytes:    end.Producer - begin.Producer,
+		Missed:   end.Missed - begin.Missed,
+		Records:  -1, Discarded: -1, MeanSize: -1,
+	}
+	if row.Fill < 0 {
+		row.Peak = -1
+	}
+	if r.ring.IsUser() {
+		return row
+	}
+	k := known{
+		records:   float64(end.Samples - begin.Samples),
+		discarded: float64(end.Discarded - begin.Discarded),
+		sample:    float64(end.Bytes - begin.Bytes),
+		bytes:     float64(row.Bytes) - float64(row.Missed),
+	}
+	if row.Missed > 0 && k.bytes <= 0 {
+		k = r.known
+	}
+	scale := 1.0
+	if row.Missed > 0 {
+		if k.bytes <= 0 {
+			return row
+		}
+		scale = float64(row.Bytes) / k.bytes
+	}
+	row.Records, row.Discarded = k.records*scale, k.discarded*scale
+	if k.records > 0 {
+		row.MeanSize = k.sample / k.records
+		r.known = k
+	}
+	return row
+}
+
+// A known is what was counted in some bytes of a ring.
+type known struct{ records, discarded, sample, bytes float64 }

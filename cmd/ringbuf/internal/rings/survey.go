@@ -1,0 +1,146 @@
+package rings
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+)
+
+// A Surveyor finds out who uses rings. It remembers what does not change.
+type Surveyor struct {
+	programs programCache
+	kinds    map[uint32]mapKind // of maps that programs use, by id
+}
+
+// A Survey is what a Surveyor found at one time.
+type Survey struct {
+	// Mounts is where BPF file systems are mounted, without which there are no pins to be seen.
+	Mounts []string
+
+	// Missing says which privileges were missing, and what is therefore not known.
+	Missing []string
+
+	surveyor      *Surveyor
+	programs      map[uint32][]Program // by the id of a map that they use
+	programsKnown bool
+	processes     []*process
+	pins          map[uint32][]string
+}
+
+// Usage is who uses a ring.
+type Usage struct {
+	Programs  []Program // nil if not known
+	Processes []Process
+	Pins      []string // nil if no BPF file system is mounted
+}
+
+// A Process is one that uses a ring.
+type Process struct {
+	PID  int
+	Comm string
+	Via  []Via
+}
+
+// Via is by what a process uses a ring.
+type Via string
+
+// A process has these of a map: a descriptor, a mapping, and a descriptor of a program that uses
+// it, or of a link to such a program.
+const (
+	ViaDescriptor Via = "descriptor"
+	ViaMapping    Via = "mapping"
+	ViaProgram    Via = "program"
+)
+
+// Survey looks at all programs, processes and pins. What it is not permitted to see it leaves
+// out, and says so in Missing.
+func (s *Surveyor) Survey() (*Survey, error) {
+	v := &Survey{surveyor: s, programsKnown: true, programs: map[uint32][]Program{}}
+	programs, err := s.programs.all()
+	if errors.Is(err, fs.ErrPermission) {
+		v.programsKnown = false
+		v.Missing = append(v.Missing, "programs, and what processes have mapped, are not known: that takes CAP_SYS_ADMIN")
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range programs {
+		for _, id := range slices.Compact(slices.Sorted(slices.Values(p.Maps))) {
+			v.programs[id] = append(v.programs[id], p)
+		}
+	}
+	maps.DeleteFunc(s.kinds, func(id uint32, _ mapKind) bool { return v.programs[id] == nil })
+	var hidden int
+	if v.processes, hidden, err = processes(); err != nil {
+		return nil, fmt.Errorf("look at processes: %w", err)
+	}
+	if hidden > 0 {
+		v.Missing = append(v.Missing, fmt.Sprintf("not known of all processes (not of %d): that takes CAP_SYS_PTRACE, and all capabilities that they have", hidden))
+	}
+	if v.Mounts, err = mounts(); err != nil {
+		return nil, fmt.Errorf("look for BPF file systems: %w", err)
+	}
+	v.pins = pins(v.Mounts)
+	return v, nil
+}
+
+// Of returns who uses a ring.
+func (v *Survey) Of(r *Ring) Usage {
+	u := Usage{Processes: []Process{}}
+	if v.programsKnown {
+		u.Programs = []Program{}
+	}
+	u.Programs = append(u.Programs, v.programs[r.ID]...)
+	for _, p := range v.processes {
+		if via := p.uses(r, u.Programs); len(via) > 0 {
+			u.Processes = append(u.Processes, Process{p.pid, p.comm, via})
+		}
+	}
+	slices.SortFunc(u.Processes, func(a, b Process) int { return a.PID - b.PID })
+	if len(v.Mounts) > 0 {
+		u.Pins = append([]string{}, v.pins[r.ID]...)
+	}
+	return u
+}
+
+// uses says by what the process uses a ring, whose programs are these.
+func (p *process) uses(r *Ring, programs []Program) (via []Via) {
+	if p.held[r.ID] {
+		via = append(via, ViaDescriptor)
+	}
+	if slices.ContainsFunc(r.frames[:], func(frame uint64) bool { return p.frames[frame] }) {
+		via = append(via, ViaMapping)
+	}
+	if slices.ContainsFunc(programs, func(prog Program) bool { return p.programs[prog.ID] }) {
+		via = append(via, ViaProgram)
+	}
+	return via
+}
+
+// Owner returns the process that is most likely to be the one that reads the ring, of those
+// that use it.
+func (u Usage) Owner() Process {
+	for _, p := range u.Processes {
+		if slices.Contains(p.Via, ViaMapping) {
+			return p
+		}
+	}
+	return u.Processes[0]
+}
+
+// Changed reports whether one of those who used the ring does so no longer. It looks at whether
+// they exist only.
+func (u Usage) Changed() bool {
+	return slices.ContainsFunc(u.Programs, func(p Program) bool { return !programExists(p.ID) }) ||
+		slices.ContainsFunc(u.Processes, func(p Process) bool { return !exists(fmt.Sprintf("/proc/%d", p.PID)) }) ||
+		slices.ContainsFunc(u.Pins, func(path string) bool { return !exists(path) })
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// mapHelp is what the help of each command that takes MAP says of it.
+const mapHelp = `
+MAP names a ring buffer as bpftool does:
+
+  id N          the map with this id
+  name NAME     all ring buffers of this name (of which the kernel keeps 15 bytes)
+  pinned PATH   the map that is pinned there, in a BPF file system
+  pid PID       all ring buffers that the process holds or writes into
+
+A bare number, a path with a slash, or a name will do where only one ring buffer can be
+meant.`
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "ringbuf",
+		Short: "Show the BPF ring buffers of this machine",
+		Long: `Ringbuf shows the BPF ring buffers of this machine: which there are and whose, how full
+they are and how fast, and what is in them. It takes nothing from who reads them, and moves no
+position, unless told to.`,
+		Example: `  ringbuf list                     which ring buffers are there?
+  ringbuf top name events          how full are those named "events", how fast?
+  ringbuf top -n 1 -o json         the same for a script, once
+  ringbuf list pid 4242            which does this process use?`,
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			hint := "see ringbuf --help"
+			if similar := cmd.SuggestionsFor(args[0]); len(similar) > 0 {
+				hint = fmt.Sprintf("did you mean %q?", similar[0])
+			}
+			return usageErrorf("there is no command %q: %s", args[0], hint)
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SuggestionsMinimumDistance = 2
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageErrorf("%w: see %s --help", err, cmd.CommandPath())
+	})
+	root.PersistentFlags().Bool("no-color", os.Getenv("NO_COLOR") != "", "no colors; also if NO_COLOR is set")
+	root.AddCommand(newListCommand(), newTopCommand(), newTailCommand(), newManCommand())
+	root.AddCommand(&cobra.Command{
+		Use:   "exit-codes",
+		Short: "What the exit codes mean",
+		Long: `0  all went well
+1  something failed, or a ring buffer that was asked for does not exist
+2  the command line is wrong
+3  a privilege is missing
+
+All but 0 come with one line on standard error that says what to do.`,
+	})
+	return root
+}
+
+// version returns that of the module, as go install leaves it in the binary.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "(unknown)"
+	}
+	return info.Main.Version
+}

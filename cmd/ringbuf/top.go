@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	tea "charm.land/bubbletea/v2"
+	"github.com/charmbracelet/colorprofile"
+	"github.com/charmbracelet/x/term"
+	"github.com/spf13/cobra"
+
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/meter"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/rings"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/screen"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
+)
+
+func newTopCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "top [MAP...]",
+		Short: "Show how full ring buffers are, and how fast they are filled",
+		Long: `Top shows all ring buffers of this machine, or those that are named, again and again: how full
+they are and were at most, how many bytes and records are produced in a second, how large
+records are on average, how many are lost where BPF programs count that with a
+RINGBUF_COUNTER of bpf/ringbuf.bpf.h, and who uses them. On a terminal, press ? for what keys
+do and columns mean. Elsewhere it prints a table, or with -o json an object, each time.
+
+Top takes nothing from who reads the ring buffers. It looks at the headers of records, which
+takes some nanoseconds for each, and not at what is in them.
+` + mapHelp,
+		Example: `  ringbuf top
+  ringbuf top name events -d 0.5
+  ringbuf top -n 3 -o json`,
+		Args:              cobra.ArbitraryArgs,
+		ValidArgsFunction: completeMap,
+	}
+	out := outputFlag(cmd)
+	n := cmd.Flags().IntP("iterations", "n", 0, "end after so many intervals; 0 goes on until it is interrupted")
+	delay := cmd.Flags().Float64P("delay", "d", 1, "seconds of an interval")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		q, err := rings.ParseQuery(args)
+		switch {
+		case err != nil:
+			return usageError{err}
+		case *n < 0:
+			return usageErrorf("-n %d: it must not be negative", *n)
+		case !(*delay >= 0.01 && *delay <= 86400):
+			return usageErrorf("-d %v: it must be 0.01 to 86400 seconds", *delay)
+		}
+		m, err := meter.New(q)
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		interval := time.Duration(*delay * float64(time.Second))
+		if stdout, ok := cmd.OutOrStdout().(*os.File); ok && *out == outputTable && term.IsTerminal(stdout.Fd()) {
+			noColor, err := cmd.Flags().GetBool("no-color")
+			if err != nil {
+				return err
+			}
+			return topScreen(m, interval, *n, noColor)
+		}
+		return topLines(cmd.OutOrStdout(), cmd.ErrOrStderr(), m, interval, *n, *out)
+	}
+	return cmd
+}
+
+// topScreen shows the measurements on the terminal.
+func topScreen(m *meter.Meter, interval time.Duration, n int, noColor bool) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	model := screen.New(ctx, m, interval, n)
+	options := []tea.ProgramOption{tea.WithFPS(20)}
+	if noColor {
+		options = append(options, tea.WithColorProfile(colorprofile.Ascii))
+	}
+	_, err := tea.NewProgram(model, options...).Run()
+	if errors.Is(err, tea.ErrInterrupted) {
+		err = nil // by a signal, as by a key
+	}
+	return errors.Join(err, model.Err())
+}
+
+// topLines prints the measurements.
+func topLines(stdout, stderr io.Writer, m *meter.Meter, interval time.Duration, n int, out output) error {
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer cancel()
+	for i := 0; i < n || n == 0; i++ {
+		rows, err := m.Measure(ctx, interval)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if i == 0 {
+			for _, missing := range m.Missing() {
+				fmt.Fprintln(stderr, "ringbuf:", missing)
+			}
+		}
+		if out == outputJSON {
+			err = encodeRows(stdout, rows, time.Now())
+		} else {
+			err = writeRows(stdout, rows, i > 0)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeRows(w io.Writer, rows []meter.Row, again bool) error {
+	t := text.Table{
+		Header:  []string{"ID", "NAME", "TYPE", "SIZE", "FILL", "PEAK", "BYTES/S", "REC/S", "MEAN", "LOST/S", "OWNER"},
+		Numeric: []bool{true, false, false, true, true, true, true, true, true, true, false},
+	}
+	for i := range rows {
+		var row text.Row
+		for _, cell := range []func(*meter.Row) string{
+			screen.ID, screen.Name, screen.Type, screen.Size, screen.Fill, screen.Peak, screen.BytesPerSecond,
+			screen.RecordsPerSecond, screen.MeanSize, screen.LostPerSecond, screen.Owner,
+		} {
+			row = append(row, []string{cell(&rows[i])})
+		}
+		t.Rows = append(t.Rows, row)
+	}
+	if again {
+		fmt.Fprintln(w)
+	}
+	return t.Write(w)
+}
+
+// A measuredJSON is a ring buffer as top shows it: one object of JSON. docs/tool.md has the
+// meaning of the fields, which only grow in number.
+type measuredJSON struct {
+	Time            time.Time `json:"time"`
+	IntervalSeconds float64   `json:"interval_seconds"`
+	ringJSON
+	PeakFillBytes      *int     `json:"peak_fill_bytes"`
+	PeakFillPercent    *float64 `json:"peak_fill_percent"`
+	BytesPerSecond     *float64 `json:"bytes_per_second"`
+	RecordsPerSecond   *float64 `json:"records_per_second"`
+	MeanSizeBytes      *float64 `json:"mean_size_bytes"`
+	DiscardedPerSecond *float64 `json:"discarded_per_second"`
+	MissedBytes        uint64   `json:"missed_bytes"`
+	LostPerSecond      *float64 `json:"lost_per_second"`
+	LostShared         bool     `json:"lost_shared"`
+	usageJSON
+}
+
+func encodeRows(w io.Writer, rows []meter.Row, now time.Time) error {
+	encoder := json.NewEncoder(w)
+	for i := range rows {
+		r := &rows[i]
+		perSecond := func(n float64) *float64 {
+			if n < 0 || r.Interval == 0 {
+				return nil
+			}
+			n = round(r.Rate(n))
+			return &n
+		}
+		j := measuredJSON{
+			Time: now, IntervalSeconds: r.Interval.Seconds(),
+			ringJSON:           newRingJSON(r.Ring, r.Fill, r.Consumer, r.Producer),
+			BytesPerSecond:     perSecond(float64(r.Bytes)),
+			RecordsPerSecond:   perSecond(r.Records),
+			DiscardedPerSecond: perSecond(r.Discarded),
+			LostPerSecond:      perSecond(float64(r.Lost)),
+			LostShared:         r.LostShared && r.Lost >= 0,
+			MissedBytes:        r.Missed,
+			usageJSON:          newUsageJSON(r.Usage),
+		}
+		j.PeakFillBytes, j.PeakFillPercent = fillJSON(r.Ring, r.Peak)
+		if r.Interval > 0 && r.MeanSize >= 0 {
+			mean := round(r.MeanSize)
+			j.MeanSizeBytes = &mean
+		}
+		if err := encoder.Encode(j); err != nil {
+			return err
+		}
+	}
+	return nil
+}
