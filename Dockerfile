@@ -1,4 +1,4 @@
-# The demo and the selftests as static programs, and nothing else: see `make docker`.
+# The demo, the selftests and the tool as static programs, and nothing else: see `make docker`.
 ARG BASE=debian:trixie-slim
 
 FROM $BASE AS build
@@ -11,15 +11,17 @@ ARG GOPROXY
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
+COPY cmd/ringbuf/go.mod cmd/ringbuf/go.sum cmd/ringbuf/
+RUN cd cmd/ringbuf && go mod download
 COPY . .
-RUN [ -e libbpf/src/libbpf.c ] || export LIBBPF_SRC=system; make static
+RUN [ -e libbpf/src/libbpf.c ] || export LIBBPF_SRC=system; GOTOOLCHAIN=auto make static tool
 
 # The capabilities are permitted but not effective (=p). With =ep no program could start
 # where the container lacks one; so it starts and says what it lacks. What make static links
 # in, scripts/capabilities.c, makes them effective. CAP_SYS_ADMIN is for engines that do not
 # know CAP_BPF, and for selftests that mount.
 RUN install -d /image/bin && install -d -m 1777 /image/tmp && \
-	cp -r output/static/. /image/bin && \
+	cp -r output/static/. output/ringbuf /image/bin && \
 	for program in /image/bin/execsnoop /image/bin/selftests/*; do \
 		setcap cap_bpf,cap_perfmon,cap_sys_admin=p "$program" || exit; \
 	done

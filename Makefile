@@ -100,6 +100,8 @@ test: lint selftest asan ## lint, selftests, unit tests and kernel tests with -r
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 	cd examples/migration && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 	cd metrics && go test -race -count=1 -timeout 5m $(TEST_EXEC) -v ./...
+	@scripts/deps.sh tmux=tmux setpriv=util-linux
+	cd cmd/ringbuf && go test -count=1 -timeout 10m $(TEST_EXEC) -v ./...
 
 # A number (2000x) where a failure must mean something: now and then Go takes the end of a
 # time for one, "context deadline exceeded". What is found to be of interest is kept in
@@ -172,16 +174,43 @@ selftest: bpf ## run the end-to-end programs on this kernel
 	@go build -o $(OUTPUT)/ ./selftest && go build -o $(OUTPUT)/selftests/ ./selftest/*/
 	@$(SUDO) $(OUTPUT)/selftest
 
-# Of the binaries nothing depends on the directory in which they were built.
-.PHONY: static
-static: bpf ## build static binaries of the demo and the selftests, in output/static
-	@rm -rf $(OUTPUT)/static
+# What static programs need beside libbpf.
+.PHONY: libstatic
+libstatic: libbpf
 	@for part in libeu capabilities; do \
 		$(CC) -c scripts/$$part.c -o $(PREFIX)/lib/$$part.o && \
 			ar rc $(PREFIX)/lib/libstatic.a $(PREFIX)/lib/$$part.o || exit; \
 	done
+
+# Of the binaries nothing depends on the directory in which they were built.
+.PHONY: static
+static: bpf libstatic ## build static binaries of the demo and the selftests, in output/static
+	@rm -rf $(OUTPUT)/static
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/ ./examples/execsnoop ./selftest
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/selftests/ ./selftest/*/
+
+.PHONY: tool
+tool: libstatic ## build the tool, static and with libbpf: output/ringbuf
+	@cd cmd/ringbuf && go build $(STATIC_FLAGS) -o $(OUTPUT)/ringbuf .
+
+# What may take root is only the copying, as in: make tool && sudo make install.
+prefix := /usr/local
+.PHONY: install
+install: ## install the tool, its man pages and completions (prefix=/usr/local DESTDIR=)
+	@[ -x $(OUTPUT)/ringbuf ] || $(MAKE) --no-print-directory tool
+	@install -D -m 0755 $(OUTPUT)/ringbuf $(DESTDIR)$(prefix)/bin/ringbuf
+	@$(OUTPUT)/ringbuf man $(DESTDIR)$(prefix)/share/man/man1
+	@install -d $(addprefix $(DESTDIR)$(prefix)/share/,bash-completion/completions zsh/site-functions fish/vendor_completions.d)
+	@$(OUTPUT)/ringbuf completion bash >$(DESTDIR)$(prefix)/share/bash-completion/completions/ringbuf
+	@$(OUTPUT)/ringbuf completion zsh >$(DESTDIR)$(prefix)/share/zsh/site-functions/_ringbuf
+	@$(OUTPUT)/ringbuf completion fish >$(DESTDIR)$(prefix)/share/fish/vendor_completions.d/ringbuf.fish
+
+.PHONY: pictures
+pictures: tool bpf ## draw docs/tool/*.svg anew: the tool on a terminal, beside the examples
+	@scripts/deps.sh tmux=tmux
+	@go build -o $(OUTPUT)/ ./examples/execsnoop ./examples/sharded
+	@cd cmd/ringbuf && go build -o $(OUTPUT)/ ./internal/picture
+	@$(SUDO) scripts/pictures.sh $(OUTPUT) docs/tool
 
 # Kernels of Debian's, or paths.
 KERNEL := 5.10 6.1 6.12 newest
@@ -233,10 +262,12 @@ lint: libbpf-of-bench ## go vet, staticcheck, gofmt and clang-format
 	cd bench && go vet ./...
 	cd metrics && go vet ./...
 	cd examples/migration && go vet ./...
+	cd cmd/ringbuf && go vet ./...
 	go tool -modfile=tools/go.mod staticcheck ./...
 	cd bench && go tool -modfile=../tools/go.mod staticcheck ./...
 	cd metrics && go tool -modfile=../tools/go.mod staticcheck ./...
 	cd examples/migration && go tool -modfile=../../tools/go.mod staticcheck ./...
+	cd cmd/ringbuf && go tool -modfile=../../tools/go.mod staticcheck ./...
 	@unformatted=$$(gofmt -l .); \
 		[ -z "$$unformatted" ] || { echo "not gofmt-clean: $$unformatted"; exit 1; }
 	clang-format --dry-run --Werror $(C_SOURCES)
