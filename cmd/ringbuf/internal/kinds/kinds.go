@@ -1,0 +1,116 @@
+// Package kinds submits samples with values of each kind that BTF knows, and many numbered ones,
+// for tests. C lays them out and fills them in.
+package kinds
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/binary"
+	"errors"
+	"os"
+	"syscall"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+)
+
+//go:embed kinds.bpf.o
+var object []byte
+
+// Object returns the compiled program, which has the BTF.
+func Object() []byte { return object }
+
+// The samples, as enum which of kinds.bpf.c has them.
+const (
+	Integers = iota
+	Bits
+	Others
+	Compound
+	Items
+	Arguments
+	Outer
+	Count
+)
+
+// Submitter is the program, with its ring.
+type Submitter struct {
+	tb     testing.TB
+	Events *ebpf.Map
+	submit *ebpf.Program
+	flood  *ebpf.Program
+}
+
+// New loads the program, with a ring of this size in bytes, until the end of the test. Where this process cannot load BPF programs,
+// the test is skipped, or fails if the environment has RINGBUF_KERNEL_TESTS=require.
+func New(tb testing.TB, size int) *Submitter {
+	tb.Helper()
+	_ = rlimit.RemoveMemlock() // for kernels before 5.11; who may not, may not load either
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	spec.Maps["events"].MaxEntries = uint32(size)
+	collection, err := ebpf.NewCollection(spec)
+	if errors.Is(err, syscall.EPERM) && os.Getenv("RINGBUF_KERNEL_TESTS") != "require" {
+		tb.Skipf("this process cannot load BPF programs: %v", err)
+	}
+	if err != nil {
+		tb.Fatalf("load BPF programs: %v", err)
+	}
+	tb.Cleanup(collection.Close)
+	return &Submitter{tb: tb, Events: collection.Maps["events"], submit: collection.Programs["submit"], flood: collection.Programs["flood"]}
+}
+
+// Submit submits a sample, with so many bytes more than it has, or less.
+func (s *Submitter) Submit(which, more int) {
+	s.tb.Helper()
+	if result := s.run(s.submit, uint64(which), uint64(more)); result != 0 {
+		s.tb.Fatalf("submit sample %d with %d bytes more: %d", which, more, int32(result))
+	}
+}
+
+// NumberedSize is the size of a numbered sample, and RecordSize of its record.
+const (
+	NumberedSize = 64
+	RecordSize   = NumberedSize + 8
+)
+
+const maxFlood = 4096
+
+// Flood submits up to n samples with numbers from first on, and returns how many there was room
+// for.
+func (s *Submitter) Flood(first, n int) (added int) {
+	s.tb.Helper()
+	for added < n {
+		want := min(n-added, maxFlood)
+		got := int(s.run(s.flood, uint64(first+added), uint64(want)))
+		added += got
+		if got < want {
+			break
+		}
+	}
+	return added
+}
+
+// Numbered returns the sample with a number, as kinds.bpf.c makes it.
+func Numbered(number int) []byte {
+	b := make([]byte, 0, NumberedSize)
+	for i := range uint64(NumberedSize / 8) {
+		b = binary.NativeEndian.AppendUint64(b, uint64(number)*(i+1))
+	}
+	return b
+}
+
+func (s *Submitter) run(prog *ebpf.Program, args ...uint64) uint32 {
+	s.tb.Helper()
+	var context []byte
+	for _, arg := range args {
+		context = binary.NativeEndian.AppendUint64(context, arg)
+	}
+	result, err := prog.Run(&ebpf.RunOptions{Context: context})
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	return result
+}
