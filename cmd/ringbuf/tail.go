@@ -1,6 +1,463 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
 
-// newTailCommand is still to come.
-func newTailCommand() *cobra.Command { return &cobra.Command{Use: "tail MAP...", Hidden: true} }
+	"github.com/charmbracelet/x/term"
+	"github.com/spf13/cobra"
+
+	"github.com/libbpfgo/ringbuf"
+	"github.com/libbpfgo/ringbuf/capture"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/decode"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/rings"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/savefile"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/tail"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
+)
+
+// A tailFlags is what the flags of tail say.
+type tailFlags struct {
+	typ, btfFile, filter   string
+	count                  uint64
+	duration               time.Duration
+	snaplen                int
+	write, read            string
+	fileSize               fileSize
+	fileSeconds, fileCount int
+	consume, oldest        bool
+	out                    *output
+}
+
+func newTailCommand() *cobra.Command {
+	var f tailFlags
+	cmd := &cobra.Command{
+		Use:   "tail MAP... | -r FILE",
+		Short: "Print or record samples as they are submitted",
+		Long: `Tail prints what is submitted to ring buffers from now on, or writes it to a file. It watches:
+who reads the ring buffers notices nothing, and loses nothing. What the kernel overwrites before
+tail has seen it is missed, and told. With --consume tail is the reader.
+
+A sample is shown as bytes or, with -t, as a C type of the BTF of the programs that use the ring
+buffer. Without -t, tail says which structs the samples may be.
+
+A filter is an expression over the fields of the type: see https://expr-lang.org. Beyond that,
+~ and !~ compare with a pattern, which has * and ? and [a-z].
+
+A file is pcapng, which Wireshark and tshark open, and has the BTF with it, so that -r can decode
+it on another machine. Rotation is as with tcpdump: with -C alone the files are FILE, FILE1,
+FILE2, and with -W as well the oldest is written anew; with -G the name may have %H and the like
+of strftime, and -W is the number of files after which tail ends.
+
+An interrupt ends tail, with totals on standard error and exit code 0.
+` + mapHelp,
+		Example: `  ringbuf tail name events
+  ringbuf tail -c 5 -t 'struct event' -o json name events
+  ringbuf tail -t event --filter 'pid == 42 && comm ~ "ssh*"' pid 4242
+  ringbuf tail -w events.pcapng --for 10s name events
+  ringbuf tail -r events.pcapng -t event`,
+		ValidArgsFunction: completeMap,
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVarP(&f.typ, "type", "t", "", "decode samples as this C `type`, such as 'struct event'")
+	flags.StringVar(&f.btfFile, "btf", "", "take types from this `file`: BTF, or an object file that has it")
+	flags.StringVar(&f.filter, "filter", "", "print or write only samples for which this `expression` is true (needs -t)")
+	flags.Uint64VarP(&f.count, "count", "c", 0, "end after so `many` samples")
+	flags.DurationVar(&f.duration, "for", 0, "end after this `time`, such as 10s")
+	flags.IntVarP(&f.snaplen, "snaplen", "s", 0, "keep no more than so many `bytes` of a sample")
+	flags.BoolVar(&f.oldest, "oldest", false, "begin with the oldest sample that is still in the ring buffer")
+	flags.BoolVar(&f.consume, "consume", false, "read, do not watch: nobody else may read meanwhile, nor will get what tail got")
+	flags.StringVarP(&f.write, "write", "w", "", "write to this pcapng `file` (- is standard output), and print nothing")
+	flags.StringVarP(&f.read, "read", "r", "", "read from this pcapng `file` (- is standard input)")
+	flags.VarP(&f.fileSize, "file-size", "C", "begin another file when one is larger: a `size` in millions of bytes, or with k, m or g in KiB, MiB or GiB")
+	flags.IntVarP(&f.fileSeconds, "file-seconds", "G", 0, "begin another file after so many `seconds`")
+	flags.IntVarP(&f.fileCount, "file-count", "W", 0, "with -C, keep no more than so `many` files; with -G, end after so many")
+	f.out = outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := f.check(args); err != nil {
+			return usageError{err}
+		}
+		q, err := rings.ParseQuery(args)
+		if err != nil {
+			return usageError{err}
+		}
+		return f.run(cmd, q)
+	}
+	return cmd
+}
+
+// check refuses what makes no sense.
+func (f *tailFlags) check(args []string) error {
+	rotates := f.fileSize > 0 || f.fileSeconds != 0
+	switch {
+	case f.read == "" && len(args) == 0:
+		return errors.New("which ring buffer? Name a MAP (ringbuf list shows all), or a recording with -r")
+	case f.read != "" && len(args) > 0:
+		return fmt.Errorf("-r reads the rings of a recording: leave out %q", strings.Join(args, " "))
+	case f.read != "" && (f.consume || f.oldest):
+		return errors.New("-r reads a recording: leave out --consume and --oldest")
+	case f.consume && f.oldest:
+		return errors.New("--consume begins with the oldest sample: leave out --oldest")
+	case f.filter != "" && f.typ == "":
+		return errors.New("--filter needs to know the fields: say with -t which type samples have")
+	case f.btfFile != "" && f.typ == "" && f.write != "":
+		return errors.New("--btf is of no use here without -t")
+	case f.snaplen < 0 || f.fileSeconds < 0 || f.fileCount < 0 || f.duration < 0:
+		return errors.New("-s, -G, -W and --for take no negative numbers")
+	case f.write == "" && (rotates || f.fileCount > 0):
+		return errors.New("-C, -G and -W are about files: name one with -w")
+	case f.fileCount > 0 && !rotates:
+		return errors.New("-W says how many files -C or -G make: give one of them")
+	case f.write != "" && f.write == f.read && f.read != "-":
+		return errors.New("-r and -w name the same file: write to another one")
+	}
+	return nil
+}
+
+func (f *tailFlags) run(cmd *cobra.Command, q rings.Query) (err error) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	go func() {
+		<-ctx.Done()
+		stop() // a second interrupt ends the process
+	}()
+	t := &tail.Tail{Count: f.count, Snaplen: f.snaplen}
+	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), "ringbuf: "+format+"\n", args...) }
+
+	var source tail.Source
+	var closeAll func()
+	if f.read != "" {
+		source, closeAll, err = f.openRecording(cmd, t)
+	} else {
+		source, closeAll, err = f.openRings(t, q)
+	}
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	if err := f.useType(t, say); err != nil {
+		return err
+	}
+	if f.write != "" {
+		t.Saver, err = savefile.New(f.saveOptions(cmd, t))
+		if err != nil {
+			return fmt.Errorf("-w: %w", err)
+		}
+	} else {
+		t.Printer = tail.NewPrinter(cmd.OutOrStdout(), *f.out == outputJSON)
+		t.Offer = func(s string) { say("%s", s) }
+	}
+	if t.Live {
+		verb := map[bool]string{true: "reading", false: "watching"}[f.consume]
+		for _, r := range t.Rings {
+			say("%s %s (id %d, %s)", verb, text.Printable(r.Name), r.ID, text.Bytes(float64(r.Size)))
+		}
+	}
+	clear := f.progress(cmd, t)
+	if f.duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, f.duration)
+		defer cancel()
+	}
+	totals, err := t.Run(ctx, source)
+	clear()
+	say("%v", totals)
+	return err
+}
+
+// progress makes tail show how far a recording is, where that is seen. It returns what removes
+// that line.
+func (f *tailFlags) progress(cmd *cobra.Command, t *tail.Tail) (clear func()) {
+	stderr, ok := cmd.ErrOrStderr().(*os.File)
+	if !ok || t.Saver == nil || !term.IsTerminal(stderr.Fd()) {
+		return func() {}
+	}
+	const clearLine = "\r\x1b[K"
+	t.Tick = func(totals tail.Totals) { fmt.Fprintf(stderr, clearLine+"%v", totals) }
+	return func() { fmt.Fprint(stderr, clearLine) }
+}
+
+func (f *tailFlags) saveOptions(cmd *cobra.Command, t *tail.Tail) savefile.Options {
+	o := savefile.Options{
+		Path: f.write, Stdout: cmd.OutOrStdout(), Size: int64(f.fileSize),
+		Every: time.Duration(f.fileSeconds) * time.Second, Count: f.fileCount,
+	}
+	for _, r := range t.Rings {
+		ring := r.Ring
+		if f.snaplen > 0 && (ring.Snaplen == 0 || ring.Snaplen > f.snaplen) {
+			ring.Snaplen = f.snaplen
+		}
+		o.Rings = append(o.Rings, ring)
+	}
+	return o
+}
+
+func (f *tailFlags) openRecording(cmd *cobra.Command, t *tail.Tail) (tail.Source, func(), error) {
+	file, isFile := os.Stdin, false
+	if f.read != "-" {
+		var err error
+		if file, err = os.Open(f.read); err != nil {
+			return nil, nil, err
+		}
+		isFile = true
+	}
+	closeAll := func() {
+		if isFile {
+			file.Close()
+		}
+	}
+	r, err := capture.NewReader(file)
+	if err != nil {
+		closeAll()
+		return nil, nil, fmt.Errorf("%s: %w", f.read, err)
+	}
+	for _, ring := range r.Rings() {
+		tr := &tail.Ring{Ring: ring}
+		if len(ring.BTF) > 0 && f.btfFile == "" {
+			types, err := decode.Parse(ring.BTF)
+			if err != nil {
+				closeAll()
+				return nil, nil, fmt.Errorf("%s: the BTF of ring %s: %w", f.read, ring.Name, err)
+			}
+			tr.Types = append(tr.Types, types)
+		}
+		t.Rings = append(t.Rings, tr)
+	}
+	label(t.Rings)
+	source := tail.Replay(r)
+	return func(ctx context.Context, yield func(*capture.Record) error) error {
+		if err := source(ctx, yield); err != nil {
+			return fmt.Errorf("%s: %w", f.read, err)
+		}
+		return nil
+	}, closeAll, nil
+}
+
+// openRings opens what is watched, or read, and finds the BTF of its programs.
+func (f *tailFlags) openRings(t *tail.Tail, q rings.Query) (source tail.Source, closeAll func(), err error) {
+	found, err := q.Find()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer rings.CloseAll(found)
+	for _, r := range found {
+		if r.IsUser() {
+			return nil, nil, fmt.Errorf("%s is a user ring buffer, into which programs do not write: its samples cannot be watched", r)
+		}
+	}
+	survey, err := new(rings.Surveyor).Survey()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, r := range found {
+		tr := &tail.Ring{Ring: capture.Ring{Name: r.Name, ID: r.ID, Size: r.Size}}
+		if f.btfFile == "" {
+			if err := f.programTypes(tr, survey.Of(r)); err != nil {
+				return nil, nil, err
+			}
+		}
+		t.Rings = append(t.Rings, tr)
+	}
+	label(t.Rings)
+	t.Live = true
+	if f.consume {
+		source, closeAll, err = consume(found, survey)
+	} else {
+		source, closeAll, err = watch(found, f.oldest)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return source, closeAll, nil
+}
+
+// programTypes takes the types of the programs that use a ring. Of several BTFs, as of programs that
+// were loaded apart, a recording has one with the type that was asked for, or the largest.
+func (f *tailFlags) programTypes(r *tail.Ring, usage rings.Usage) error {
+	var all [][]byte
+	found := false // the type, in r.BTF
+	for _, p := range usage.Programs {
+		raw, err := tail.ProgramBTF(p.ID)
+		if errors.Is(err, fs.ErrPermission) {
+			break // as if there were no programs; useType says what to do
+		}
+		if err != nil {
+			return err
+		}
+		if len(raw) == 0 || slices.ContainsFunc(all, func(have []byte) bool { return string(have) == string(raw) }) {
+			continue
+		}
+		all = append(all, raw)
+		types, err := decode.Parse(raw)
+		if err != nil {
+			return fmt.Errorf("the BTF of program %s (id %d): %w", p.Name, p.ID, err)
+		}
+		r.Types = append(r.Types, types)
+		_, err = types.Type(f.typ)
+		if has := err == nil; has && !found || has == found && len(raw) > len(r.BTF) {
+			r.BTF, found = raw, has
+		}
+	}
+	return nil
+}
+
+// useType has samples decoded. Where several rings are named some may have other types: those
+// are shown as bytes, or not at all where there is a filter.
+func (f *tailFlags) useType(t *tail.Tail, say func(string, ...any)) error {
+	var fromFile []*decode.Types
+	if f.btfFile != "" {
+		types, err := decode.Load(f.btfFile)
+		if err != nil {
+			return fmt.Errorf("--btf: %w", err)
+		}
+		fromFile = []*decode.Types{types}
+	}
+	var failed []error
+	for _, r := range t.Rings {
+		if fromFile != nil {
+			r.Types = fromFile
+		}
+		if f.typ == "" {
+			continue
+		}
+		err := r.Use(f.typ, f.filter)
+		switch {
+		case err == nil:
+		case len(r.Types) == 0:
+			failed = append(failed, fmt.Errorf("%s: no BTF is known of programs that use it: name a file that has it with --btf", r.Label))
+		case errors.Is(err, decode.ErrNotFound):
+			failed = append(failed, fmt.Errorf("%w in the BTF: without -t, tail says which types fit", err))
+		default:
+			return usageError{err}
+		}
+	}
+	if len(failed) > 0 && len(failed) == len(t.Rings) {
+		return failed[0]
+	}
+	for _, err := range failed {
+		what := "its samples are shown as bytes"
+		if f.filter != "" {
+			what = "its samples are left out"
+		}
+		say("%v; %s", err, what)
+	}
+	return nil
+}
+
+// label makes names that tell rings apart.
+func label(all []*tail.Ring) {
+	count := map[string]int{}
+	for _, r := range all {
+		count[r.Name]++
+	}
+	for _, r := range all {
+		r.Label = text.Printable(r.Name)
+		if r.Label == "" || count[r.Name] > 1 {
+			r.Label = fmt.Sprintf("%s(%d)", r.Label, r.ID)
+		}
+	}
+}
+
+func watch(found []*rings.Ring, oldest bool) (tail.Source, func(), error) {
+	var options []ringbuf.WatchOption
+	if oldest {
+		options = append(options, ringbuf.FromOldest())
+	}
+	var watchers []*ringbuf.Watcher
+	closeAll := func() {
+		for _, w := range watchers {
+			w.Close()
+		}
+	}
+	for _, r := range found {
+		w, err := ringbuf.NewWatcher(r.FD(), options...)
+		if err != nil {
+			closeAll()
+			return nil, nil, err
+		}
+		watchers = append(watchers, w)
+	}
+	return tail.Watch(watchers), closeAll, nil
+}
+
+// consume makes this process the reader of rings. A loss counter that is of all of them, and of no
+// others, tells of records that are lost.
+func consume(found []*rings.Ring, survey *rings.Survey) (tail.Source, func(), error) {
+	var maps []ringbuf.Map
+	counter, sole := lossCounter(found[0], survey)
+	for _, r := range found {
+		maps = append(maps, r.FD())
+		if other, _ := lossCounter(r, survey); other != counter {
+			sole = false
+		}
+	}
+	if !sole {
+		counter = 0
+	}
+	var options []ringbuf.Option
+	if counter != 0 {
+		handle, err := ringbuf.OpenID(counter)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer handle.Close()
+		options = append(options, ringbuf.WithLossCounter(handle))
+	}
+	r, err := ringbuf.NewMultiReader(maps, options...)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil, nil, errors.New("--consume needs libbpf, and this ringbuf was built without cgo: watch, without --consume, or build one with \"make tool\"")
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return tail.Consume(r), func() { r.Close() }, nil
+}
+
+// lossCounter returns the id of a ring's loss counter, or 0, and whether it counts what is lost of
+// no other ring.
+func lossCounter(r *rings.Ring, survey *rings.Survey) (id uint32, sole bool) {
+	counters, shared := survey.Counters(r)
+	if len(counters) != 1 {
+		return 0, false
+	}
+	return counters[0].ID, !shared
+}
+
+// A fileSize is the value of -C, in bytes.
+type fileSize int64
+
+func (s *fileSize) String() string {
+	if *s == 0 {
+		return ""
+	}
+	return strconv.FormatInt(int64(*s), 10)
+}
+
+func (s *fileSize) Type() string { return "size" }
+
+func (s *fileSize) Set(value string) error {
+	unit := int64(1_000_000)
+	number := value
+	if i := len(value) - 1; i >= 0 {
+		units := map[byte]int64{'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30}
+		if u, ok := units[value[i]|' ']; ok {
+			unit, number = u, value[:i]
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n <= 0 || n > (1<<62)/unit {
+		return errors.New("it is a number of millions of bytes, or of KiB, MiB or GiB with k, m or g")
+	}
+	*s = fileSize(n * unit)
+	return nil
+}

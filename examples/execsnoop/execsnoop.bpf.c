@@ -29,6 +29,9 @@ struct {
 	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
+/* Has the compiler describe the type in the BTF, for who decodes events, such as ringbuf tail. */
+const struct event *const event_type __attribute__((unused));
+
 /* Events for which there was no room. */
 __u64 lost;
 
