@@ -936,7 +936,7 @@ func fuzzWatcher(t *testing.T, s *script) {
 	}
 	change()
 	w := k.watcher(t, watchOptions{oldest: s.next()%2 == 0})
-	w.view.copied = change
+	w.view.walked = change
 	w.view.weak = s.next()%2 == 0
 	for range 4 {
 		before := w.Position()

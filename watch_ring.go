@@ -29,7 +29,7 @@ type watchedRing struct {
 	pageShift int
 	weak      bool          // this processor, or another one, may see stores out of order
 	fences    atomic.Uint64 // nothing but what adding to it does
-	copied    func()        // for tests: called between the copy and the second look
+	walked    func()        // for tests: called between the look at headers and the copy
 }
 
 func newWatchedRing(g ring, overwrite bool) *watchedRing {
@@ -142,11 +142,11 @@ func (v *watchedRing) take(c *cursor, limit uint64, buf *[]byte) (r run, ok bool
 		pending = v.pending()
 	}
 	end, _ := v.committed(c.pos, r.producer, limit)
+	if v.walked != nil {
+		v.walked()
+	}
 	// SAFETY: this is less than the size of the ring, whose data is mapped twice in a row.
 	*buf = append((*buf)[:0], unsafe.Slice((*byte)(v.at(c.pos)), end-c.pos)...)
-	if v.copied != nil {
-		v.copied()
-	}
 	if v.intact(c.pos) {
 		r.records = *buf
 		c.pos = end

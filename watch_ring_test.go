@@ -359,7 +359,7 @@ func TestNoRecordIsTornThatIsOverwrittenMeanwhile(t *testing.T) {
 			follow := &follower{t: t, kernel: f}
 			rng := rand.New(rand.NewPCG(seed, 2))
 			size := int(f.ring.size)
-			w.view.copied = func() {
+			w.view.walked = func() {
 				switch rng.IntN(4) {
 				case 0:
 					f.writeSome(rng, 2*size>>rng.IntN(10))
@@ -376,7 +376,7 @@ func TestNoRecordIsTornThatIsOverwrittenMeanwhile(t *testing.T) {
 					}
 				})
 			}
-			w.view.copied = nil
+			w.view.walked = nil
 			drain(t, w, func(rec Record, missed uint64) { follow.see(w, rec, missed) })
 			follow.wantAll()
 			if w.records.pos != f.ring.producer() || w.records.missed != follow.missed {
@@ -388,6 +388,27 @@ func TestNoRecordIsTornThatIsOverwrittenMeanwhile(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestTheHeaderBeforeThePositionIsSeenToBeOverwritten has the kernel write a header where the first
+// record was that is copied, and not yet publish it.
+func TestTheHeaderBeforeThePositionIsSeenToBeOverwritten(t *testing.T) {
+	f := newFakeKernel(t, os.Getpagesize(), false)
+	for f.ring.producer() < f.ring.size-64 {
+		f.submit(selfChecked(f.written, 56))
+	}
+	w := f.watcher(t, watchOptions{oldest: true})
+	follow := &follower{t: t, kernel: f}
+	w.view.walked = func() {
+		w.view.walked = nil
+		f.submit(selfChecked(f.written, 56))
+		f.beginReserve(16)
+	}
+	drain(t, w, func(rec Record, missed uint64) { follow.see(w, rec, missed) })
+	follow.wantAll()
+	if follow.missed == 0 {
+		t.Error("it missed nothing")
+	}
 }
 
 // disguised returns a sample that is full of what looks like headers, each of a record that
