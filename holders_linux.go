@@ -35,8 +35,11 @@ func (e *unsoundError) Unwrap() error { return syscall.EUCLEAN }
 // be known. It may take a tenth of a second, once in the life of a Reader: so it is called without
 // the turn, and without the mutex of a queue.
 func nameOthers(err error) error {
+	if !errors.Is(err, syscall.EUCLEAN) {
+		return err // and allocate nothing, as a deadline may pass often
+	}
 	var unsound *unsoundError
-	if err == nil || !errors.As(err, &unsound) {
+	if !errors.As(err, &unsound) {
 		return err
 	}
 	if who := unsound.others.of(unsound.mapID); who != "" {
