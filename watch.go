@@ -68,10 +68,10 @@ func (e *MissedError) Error() string {
 // NewWatcher returns a Watcher of m: a ring buffer (BPF_MAP_TYPE_RINGBUF), in overwrite mode or
 // not, or a user ring buffer (BPF_MAP_TYPE_USER_RINGBUF), of which it has Stats only.
 //
-// It maps the ring for reading, so that m may be closed afterwards, and the ring remains until Close.
-// It needs no capability, only a descriptor of the map for reading and writing: one that was got with
-// BPF_F_RDONLY or BPF_F_WRONLY the kernel does not map. On kernels before 6.0 with the sysctl
-// kernel.unprivileged_bpf_disabled set it also needs CAP_BPF.
+// It maps the ring for reading, so that m may be closed afterwards, and the ring remains until
+// Close. It needs no capability, only a descriptor of the map for reading and writing: one that
+// was got with BPF_F_RDONLY or BPF_F_WRONLY the kernel does not map. On kernels before 6.0 with
+// the sysctl kernel.unprivileged_bpf_disabled set it also needs CAP_BPF.
 //
 // The error names the map and what was being done, and wraps the errno where there is one. On other
 // systems than Linux it wraps errors.ErrUnsupported.
@@ -142,17 +142,18 @@ const (
 	maxWatchPause = 10 * time.Millisecond
 )
 
-// Records returns an iterator over the records that are reserved after NewWatcher, as they are submitted:
+// Records returns an iterator over the records that are reserved after NewWatcher, as they are
+// submitted:
 //
 //	for record, err := range watcher.Records(ctx)
 //
-// RawSample is a copy. It is valid until the next iteration, and may be written to. Remaining
-// is the number of bytes that were behind the record when it was copied, and Lost is 0. Records that
-// were discarded are skipped. One that is reserved and not yet submitted holds back those
-// behind it.
+// RawSample is a copy. It is valid until the next iteration, and may be written to. Remaining is
+// the number of bytes that were behind the record when it was copied, and Lost is 0. Records that
+// were discarded are skipped. One that is reserved and not yet submitted holds back those behind
+// it.
 //
-// A *MissedError comes in place of records that were overwritten, and the loop goes on. It
-// misses records when more than fits in the ring is produced while its body runs, or in a pause: while
+// A *MissedError comes in place of records that were overwritten, and the loop goes on. It misses
+// records when more than fits in the ring is produced while its body runs, or in a pause: while
 // nothing comes it looks at the ring every 10 ms, and the sooner, down to 1 ms, the faster the
 // ring fills up. It then goes on with the oldest record that it can find or, if it is overtaken
 // again before it has seen as much as fits in the ring, with the newest.
@@ -261,14 +262,14 @@ func (w *Watcher) pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Position returns the position in the ring where the record, or gap, ends that Records has yielded
-// last. Before the first it is where the Watcher begins. It is the position that Lease.Position tells
-// of the same record, and with the id of the map it names the record.
+// Position returns the position in the ring where the record, or gap, ends that Records has
+// yielded last. Before the first it is where the Watcher begins. It is the position that
+// Lease.Position tells of the same record, and with the id of the map it names the record.
 func (w *Watcher) Position() uint64 { return w.position.Load() }
 
-// Snapshot returns copies of the records that are in the ring now, from the oldest that can be found up
-// to the first that is not submitted yet. They belong to the caller, and share one allocation.
-// Their Remaining is the number of bytes that were behind them in the ring.
+// Snapshot returns copies of the records that are in the ring now, from the oldest that can be
+// found up to the first that is not submitted yet. They belong to the caller, and share one
+// allocation. Their Remaining is the number of bytes that were behind them in the ring.
 //
 // It finds those that nobody has consumed and, in overwrite mode, those that are not overwritten:
 // so it takes out of a program that writes for ever what came before the call. As long as the ring
@@ -306,8 +307,8 @@ func (r run) split() []Record {
 	return all
 }
 
-// WatchStats is what Watcher.Stats says of a ring. It is a plain value, which encoding/json can show
-// as it is.
+// WatchStats is what Watcher.Stats says of a ring. It is a plain value, which encoding/json can
+// show as it is.
 type WatchStats struct {
 	Name string // of the map
 	ID   uint32 // of the map

@@ -82,10 +82,10 @@ type run struct {
 }
 
 // overtaken reports whether the kernel may have written, or is about to write, over what was at
-// pos. In overwrite mode it publishes first what it is about to overwrite. Else it writes the header
-// of a record, and that only, before it publishes the producer position
-// (__bpf_ringbuf_reserve() in kernel/bpf/ringbuf.c): so the first header of the whole size
-// counts as overwritten.
+// pos. In overwrite mode it publishes first what it is about to overwrite. Else it writes the
+// header of a record, and that only, before it publishes the producer position
+// (__bpf_ringbuf_reserve() in kernel/bpf/ringbuf.c): so the first header of the whole size counts
+// as overwritten.
 func (v *watchedRing) overtaken(pos uint64) bool {
 	return v.producer()-pos >= v.size || v.overwriting() && v.overwrite() > pos
 }

@@ -109,9 +109,9 @@ func (r *Reader) Comment() string { return r.comment }
 // Where the recording says that records were missed, a *ringbuf.MissedError comes first, and the
 // loop goes on, as with a Watcher. A recording of what a Reader read has none.
 //
-// Any other error comes with a last iteration, without a record. It wraps io.ErrUnexpectedEOF if the
-// file ends in the middle of a block, as it does when who wrote it was killed: all records before
-// that have been returned. Others say where in the file what is wrong.
+// Any other error comes with a last iteration, without a record. It wraps io.ErrUnexpectedEOF if
+// the file ends in the middle of a block, as it does when who wrote it was killed: all records
+// before that have been returned. Others say where in the file what is wrong.
 func (r *Reader) Records() iter.Seq2[ringbuf.Record, error] {
 	return func(yield func(ringbuf.Record, error) bool) {
 		for rec, err := range r.All() {

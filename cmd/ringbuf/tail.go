@@ -281,8 +281,8 @@ func (f *tailFlags) openRings(t *tail.Tail, q rings.Query) (source tail.Source, 
 	return source, closeAll, nil
 }
 
-// programTypes takes the types of the programs that use a ring. Of several BTFs, as of programs that
-// were loaded apart, a recording has one with the type that was asked for, or the largest.
+// programTypes takes the types of the programs that use a ring. Of several BTFs, as of programs
+// that were loaded apart, a recording has one with the type that was asked for, or the largest.
 func (f *tailFlags) programTypes(r *tail.Ring, usage rings.Usage) error {
 	var all [][]byte
 	found := false // the type, in r.BTF

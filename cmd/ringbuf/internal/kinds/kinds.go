@@ -41,8 +41,9 @@ type Submitter struct {
 	flood  *ebpf.Program
 }
 
-// New loads the program, with a ring of this size in bytes, until the end of the test. Where this process cannot load BPF programs,
-// the test is skipped, or fails if the environment has RINGBUF_KERNEL_TESTS=require.
+// New loads the program, with a ring of this size in bytes, until the end of the test. Where this
+// process cannot load BPF programs, the test is skipped, or fails if the environment has
+// RINGBUF_KERNEL_TESTS=require.
 func New(tb testing.TB, size int) *Submitter {
 	tb.Helper()
 	_ = rlimit.RemoveMemlock() // for kernels before 5.11; who may not, may not load either
