@@ -217,10 +217,12 @@ pictures: tool bpf ## draw docs/tool/*.svg anew: the tool on a terminal, beside 
 
 # Kernels of Debian's, or paths.
 KERNEL := 5.10 6.1 6.12 newest
+# Machines that run at once.
+JOBS := 1
 QEMU_amd64 := qemu-system-x86_64=qemu-system-x86
 QEMU_arm64 := qemu-system-aarch64=qemu-system-arm
 .PHONY: vmtest
-vmtest: ## run selftests and tests in virtual machines (KERNEL='6.1 ./bzImage' ARCH=arm64)
+vmtest: ## run selftests and tests in virtual machines (KERNEL='6.1 ./bzImage' ARCH=arm64 JOBS=2)
 	@scripts/deps.sh $(QEMU_$(ARCH)) cpio=cpio
 	@mkdir -p $(OUTPUT)/kernels
 	@scripts/kernel.sh $(ARCH) $(OUTPUT)/kernels $(KERNEL) >$(OUTPUT)/kernels/chosen
@@ -229,7 +231,7 @@ vmtest: ## run selftests and tests in virtual machines (KERNEL='6.1 ./bzImage' A
 	@CGO_ENABLED=0 go build -o $(OUTPUT)/static/init ./internal/vmtest
 	@cd $(OUTPUT)/static && find . | cpio --quiet -o -H newc -R 0:0 >../initramfs
 	@GOARCH= go build -o $(OUTPUT)/vmtest ./internal/vmtest
-	@GOARCH= $(OUTPUT)/vmtest -arch $(ARCH) $(OUTPUT)/initramfs $$(cat $(OUTPUT)/kernels/chosen)
+	@GOARCH= $(OUTPUT)/vmtest -arch $(ARCH) -j $(JOBS) $(OUTPUT)/initramfs $$(cat $(OUTPUT)/kernels/chosen)
 
 .PHONY: docker
 docker: $(filter docker-base,$(MAKECMDGOALS)) ## build the image ringbuf with these binaries, and run them (BASE=image)

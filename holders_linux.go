@@ -19,6 +19,9 @@ const (
 
 	// That many are named of a map.
 	maxHolders = 4
+
+	// A program as a rule has the descriptor still that it gave to NewReader.
+	givenMark = ", as a rule the one that NewReader was given"
 )
 
 // An unsoundError is one that wraps EUCLEAN: a consumer position is not what it should be.
@@ -80,9 +83,12 @@ func findHolders(ids []uint32, looks int) map[uint32]string {
 		if _, err := strconv.Atoi(pid); err != nil {
 			continue
 		}
+		if looks <= 0 {
+			break
+		}
 		for id, fds := range mapsOf(pid, ids, &looks) {
 			if pid == self {
-				here[id] = "this process (descriptor " + strings.Join(fds, " and ") + ")"
+				here[id] = "this process (descriptor " + strings.Join(fds, " and ") + givenMark + ")"
 			} else {
 				found[id] = append(found[id], fmt.Sprintf("pid %s (%s)", pid, nameOf(pid)))
 			}
@@ -104,20 +110,23 @@ func findHolders(ids []uint32, looks int) map[uint32]string {
 
 // mapsOf returns the descriptors that a process has of these maps.
 func mapsOf(pid string, ids []uint32, looks *int) map[uint32][]string {
-	fds, _ := os.ReadDir("/proc/" + pid + "/fd")
 	found := make(map[uint32][]string)
+	dir, err := os.Open("/proc/" + pid + "/fd")
+	if err != nil {
+		return found
+	}
+	defer dir.Close()
+	fds, _ := dir.Readdirnames(*looks)
+	*looks -= len(fds)
 	for _, fd := range fds {
-		if *looks--; *looks < 0 {
-			break
-		}
-		if target, _ := os.Readlink("/proc/" + pid + "/fd/" + fd.Name()); target != "anon_inode:bpf-map" {
+		if target, _ := os.Readlink("/proc/" + pid + "/fd/" + fd); target != "anon_inode:bpf-map" {
 			continue
 		}
-		info, _ := os.ReadFile("/proc/" + pid + "/fdinfo/" + fd.Name())
+		info, _ := os.ReadFile("/proc/" + pid + "/fdinfo/" + fd)
 		_, rest, _ := strings.Cut(string(info), "\nmap_id:\t")
 		number, _, _ := strings.Cut(rest, "\n")
 		if id, err := strconv.ParseUint(number, 10, 32); err == nil && slices.Contains(ids, uint32(id)) {
-			found[uint32(id)] = append(found[uint32(id)], fd.Name())
+			found[uint32(id)] = append(found[uint32(id)], fd)
 		}
 	}
 	return found

@@ -47,7 +47,7 @@ func TestTheErrorNamesTheOtherReader(t *testing.T) {
 		return
 	}
 	ring := bpftest.New(t, os.Getpagesize())
-	here := fmt.Sprintf("this process (descriptor %d)", ring.FileDescriptor())
+	here := fmt.Sprintf("this process (descriptor %d%s)", ring.FileDescriptor(), givenMark)
 	for _, keep := range []bool{true, false} {
 		t.Run(fmt.Sprint("keeps its descriptor: ", keep), func(t *testing.T) {
 			r := mustNewReader(t, ring)
@@ -118,7 +118,7 @@ func TestACommitNamesTheOtherReader(t *testing.T) {
 	}
 	moveConsumer(t, ring, 8)
 	err = lease.Commit()
-	if want := fmt.Sprintf("also open in this process (descriptor %d)", ring.FileDescriptor()); !strings.HasSuffix(fmt.Sprint(err), want) {
+	if want := fmt.Sprintf("also open in this process (descriptor %d%s)", ring.FileDescriptor(), givenMark); !strings.HasSuffix(fmt.Sprint(err), want) {
 		t.Errorf("the error is %q, without %q", err, want)
 	}
 	moveConsumer(t, ring, -8)

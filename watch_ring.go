@@ -148,8 +148,10 @@ func (v *watchedRing) take(c *cursor, limit uint64, buf *[]byte) (r run, ok bool
 	// SAFETY: this is less than the size of the ring, whose data is mapped twice in a row.
 	*buf = append((*buf)[:0], unsafe.Slice((*byte)(v.at(c.pos)), end-c.pos)...)
 	if v.intact(c.pos) {
-		r.records = *buf
-		c.pos = end
+		// All of it, but on kernels where a forged consumer position lets a program write into
+		// records that are committed.
+		r.records = wholeRecords(*buf)
+		c.pos += uint64(len(r.records))
 		return r, true
 	}
 	if !v.overwriting() {
@@ -251,13 +253,18 @@ const maxTries = 16
 // midst. More are as bad as one.
 const maxSuspects = 1000
 
+// maxSteps is how many headers for each 8 bytes of the ring boundary looks at, since whoever fills
+// samples chooses what looks like one. If that is not enough, the position is not believed.
+const maxSteps = 4
+
 // boundary reports whether a record begins at pos, the consumer position, which anybody who holds
 // the map can write. From there on records must follow each other to the very producer position.
 // That is not enough: bytes of a sample may look like a header, and a record that was discarded
 // has those of older records in it. But then there is another record that leads there, too, and has
 // pos in its midst, unless its own header is overwritten already.
 func (v *watchedRing) boundary(pos, producer uint64) bool {
-	if pos%8 != 0 || producer-pos >= v.size || !v.leads(pos, producer) {
+	steps := maxSteps * v.size / 8
+	if pos%8 != 0 || producer-pos >= v.size || !v.leads(pos, producer, &steps) {
 		return false
 	}
 	suspects := 0
@@ -270,7 +277,7 @@ func (v *watchedRing) boundary(pos, producer uint64) bool {
 		if end <= pos || end > producer {
 			continue
 		}
-		if suspects++; suspects > maxSuspects || v.leads(end, producer) {
+		if suspects++; suspects > maxSuspects || v.leads(end, producer, &steps) || steps == 0 {
 			return false
 		}
 	}
@@ -292,9 +299,9 @@ func (v *watchedRing) settled(consumer, producer uint64) bool {
 	return v.consumer() == consumer
 }
 
-// leads reports whether what looks like records leads from pos to producer.
-func (v *watchedRing) leads(pos, producer uint64) bool {
-	for pos < producer {
+// leads reports whether what looks like records leads from pos to producer, in so many steps.
+func (v *watchedRing) leads(pos, producer uint64, steps *uint64) bool {
+	for ; pos < producer && *steps > 0; *steps-- {
 		header, ok := v.plausible(pos)
 		if !ok {
 			return false

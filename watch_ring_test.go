@@ -498,6 +498,47 @@ func TestWatcherDoesNotFollowTooManySuspects(t *testing.T) {
 	}
 }
 
+// TestWatcherDoesNotFollowLongChains has suspects that each lead through a sample full of what looks
+// like empty records.
+func TestWatcherDoesNotFollowLongChains(t *testing.T) {
+	f := newFakeKernel(t, 16*os.Getpagesize(), false)
+	f.submit(make([]byte, f.ring.size/2))
+	f.submit(make([]byte, f.ring.size/4))
+	last := f.ring.producer()
+	f.submit(make([]byte, f.ring.size/4))
+	sample := last + recordHeaderSize
+	for pos := sample; pos < f.ring.producer()-8; pos += 8 {
+		f.setHeader(pos, 0)
+		f.setPage(pos)
+	}
+	// Each leads size/32 steps far, of maxSteps*size/8.
+	for suspects := range uint64(20) {
+		pos := last - 8*(2+suspects)
+		f.setHeader(pos, uint32(sample-pos-recordHeaderSize))
+		f.setPage(pos)
+		got := newWatchedRing(f.ring, false).boundary(last, f.ring.producer())
+		if want := suspects+1 <= 4*maxSteps; got != want {
+			t.Errorf("with %d suspects it says %v", suspects+1, got)
+		}
+	}
+}
+
+// TestAHeaderThatGrowsIsNotFollowed has somebody write over a header between the look at it and
+// the copy, which a kernel allows that does not guard records from a forged consumer position.
+func TestAHeaderThatGrowsIsNotFollowed(t *testing.T) {
+	f := newFakeKernel(t, os.Getpagesize(), false)
+	w := f.watcher(t, watchOptions{})
+	f.submit(selfChecked(0, 56))
+	pos := f.ring.producer()
+	f.submit(selfChecked(1, 56))
+	w.view.walked = func() { f.setHeader(pos, 1<<20) }
+	samples := 0
+	drain(t, w, func(rec Record, missed uint64) { samples++ })
+	if samples != 1 || w.Position() != pos {
+		t.Errorf("it saw %d samples, up to %d, want 1, up to %d", samples, w.Position(), pos)
+	}
+}
+
 func TestWatcherPausesWhileLittleIsProduced(t *testing.T) {
 	now := time.Now()
 	p := watchPace{size: 8 << 20}

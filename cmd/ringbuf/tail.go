@@ -155,7 +155,7 @@ func (f *tailFlags) run(cmd *cobra.Command, q rings.Query) (err error) {
 		}
 	} else {
 		t.Printer = tail.NewPrinter(cmd.OutOrStdout(), *f.out == outputJSON)
-		t.Offer = func(s string) { say("%s", s) }
+		t.Offer = func(s string) { say("%s", text.Printable(s)) }
 	}
 	if t.Live {
 		verb := map[bool]string{true: "reading", false: "watching"}[f.consume]

@@ -1,7 +1,7 @@
 // Vmtest boots Linux kernels in virtual machines, runs the selftests and the
 // package's tests there, and prints what became of each test on each kernel.
 //
-//	vmtest [-arch ARCH] INITRAMFS KERNEL...
+//	vmtest [-arch ARCH] [-j N] INITRAMFS KERNEL...
 //
 // The initramfs has this program as its /init, and the tests. See guest.go.
 package main
@@ -21,6 +21,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -49,18 +50,19 @@ func main() {
 		guest()
 	}
 	arch := flag.String("arch", runtime.GOARCH, "`architecture` of the kernels")
+	jobs := flag.Int("j", 1, "`number` of machines that run at once")
 	flag.Parse()
 	if flag.NArg() < 2 {
 		fmt.Fprintln(os.Stderr, "usage: vmtest [-arch ARCH] INITRAMFS KERNEL...")
 		os.Exit(2)
 	}
-	if err := run(*arch, flag.Arg(0), flag.Args()[1:]); err != nil {
+	if err := run(*arch, *jobs, flag.Arg(0), flag.Args()[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "vmtest:", err)
 		os.Exit(1)
 	}
 }
 
-func run(arch, initramfs string, kernels []string) error {
+func run(arch string, jobs int, initramfs string, kernels []string) error {
 	m, ok := machines[arch]
 	if !ok {
 		return fmt.Errorf("unknown architecture %q", arch)
@@ -69,19 +71,34 @@ func run(arch, initramfs string, kernels []string) error {
 	if kvm := []string{"-accel", "kvm", "-cpu", "host"}; arch == runtime.GOARCH && m.boots(kvm, initramfs, kernels[0]) {
 		how, accel = "KVM", kvm
 	}
-	var t table
-	for _, kernel := range kernels {
-		fmt.Printf("Linux %s (%s), see %s: ", nameOf(kernel), how, consoleFile(initramfs, nameOf(kernel)))
-		start := time.Now()
-		console, err := m.boot(testTimeout, accel, nameOf(kernel), initramfs, kernel)
-		r := resultsOf(console, err)
-		fmt.Printf("%s, in %.0f s\n", r, time.Since(start).Seconds())
-		if r.failed() {
-			fmt.Printf("--- console of Linux %s\n%s\n--- end of console: %v\n", nameOf(kernel), console, r.err)
-		}
-		t = append(t, column{nameOf(kernel), r})
+	t := make(table, len(kernels))
+	var running sync.WaitGroup
+	free := make(chan struct{}, max(jobs, 1))
+	for i, kernel := range kernels {
+		free <- struct{}{}
+		running.Add(1)
+		go func() {
+			defer running.Done()
+			t[i] = m.test(how, accel, initramfs, kernel)
+			<-free
+		}()
 	}
+	running.Wait()
 	return t.print(os.Stdout)
+}
+
+// test runs the tests on one kernel, and prints what became of them.
+func (m machine) test(how string, accel []string, initramfs, kernel string) column {
+	name := nameOf(kernel)
+	fmt.Printf("Linux %s (%s), see %s\n", name, how, consoleFile(initramfs, name))
+	start := time.Now()
+	console, err := m.boot(testTimeout, accel, name, initramfs, kernel)
+	r := resultsOf(console, err)
+	fmt.Printf("Linux %s: %s, in %.0f s\n", name, r, time.Since(start).Seconds())
+	if r.failed() {
+		fmt.Printf("--- console of Linux %s\n%s\n--- end of console: %v\n", name, console, r.err)
+	}
+	return column{name, r}
 }
 
 // nameOf makes 5.10.0-32 of vmlinuz-5.10.0-32-cloud-amd64, and a-bzImage of ./a/bzImage.

@@ -6,6 +6,8 @@ import (
 	"math/big"
 	"strconv"
 	"unicode/utf8"
+
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
 )
 
 // AppendText appends a sample for people: the fields of a struct as name=value.
@@ -26,7 +28,7 @@ func appendFields(b []byte, fields Struct) []byte {
 		if i > 0 {
 			b = append(b, ' ')
 		}
-		b = append(b, f.Name...)
+		b = append(b, text.Printable(f.Name)...)
 		b = append(b, '=')
 		b = appendText(b, f.Value)
 	}
@@ -59,7 +61,7 @@ func appendText(b []byte, v Value) []byte {
 		if v.Name == "" {
 			return appendText(b, v.Value)
 		}
-		return append(b, v.Name...)
+		return append(b, text.Printable(v.Name)...)
 	case Absent:
 		return fmt.Appendf(b, "<%d of %d bytes>", v.Have, v.Want)
 	}

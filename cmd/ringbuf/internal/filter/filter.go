@@ -2,6 +2,7 @@
 package filter
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"regexp"
@@ -72,7 +73,10 @@ func (f *Filter) Visit(node *ast.Node) {
 // Match reports whether the condition is true of a sample. It is an error if it cannot be said, as
 // when the sample is too short for a field that matters.
 func (f *Filter) Match(s *decode.Sample) (bool, error) {
-	fields, _ := s.Value.(decode.Struct)
+	fields, ok := s.Value.(decode.Struct)
+	if !ok {
+		return false, errors.New("the sample is empty")
+	}
 	for _, field := range fields {
 		if f.used == nil || f.used[field.Name] {
 			f.env[field.Name] = valueOf(field.Value)
@@ -83,8 +87,8 @@ func (f *Filter) Match(s *decode.Sample) (bool, error) {
 		message, _, _ := strings.Cut(err.Error(), "\n")
 		return false, fmt.Errorf("%s", message)
 	}
-	match, ok := result.(bool)
-	if !ok {
+	match, isBool := result.(bool)
+	if !isBool {
 		return false, fmt.Errorf("it is not true or false but %v", result)
 	}
 	return match, nil

@@ -66,22 +66,17 @@ func New(o Options) (*Saver, error) {
 // name returns the name of the file that comes next.
 func (s *Saver) name() (string, error) {
 	name := s.o.Path
-	timed := false
 	if s.o.Every > 0 {
 		var err error
 		if name, err = strftime(s.o.Path, s.start); err != nil {
 			return "", err
 		}
-		timed = name != s.o.Path
 	}
 	digits := 0
 	if s.o.Count > 0 && s.o.Size > 0 {
 		digits = len(strconv.Itoa(s.o.Count - 1))
 	}
 	if s.number == 0 && digits == 0 {
-		return name, nil
-	}
-	if timed && s.o.Size == 0 {
 		return name, nil
 	}
 	return fmt.Sprintf("%s%0*d", name, digits, s.number), nil

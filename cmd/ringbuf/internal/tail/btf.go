@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"runtime"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -46,20 +47,23 @@ func ProgramBTF(id uint32) ([]byte, error) {
 func rawBTF(fd int) ([]byte, error) {
 	// struct bpf_btf_info, and the part of union bpf_attr that BPF_OBJ_GET_INFO_BY_FD has, of
 	// include/uapi/linux/bpf.h.
-	var info struct {
+	info := new(struct {
 		btf       uint64
 		size, id  uint32
 		name      uint64
 		nameLen   uint32
 		kernelBTF uint32
-	}
+	})
+	var pin runtime.Pinner // a stack may move, with what its addresses in integers are of
+	defer pin.Unpin()
+	pin.Pin(info)
 	attr := struct {
 		fd, infoLen uint32
 		info        uint64
-	}{uint32(fd), uint32(unsafe.Sizeof(info)), uint64(uintptr(unsafe.Pointer(&info)))}
+	}{uint32(fd), uint32(unsafe.Sizeof(*info)), uint64(uintptr(unsafe.Pointer(info)))}
 	get := func() error {
 		// SAFETY: the kernel uses the addresses in attr and info during the call only, and what
-		// they are of is kept alive by the uses after it.
+		// they are of stays where it is until Unpin.
 		_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 		if errno != 0 {
 			return errno
@@ -73,6 +77,7 @@ func rawBTF(fd int) ([]byte, error) {
 	if len(raw) == 0 {
 		return nil, nil
 	}
+	pin.Pin(&raw[0])
 	info.btf, info.name, info.nameLen = uint64(uintptr(unsafe.Pointer(&raw[0]))), 0, 0
 	err := get()
 	return raw[:min(len(raw), int(info.size))], err

@@ -128,6 +128,9 @@ func (t *Tail) tick(done chan struct{}) {
 			t.Saver.Flush() // an error stays for the next record
 			t.totals.Bytes = t.Saver.Bytes()
 		}
+		if t.Printer != nil && t.Live {
+			t.Printer.Flush() // likewise; what is behind a sample in its ring may be discarded
+		}
 		totals := t.totals
 		t.mu.Unlock()
 		if t.Tick != nil {

@@ -658,6 +658,8 @@ func TestRotation(t *testing.T) {
 			[]string{"x00: 0+212", "x01: 212+212", "x02: 424+212", "x03: 636+212", "x04: 848+152"}},
 		{"seconds", []string{"-w", "x-%H%M%S", "-G", "400"}, []string{"x-030400: 0+400", "x-031040: 400+400", "x-031720: 800+200"}},
 		{"seconds without a time in the name", []string{"-w", "x", "-G", "400"}, []string{"x: 0+400", "x1: 400+400", "x2: 800+200"}},
+		{"seconds with a time in the name that stays", []string{"-w", "x-%H", "-G", "400"},
+			[]string{"x-03: 0+400", "x-031: 400+400", "x-032: 800+200"}},
 		{"seconds and count", []string{"-w", "x-%s", "-G", "300", "-W", "2"},
 			[]string{fmt.Sprintf("x-%d: 0+300", begin.Unix()), fmt.Sprintf("x-%d: 300+300", begin.Unix()+300)}},
 		{"seconds and size", []string{"-w", "x-%M-", "-G", "300", "-C", "20k"},
