@@ -103,13 +103,13 @@ func quietFlood(t *testing.T, ring *bpftest.LossRing, r *Reader, size int) {
 	t.Helper()
 	const burst = 256
 	drained := make(chan struct{}, 1) // half of the ring
-	read := make(chan int, 1)
+	read := 0
+	ended := make(chan error, 1)
 	go func() {
-		n := 0
 		var rec Record
 		err := r.ReadInto(&rec)
 		for ; err == nil; err = r.ReadInto(&rec) {
-			n++
+			read++
 			if rec.Remaining <= size/2 {
 				select {
 				case drained <- struct{}{}:
@@ -117,31 +117,32 @@ func quietFlood(t *testing.T, ring *bpftest.LossRing, r *Reader, size int) {
 				}
 			}
 		}
-		if !errors.Is(err, ErrFlushed) {
-			t.Error(err)
-		}
-		read <- n
+		ended <- err
 	}()
 	awaitPolling(t, r)
 	w := watchNotifications(t, ring)
+	turn := time.NewTicker(10 * time.Millisecond)
+	defer turn.Stop()
 	tried, accepted := 0, 0
 	for tried < 2*numberedCapacity(size) {
 		tried += burst
 		accepted += ring.Try(runtime.NumCPU()-1, 0, 0, burst)
-		for r.AvailableBytes() > size*3/4 {
+		for p := (patience{left: 10 * time.Second}); r.AvailableBytes() > size*3/4; {
 			select {
 			case <-drained:
-			case <-time.After(10 * time.Second):
-				w.want(t, true) // or it was not the Reader's fault
-				t.Fatalf("%d bytes are in the ring, the kernel has notified, and the Reader reads nothing", r.AvailableBytes())
+			case <-turn.C:
+				if p.over() {
+					w.want(t, true) // or it is not the Reader's fault
+					t.Fatalf("%d bytes are in the ring, the kernel has notified, and the Reader reads nothing", r.AvailableBytes())
+				}
 			}
 		}
 	}
 	if err := r.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	if n := <-read; n != tried || accepted != tried {
-		t.Errorf("of %d records %d were accepted and %d read", tried, accepted, n)
+	if err := <-ended; !errors.Is(err, ErrFlushed) || read != tried || accepted != tried {
+		t.Errorf("of %d records %d were accepted and %d read, until %v", tried, accepted, read, err)
 	}
 }
 

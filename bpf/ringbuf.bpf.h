@@ -136,7 +136,9 @@ static __always_inline long ringbuf_output(void *ring, void *counter, void *data
  * waits for just that one, it does: hence 0, not BPF_RB_NO_WAKEUP, past the threshold.
  *
  * A flood must not fill the ring from the threshold on before the Reader runs: some 0.2 ms
- * where it has a processor of its own, else 5 ms, which is 7 MiB of small records flat out.
+ * where it has a processor of its own, else 5 ms, which is 7 MiB of small records flat out. It
+ * is longer where many threads want to run: of 51 wakeups at a load of 15, on two processors,
+ * the slowest took 86 ms.
  *
  * The last wakeup is known for each CPU only: several of them wake the Reader more often.
  */

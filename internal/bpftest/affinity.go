@@ -25,9 +25,9 @@ func affinity(call uintptr, tid int, set *cpuSet) error {
 }
 
 // runAlone runs f, which runs a BPF program for long, in a thread of its own, and returns at
-// once. Many kernels interrupt such a program for no thread, and what waits for the same processor
-// on a busy machine waits until it ends. So until restore all other threads of this process
-// are kept away from there, if there is another processor.
+// once. Many kernels interrupt such a program for no thread, and what waits for the same
+// processor on a busy machine waits until it ends. So until restore all other threads of this
+// process are kept away from there, if there is another processor.
 func runAlone(f func()) (restore func(), err error) {
 	var all cpuSet
 	if err := affinity(syscall.SYS_SCHED_GETAFFINITY, 0, &all); err != nil {
