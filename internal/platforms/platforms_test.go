@@ -252,7 +252,7 @@ func TestMapsOpenWithoutCgo(t *testing.T) {
 		"unsupported operation true\n"
 	want := missing + missing +
 		"anon_inode:bpf-map <nil> <nil>\nanon_inode:bpf-map <nil> <nil>\n0 <nil>\n" +
-		fmt.Sprintf("ringbuf: open %q: map \"content\" has type array, not ringbuf\n", filepath.Join(mount, "other"))
+		fmt.Sprintf("ringbuf: open %q: map \"content\" has type array, not ringbuf or user_ringbuf\n", filepath.Join(mount, "other"))
 	if got != want {
 		t.Errorf("the program printed\n%swant\n%s", got, want)
 	}
