@@ -30,10 +30,12 @@ PREFIX := $(OUTPUT)/libbpf
 export CGO_CFLAGS := -I$(PREFIX)/include
 export CGO_LDFLAGS := $(LLD) -L$(PREFIX)/lib -lbpf -lelf -lz
 
-BPF_SOURCES := $(wildcard bench/*.bpf.c examples/*/*.bpf.c internal/*/*.bpf.c cmd/ringbuf/internal/*/*.bpf.c selftest/*/*.bpf.c)
+BPF_SOURCES := $(wildcard bench/*.bpf.c examples/*/*.bpf.c internal/*/*.bpf.c \
+	cmd/ringbuf/internal/*/*.bpf.c selftest/*/*.bpf.c)
 BPF_OBJECTS := $(BPF_SOURCES:.c=.o)
 BPF_HEADER := bpf/ringbuf.bpf.h
-C_SOURCES := $(wildcard *.c *.h scripts/*.c internal/tso/*.c cmd/ringbuf/internal/*/*.h) $(BPF_SOURCES) $(BPF_HEADER)
+C_SOURCES := $(wildcard *.c *.h scripts/*.c internal/tso/*.c cmd/ringbuf/internal/*/*.h) \
+	$(BPF_SOURCES) $(BPF_HEADER)
 
 # What loads BPF programs needs root; nothing else gets it.
 ifneq ($(shell id -u),0)
@@ -44,7 +46,8 @@ endif
 # A static libelf wants what it was built with, such as libzstd, and see scripts/libeu.c. What
 # scripts/capabilities.c has nobody calls, so the linker must be told to take it.
 STATIC_FLAGS = -trimpath -buildvcs=false -tags netgo,osusergo -ldflags '-s -w -linkmode external \
-	-extldflags "-static $(shell $(PKG_CONFIG) --static --libs libelf) -u make_permitted_effective -lstatic"'
+	-extldflags "-static $(shell $(PKG_CONFIG) --static --libs libelf) \
+	-u make_permitted_effective -lstatic"'
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
@@ -208,10 +211,12 @@ install: ## install the tool, its man pages and completions (prefix=/usr/local D
 	@[ -x $(OUTPUT)/ringbuf ] || $(MAKE) --no-print-directory tool
 	@install -D -m 0755 $(OUTPUT)/ringbuf $(DESTDIR)$(prefix)/bin/ringbuf
 	@$(OUTPUT)/ringbuf man $(DESTDIR)$(prefix)/share/man/man1
-	@install -d $(addprefix $(DESTDIR)$(prefix)/share/,bash-completion/completions zsh/site-functions fish/vendor_completions.d)
+	@install -d $(addprefix $(DESTDIR)$(prefix)/share/,bash-completion/completions \
+		zsh/site-functions fish/vendor_completions.d)
 	@$(OUTPUT)/ringbuf completion bash >$(DESTDIR)$(prefix)/share/bash-completion/completions/ringbuf
 	@$(OUTPUT)/ringbuf completion zsh >$(DESTDIR)$(prefix)/share/zsh/site-functions/_ringbuf
-	@$(OUTPUT)/ringbuf completion fish >$(DESTDIR)$(prefix)/share/fish/vendor_completions.d/ringbuf.fish
+	@$(OUTPUT)/ringbuf completion fish \
+		>$(DESTDIR)$(prefix)/share/fish/vendor_completions.d/ringbuf.fish
 
 .PHONY: pictures
 pictures: tool bpf ## draw docs/tool/*.svg anew: the tool on a terminal, beside the examples
@@ -236,7 +241,8 @@ vmtest: ## run selftests and tests in virtual machines (KERNEL='6.1 ./bzImage' A
 	@CGO_ENABLED=0 go build -o $(OUTPUT)/static/init ./internal/vmtest
 	@cd $(OUTPUT)/static && find . | cpio --quiet -o -H newc -R 0:0 >../initramfs
 	@GOARCH= go build -o $(OUTPUT)/vmtest ./internal/vmtest
-	@GOARCH= $(OUTPUT)/vmtest -arch $(ARCH) -j $(JOBS) $(OUTPUT)/initramfs $$(cat $(OUTPUT)/kernels/chosen)
+	@GOARCH= $(OUTPUT)/vmtest -arch $(ARCH) -j $(JOBS) $(OUTPUT)/initramfs \
+		$$(cat $(OUTPUT)/kernels/chosen)
 
 .PHONY: docker
 docker: $(filter docker-base,$(MAKECMDGOALS)) ## build the image ringbuf with these binaries, and run them (BASE=image)

@@ -187,7 +187,8 @@ func testDisturbed(t *testing.T, ring *bpftest.Ring, pace Option) {
 		late = append(late, clock.now()-began-left)
 	}
 	slices.Sort(late)
-	if median, most := late[len(late)/2], late[len(late)-1]; median > 50*time.Millisecond || most > time.Second {
+	if median, most := late[len(late)/2], late[len(late)-1]; median > 50*time.Millisecond ||
+		most > time.Second {
 		t.Errorf("a deadline is met %v late, half of them more than %v", most, median)
 	}
 

@@ -65,7 +65,8 @@ type flexView struct {
 
 // placeOf reports where in sample memory begins, or -1.
 func placeOf(memory, sample []byte) int {
-	offset := uintptr(unsafe.Pointer(unsafe.SliceData(memory))) - uintptr(unsafe.Pointer(unsafe.SliceData(sample)))
+	offset := uintptr(unsafe.Pointer(unsafe.SliceData(memory))) - uintptr(
+		unsafe.Pointer(unsafe.SliceData(sample)))
 	if len(memory) == 0 || offset >= uintptr(len(sample)) {
 		return -1
 	}
@@ -84,7 +85,8 @@ type flexKind struct {
 	element func(i int) any
 }
 
-func newFlexKind[T, E any](name string, kind int, c bpftest.FlexLayout, head T, element func(i int) E) flexKind {
+func newFlexKind[T, E any](name string, kind int, c bpftest.FlexLayout, head T,
+	element func(i int) E) flexKind {
 	var e E
 	return flexKind{
 		name: name,
@@ -103,7 +105,8 @@ func newFlexKind[T, E any](name string, kind int, c bpftest.FlexLayout, head T, 
 			for _, e := range array {
 				v.elements = append(v.elements, e)
 			}
-			v.array = unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(array))), uintptr(cap(array))*unsafe.Sizeof(e))
+			v.array = unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(array))),
+				uintptr(cap(array))*unsafe.Sizeof(e))
 			return v, nil
 		},
 		as: func(sample []byte) error {
@@ -117,38 +120,57 @@ func newFlexKind[T, E any](name string, kind int, c bpftest.FlexLayout, head T, 
 }
 
 var flexKinds = []flexKind{
-	newFlexKind("u8", bpftest.FlexOfU8, bpftest.FlexLayout{Offset: 12, Size: 16, Align: 8, ElementSize: 1},
+	newFlexKind("u8", bpftest.FlexOfU8, bpftest.FlexLayout{Offset: 12, Size: 16, Align: 8,
+		ElementSize: 1},
 		flexHead{1, 2}, func(i int) uint8 { return uint8(10 + i) }),
-	newFlexKind("u16", bpftest.FlexOfU16, bpftest.FlexLayout{Offset: 12, Size: 16, Align: 8, ElementSize: 2},
+	newFlexKind("u16", bpftest.FlexOfU16, bpftest.FlexLayout{Offset: 12, Size: 16, Align: 8,
+		ElementSize: 2},
 		flexHead{1, 2}, func(i int) uint16 { return uint16(10 + i) }),
-	newFlexKind("u32", bpftest.FlexOfU32, bpftest.FlexLayout{Offset: 8, Size: 8, Align: 4, ElementSize: 4},
+	newFlexKind("u32", bpftest.FlexOfU32, bpftest.FlexLayout{Offset: 8, Size: 8, Align: 4,
+		ElementSize: 4},
 		flexSmallHead{1, 2}, func(i int) uint32 { return uint32(10 + i) }),
-	newFlexKind("u64", bpftest.FlexOfU64, bpftest.FlexLayout{Offset: 8, Size: 8, Align: 8, ElementSize: 8},
+	newFlexKind("u64", bpftest.FlexOfU64, bpftest.FlexLayout{Offset: 8, Size: 8, Align: 8,
+		ElementSize: 8},
 		struct{ A uint32 }{1}, func(i int) uint64 { return uint64(10 + i) }),
-	newFlexKind("tailed", bpftest.FlexOfTailed, bpftest.FlexLayout{Offset: 12, Size: 16, Align: 8, ElementSize: 8},
+	newFlexKind("tailed", bpftest.FlexOfTailed, bpftest.FlexLayout{Offset: 12, Size: 16, Align: 8,
+		ElementSize: 8},
 		flexByteHead{1, 2}, func(i int) flexTailed { return flexTailed{uint32(10 + i), uint8(20 + i)} }),
-	newFlexKind("triple", bpftest.FlexOfTriple, bpftest.FlexLayout{Offset: 9, Size: 16, Align: 8, ElementSize: 3},
-		flexByteHead{1, 2}, func(i int) flexTriple { return flexTriple{uint8(10 + i), uint8(20 + i), uint8(30 + i)} }),
-	newFlexKind("shorts", bpftest.FlexOfShorts, bpftest.FlexLayout{Offset: 12, Size: 16, Align: 8, ElementSize: 6},
-		flexHead{1, 2}, func(i int) flexShorts { return flexShorts{uint16(10 + i), uint16(20 + i), uint16(30 + i)} }),
-	newFlexKind("ten", bpftest.FlexOfTen, bpftest.FlexLayout{Offset: 10, Size: 16, Align: 8, ElementSize: 10},
+	newFlexKind("triple", bpftest.FlexOfTriple, bpftest.FlexLayout{Offset: 9, Size: 16, Align: 8,
+		ElementSize: 3},
+		flexByteHead{1, 2}, func(i int) flexTriple {
+			return flexTriple{uint8(10 + i), uint8(20 + i),
+				uint8(30 + i)}
+		}),
+	newFlexKind("shorts", bpftest.FlexOfShorts, bpftest.FlexLayout{Offset: 12, Size: 16, Align: 8,
+		ElementSize: 6},
+		flexHead{1, 2}, func(i int) flexShorts {
+			return flexShorts{uint16(10 + i), uint16(20 + i),
+				uint16(30 + i)}
+		}),
+	newFlexKind("ten", bpftest.FlexOfTen, bpftest.FlexLayout{Offset: 10, Size: 16, Align: 8,
+		ElementSize: 10},
 		flexHalfHead{1, 2}, func(i int) flexTen {
 			const unset = math.MaxUint16
 			return flexTen{[5]uint16{uint16(10 + i), unset, unset, unset, uint16(20 + i)}}
 		}),
-	newFlexKind("nested", bpftest.FlexNested, bpftest.FlexLayout{Offset: 24, Size: 24, Align: 8, ElementSize: 1},
+	newFlexKind("nested", bpftest.FlexNested, bpftest.FlexLayout{Offset: 24, Size: 24, Align: 8,
+		ElementSize: 1},
 		flexNestedHead{1, flexInner{2, 3}}, func(i int) uint8 { return uint8(10 + i) }),
-	newFlexKind("array last", bpftest.FlexArrayLast, bpftest.FlexLayout{Offset: 11, Size: 16, Align: 8, ElementSize: 1},
+	newFlexKind("array last", bpftest.FlexArrayLast, bpftest.FlexLayout{Offset: 11, Size: 16,
+		Align: 8, ElementSize: 1},
 		flexArrayHead{1, [3]uint8{2, math.MaxUint8, 3}}, func(i int) uint8 { return uint8(10 + i) }),
-	newFlexKind("tailed last", bpftest.FlexTailedLast, bpftest.FlexLayout{Offset: 16, Size: 16, Align: 8, ElementSize: 2},
+	newFlexKind("tailed last", bpftest.FlexTailedLast, bpftest.FlexLayout{Offset: 16, Size: 16,
+		Align: 8, ElementSize: 2},
 		flexTailedHead{1, [1]flexTailed{{2, 3}}}, func(i int) uint16 { return uint16(10 + i) }),
-	newFlexKind("scalar", bpftest.FlexScalar, bpftest.FlexLayout{Offset: 8, Size: 8, Align: 8, ElementSize: 8},
+	newFlexKind("scalar", bpftest.FlexScalar, bpftest.FlexLayout{Offset: 8, Size: 8, Align: 8,
+		ElementSize: 8},
 		uint16(1), func(i int) uint64 { return uint64(10 + i) }),
 }
 
 // eachFlexKind calls test with a ring, and a Reader of it, for each kind. That is known to have
 // the layout that the C compiler says it has.
-func eachFlexKind(t *testing.T, test func(t *testing.T, ring *bpftest.FlexRing, r *Reader, k flexKind)) {
+func eachFlexKind(t *testing.T, test func(t *testing.T, ring *bpftest.FlexRing, r *Reader,
+	k flexKind)) {
 	for _, k := range flexKinds {
 		t.Run(k.name, func(t *testing.T) {
 			ring := bpftest.NewFlex(t)
@@ -189,18 +211,22 @@ func TestAsFlexViewsWhatTheProgramWrote(t *testing.T) {
 				t.Errorf("of %d bytes the head is %+v, want %+v", len(sample), v.head, k.head)
 			}
 			if shared := placeOf(v.memory, sample) == 0; shared != (len(sample) >= k.size) {
-				t.Errorf("of %d bytes the head is in the sample: %v; it has %d bytes", len(sample), shared, k.size)
+				t.Errorf("of %d bytes the head is in the sample: %v; it has %d bytes", len(sample), shared,
+					k.size)
 			}
 			// Where the padding was submitted too, more may fit.
-			if all := (len(sample) - offset) / elementSize; len(v.elements) != all || len(v.array) != all*elementSize {
-				t.Fatalf("of %d bytes there are %d elements and room for %d bytes, want %d elements", len(sample), len(v.elements), len(v.array), all)
+			if all := (len(sample) - offset) / elementSize; len(v.elements) != all ||
+				len(v.array) != all*elementSize {
+				t.Fatalf("of %d bytes there are %d elements and room for %d bytes, want %d elements",
+					len(sample), len(v.elements), len(v.array), all)
 			}
 			if at := placeOf(v.array, sample); len(v.elements) > 0 && at != offset {
 				t.Errorf("the array begins at byte %d, want %d", at, offset)
 			}
 			for i := range n {
 				if v.elements[i] != k.element(i) {
-					t.Errorf("of %d bytes element %d is %+v, want %+v", len(sample), i, v.elements[i], k.element(i))
+					t.Errorf("of %d bytes element %d is %+v, want %+v", len(sample), i, v.elements[i],
+						k.element(i))
 				}
 			}
 		}
@@ -238,10 +264,12 @@ func TestAsFlexTakesWholeElementsOnly(t *testing.T) {
 		for size := range len(whole) + 1 {
 			want := ""
 			if size < offset {
-				want = fmt.Sprintf("ringbuf: sample of %d bytes is too short for %v, behind which an array of %v begins at byte %d",
+				want = fmt.Sprintf("ringbuf: sample of %d bytes is too short for %v, behind which an array "+
+					"of %v begins at byte %d",
 					size, head, element, offset)
 			} else if (size-offset)%elementSize != 0 && (size < padded || (size-padded)%elementSize != 0) {
-				want = fmt.Sprintf("ringbuf: sample of %d bytes ends in the middle of an element: behind %v it has %d of %v, "+
+				want = fmt.Sprintf("ringbuf: sample of %d bytes ends in the middle of an element: behind %v "+
+					"it has %d of %v, "+
 					"of %d bytes each, from byte %d on, and %d bytes more",
 					size, head, (size-offset)/elementSize, element, elementSize, offset, (size-offset)%elementSize)
 			}
@@ -274,8 +302,9 @@ func TestAsFlexWantsTheAlignmentOfTheWholeStruct(t *testing.T) {
 // TestAsSaysWhereAShortSampleLacksNothingButPadding looks at the shortest records of all kinds.
 func TestAsSaysWhereAShortSampleLacksNothingButPadding(t *testing.T) {
 	_, err := As[flexHead](Record{RawSample: ofThatSize(make([]byte, 12))})
-	wantViewError(t, err, "ringbuf: sample of 12 bytes is too short for ringbuf.flexHead of 16 bytes, "+
-		"the last 4 of which are padding: AsFlex takes it")
+	wantViewError(t, err,
+		"ringbuf: sample of 12 bytes is too short for ringbuf.flexHead of 16 bytes, "+
+			"the last 4 of which are padding: AsFlex takes it")
 	_, err = As[flexHead](Record{RawSample: make([]byte, 11)})
 	wantViewError(t, err, "ringbuf: sample of 11 bytes is too short for ringbuf.flexHead of 16 bytes")
 	eachFlexKind(t, func(t *testing.T, ring *bpftest.FlexRing, r *Reader, k flexKind) {
@@ -289,20 +318,24 @@ func TestAsSaysWhereAShortSampleLacksNothingButPadding(t *testing.T) {
 
 func TestAsFlexRefusesTypesAsAsDoes(t *testing.T) {
 	rec := Record{RawSample: ofThatSize(make([]byte, 64))}
-	const isInt = "int cannot view a sample: it is an int, whose size depends on the platform: use int64 or int32"
+	const isInt = "int cannot view a sample: it is an int, whose size depends on the platform: use " +
+		"int64 or int32"
 	_, _, err := AsFlex[int, byte](rec)
 	wantViewError(t, err, "ringbuf: "+isInt)
 	_, _, err = AsFlex[uint32, int](rec)
 	wantViewError(t, err, "ringbuf: "+isInt)
 	_, _, err = AsFlex[struct{ S string }, byte](rec)
-	wantViewError(t, err, "ringbuf: struct { S string } cannot view a sample: field S is a string, which has a pointer")
+	wantViewError(t, err,
+		"ringbuf: struct { S string } cannot view a sample: field S is a string, which has a pointer")
 	_, _, err = AsFlex[uint32, struct{}](rec)
 	wantViewError(t, err, "ringbuf: struct {} cannot view a sample: it has size 0")
 	_, _, err = AsFlex[struct {
 		N    uint32
 		Data [0]byte
 	}, byte](rec)
-	wantViewError(t, err, "ringbuf: struct { N uint32; Data [0]uint8 } cannot view a sample: field Data is the last one and has size 0, for which Go adds padding that C does not")
+	wantViewError(t, err,
+		"ringbuf: struct { N uint32; Data [0]uint8 } cannot view a sample: field Data is the last one "+
+			"and has size 0, for which Go adds padding that C does not")
 }
 
 func TestTheHeadOfAShortSampleIsItsOwn(t *testing.T) {

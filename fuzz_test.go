@@ -831,7 +831,8 @@ func (m *readerModel) wantAvailable(want int) {
 // guarded returns memory whose end is that of a page before one that cannot be read.
 func guarded(tb testing.TB) (memory []byte) {
 	page := os.Getpagesize()
-	both, err := syscall.Mmap(-1, 0, 2*page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	both, err := syscall.Mmap(-1, 0, 2*page, syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_ANON|syscall.MAP_PRIVATE)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -872,7 +873,8 @@ func FuzzAsFlex(f *testing.F) {
 			if at := placeOf(v.memory, page); at >= 0 && (at != start || len(v.memory) > len(sample)) {
 				t.Errorf("the head has %d bytes at %d, the sample %d at %d", len(v.memory), at, size, start)
 			}
-			if at := placeOf(v.array, sample); len(v.array) > 0 && (at != int(k.c.Offset) || at+len(v.array) > len(sample)) {
+			if at := placeOf(v.array, sample); len(v.array) > 0 &&
+				(at != int(k.c.Offset) || at+len(v.array) > len(sample)) {
 				t.Errorf("the array has %d bytes at %d of the sample, which has %d", len(v.array), at, size)
 			}
 		}
@@ -884,7 +886,8 @@ func FuzzAsFlex(f *testing.F) {
 		whole := int(size) - int(k.c.Offset)
 		padded := int(size) - int(k.c.Size)
 		n := int(k.c.ElementSize)
-		if valid := aligned && whole >= 0 && (whole%n == 0 || padded >= 0 && padded%n == 0); valid != (errs[0] == nil) {
+		if valid := aligned && whole >= 0 && (whole%n == 0 || padded >= 0 &&
+			padded%n == 0); valid != (errs[0] == nil) {
 			t.Errorf("%q: a sample of %d bytes at %d: %v", k.name, size, start, errs[0])
 		}
 	})
@@ -957,7 +960,8 @@ func fuzzWatcher(t *testing.T, s *script) {
 		}
 		for _, rec := range records {
 			if uint64(len(rec.RawSample)+rec.Remaining) > size || rec.Remaining < 0 {
-				t.Errorf("a snapshot has a sample of %d bytes, %d bytes before the end", len(rec.RawSample), rec.Remaining)
+				t.Errorf("a snapshot has a sample of %d bytes, %d bytes before the end", len(rec.RawSample),
+					rec.Remaining)
 			}
 		}
 		if stats := w.Stats(); stats.Bytes > stats.Producer || stats.Fill > int(size) {

@@ -52,7 +52,8 @@ func TestTheErrorNamesTheOtherReader(t *testing.T) {
 		t.Run(fmt.Sprint("keeps its descriptor: ", keep), func(t *testing.T) {
 			r := mustNewReader(t, ring)
 			file := os.NewFile(uintptr(mapByID(t, ring, 0)), "events")
-			cmd := testCommand("^TestTheErrorNamesTheOtherReader$", fmt.Sprintf("%s=%v", secondReaderEnv, keep))
+			cmd := testCommand("^TestTheErrorNamesTheOtherReader$", fmt.Sprintf("%s=%v", secondReaderEnv,
+				keep))
 			cmd.ExtraFiles = []*os.File{file}
 			in, err := cmd.StdinPipe()
 			if err != nil {
@@ -89,7 +90,8 @@ func TestTheErrorNamesTheOtherReader(t *testing.T) {
 			if keep {
 				want = fmt.Sprintf("pid %d (%q), %s", cmd.Process.Pid, "second\n \"r\"", here)
 			}
-			want = ": the ring has another reader or is corrupt: structure needs cleaning; the map is also open in " + want
+			want = ": the ring has another reader or is corrupt: structure needs cleaning; the map is " +
+				"also open in " + want
 			wantEnd := func(err error) {
 				t.Helper()
 				if !errors.Is(err, syscall.EUCLEAN) || !strings.HasSuffix(fmt.Sprint(err), want) {
@@ -118,13 +120,15 @@ func TestACommitNamesTheOtherReader(t *testing.T) {
 	}
 	moveConsumer(t, ring, 8)
 	err = lease.Commit()
-	if want := fmt.Sprintf("also open in this process (descriptor %d%s)", ring.FileDescriptor(), givenMark); !strings.HasSuffix(fmt.Sprint(err), want) {
+	if want := fmt.Sprintf("also open in this process (descriptor %d%s)", ring.FileDescriptor(),
+		givenMark); !strings.HasSuffix(fmt.Sprint(err), want) {
 		t.Errorf("the error is %q, without %q", err, want)
 	}
 	moveConsumer(t, ring, -8)
 
 	moveConsumer(t, ring, 4)
-	if r, err := NewReader(ring); err == nil || !strings.Contains(err.Error(), "also open in this process") {
+	if r, err := NewReader(ring); err == nil || !strings.Contains(err.Error(),
+		"also open in this process") {
 		t.Errorf("NewReader returned %v, %v", r, err)
 	}
 	moveConsumer(t, ring, -4)

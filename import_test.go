@@ -107,11 +107,13 @@ replace github.com/libbpfgo/ringbuf => %s
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := goTool(t, dir, "list", "-mod=mod", "-m", "-f", "{{.Version}}", libbpfgo); got != version {
+			if got := goTool(t, dir, "list", "-mod=mod", "-m", "-f", "{{.Version}}",
+				libbpfgo); got != version {
 				t.Fatalf("this module turns libbpfgo %s into %s", version, got)
 			}
 			const want = "true 0\ntrue 0\ntrue 0"
-			if got := goTool(t, dir, "run", ".", filepath.Join(here, "internal/workload/workload.bpf.o")); got != want {
+			if got := goTool(t, dir, "run", ".",
+				filepath.Join(here, "internal/workload/workload.bpf.o")); got != want {
 				t.Errorf("the program printed %q, want %q", got, want)
 			}
 		})
@@ -121,7 +123,8 @@ replace github.com/libbpfgo/ringbuf => %s
 		if err != nil {
 			t.Fatal(err)
 		}
-		if line := libbpfgo + " " + lowestLibbpfgo + " // indirect\n"; !strings.Contains(string(mod), line) {
+		if line := libbpfgo + " " + lowestLibbpfgo + " // indirect\n"; !strings.Contains(string(mod),
+			line) {
 			t.Errorf("metrics/go.mod has no line %q", line)
 		}
 	})
@@ -134,7 +137,8 @@ func goTool(t *testing.T, dir string, args ...string) string {
 	cmd := exec.Command("go", args...)
 	cmd.Dir = dir
 	if flags, ok := os.LookupEnv("GOFLAGS"); ok && dir != "" {
-		others := slices.DeleteFunc(strings.Fields(flags), func(flag string) bool { return strings.HasPrefix(flag, "-modfile=") })
+		others := slices.DeleteFunc(strings.Fields(flags),
+			func(flag string) bool { return strings.HasPrefix(flag, "-modfile=") })
 		cmd.Env = append(os.Environ(), "GOFLAGS="+strings.Join(others, " "))
 	}
 	var stderr bytes.Buffer

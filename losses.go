@@ -70,7 +70,8 @@ func (i mapInfo) checkCounter() error {
 		return nil
 	}
 	return fmt.Errorf("map %q is not a RINGBUF_COUNTER of bpf/ringbuf.bpf.h: "+
-		"it has type %v, values of %d bytes and flags %#x, not type array, %d bytes and BPF_F_MMAPABLE (%#x)",
+		"it has type %v, values of %d bytes and flags %#x, not type array, %d bytes and BPF_F_MMAPABLE "+
+		"(%#x)",
 		i.name, i.kind, i.valueSize, i.flags, lossSlotSize, flagMmapable)
 }
 

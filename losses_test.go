@@ -478,9 +478,11 @@ func TestNoLossIsToldOfTooLate(t *testing.T) {
 				t.Errorf("ring of %d bytes: %d were lost, Stats tell of %d, records of %d", size, total, got, lost)
 			}
 			if least := atOnce * uint64(stalls-1); total < least || stalls < 10 {
-				t.Errorf("ring of %d bytes: only %d were lost while the reader waited %d times for %d", size, total, stalls, atOnce)
+				t.Errorf("ring of %d bytes: only %d were lost while the reader waited %d times for %d", size,
+					total, stalls, atOnce)
 			}
-			t.Logf("ring of %d bytes: %d were read, %d lost; the reader waited %d times", size, read, total, stalls)
+			t.Logf("ring of %d bytes: %d were read, %d lost; the reader waited %d times", size, read, total,
+				stalls)
 		}
 	})
 }

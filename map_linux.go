@@ -59,7 +59,8 @@ func (i mapInfo) check() error {
 		return fmt.Errorf("map %q has type %v, not ringbuf", i.name, i.kind)
 	}
 	if i.flags&flagOverwrite != 0 {
-		return fmt.Errorf("map %q of type ringbuf is in overwrite mode (BPF_F_RB_OVERWRITE), which libbpf cannot consume", i.name)
+		return fmt.Errorf("map %q of type ringbuf is in overwrite mode (BPF_F_RB_OVERWRITE), which "+
+			"libbpf cannot consume", i.name)
 	}
 	return nil
 }
@@ -119,7 +120,8 @@ func whyNoAccess(path string) string {
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		owner = fmt.Sprintf(" of user %d, group %d", stat.Uid, stat.Gid)
 	}
-	return fmt.Sprintf("this process has no %s permission on the file%s, with mode %04o: chmod or chown it, "+
+	return fmt.Sprintf("this process has no %s permission on the file%s, with mode %04o: chmod or "+
+		"chown it, "+
 		"since a Reader takes both", missing, owner, info.Mode().Perm())
 }
 
@@ -200,7 +202,8 @@ func infoOf(fd int) (mapInfo, error) {
 		bpfFD, infoLen uint32
 		info           uint64
 	}{uint32(fd), uint32(unsafe.Sizeof(*info)), uint64(uintptr(unsafe.Pointer(info)))}
-	if _, err := bpfCommand(bpfObjGetInfoByFD, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
+	if _, err := bpfCommand(bpfObjGetInfoByFD, unsafe.Pointer(&attr),
+		unsafe.Sizeof(attr)); err != nil {
 		return mapInfo{}, fmt.Errorf("get map info: %w", err)
 	}
 	name, _, _ := bytes.Cut(info.name[:], []byte{0})

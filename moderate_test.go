@@ -497,8 +497,12 @@ func TestTicksSilenceTheKernel(t *testing.T) {
 		drain func(*libbpfRings, *batch) error
 		want  int
 	}{
-		"read eagerly": {func(r *libbpfRings, b *batch) error { _, _, err := r.findAny(b, &request{}); return err }, 100},
-		"at ticks":     {func(r *libbpfRings, b *batch) error { return r.tick(b, &request{}) }, 1},
+		"read eagerly": {func(r *libbpfRings, b *batch) error {
+			_, _,
+				err := r.findAny(b, &request{})
+			return err
+		}, 100},
+		"at ticks": {func(r *libbpfRings, b *batch) error { return r.tick(b, &request{}) }, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ring, r := newRingAndReader(t, os.Getpagesize())
@@ -522,7 +526,8 @@ func TestTicksSilenceTheKernel(t *testing.T) {
 			if notifications != tt.want {
 				t.Errorf("the kernel notified %d times, want %d", notifications, tt.want)
 			}
-			if left := int(r.queue.rings.producerPos(0)-r.queue.rings.consumerPos(0)) / 16; drained+left != 200 || left > 1 {
+			if left := int(r.queue.rings.producerPos(0)-r.queue.rings.consumerPos(
+				0)) / 16; drained+left != 200 || left > 1 {
 				t.Errorf("%d samples were drained and %d left of 200", drained, left)
 			}
 		})

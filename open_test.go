@@ -147,8 +147,10 @@ func TestOpenRefusesWhatIsNoPinnedRing(t *testing.T) {
 		{path + "/events", syscall.ENOTDIR, "not a directory"},
 		{"", syscall.ENOENT, "no such file"},
 		{path + "\x00", syscall.EINVAL, `events\x00"`},
-		{filepath.Dir(path), syscall.EACCES, "no object that is pinned in a BPF file system, but a directory of one"},
-		{file, syscall.EACCES, "no object that is pinned in a BPF file system: pin the map in one, such as /sys/fs/bpf"},
+		{filepath.Dir(path), syscall.EACCES,
+			"no object that is pinned in a BPF file system, but a directory of one"},
+		{file, syscall.EACCES,
+			"no object that is pinned in a BPF file system: pin the map in one, such as /sys/fs/bpf"},
 		{progPath, 0, "anon_inode:bpf-prog is not a BPF map"},
 	} {
 		h, err := Open(tt.path)
@@ -159,7 +161,9 @@ func TestOpenRefusesWhatIsNoPinnedRing(t *testing.T) {
 	h, err = OpenID(1<<32 - 1)
 	wantNoHandle(t, h, err, syscall.ENOENT, "ringbuf: open map with id 4294967295: ")
 	h, err = OpenID(hashID)
-	wantNoHandle(t, h, err, 0, fmt.Sprintf(`ringbuf: open map with id %d: map "my_hash" has type hash, not ringbuf or user_ringbuf`, hashID))
+	wantNoHandle(t, h, err, 0,
+		fmt.Sprintf(`ringbuf: open map with id %d: map "my_hash" has type hash, not ringbuf or `+
+			`user_ringbuf`, hashID))
 	if err := awaitResources(before); err != nil {
 		t.Errorf("what failed left behind: %v", err)
 	}
@@ -271,7 +275,8 @@ func TestOpenNeedsThePermissionsThatItNames(t *testing.T) {
 		if want := os.Getenv(wantEnv); got != want {
 			t.Errorf("the errors are %q (%v, %v), want %q", got, pinErr, idErr, want)
 		}
-		if why := os.Getenv(whyEnv); pinErr != nil && pinErr.Error() != fmt.Sprintf("ringbuf: open %q: %s: permission denied", path, why) {
+		if why := os.Getenv(whyEnv); pinErr != nil &&
+			pinErr.Error() != fmt.Sprintf("ringbuf: open %q: %s: permission denied", path, why) {
 			t.Errorf("the error is %q, want %q", pinErr, why)
 		}
 		if idErr != nil && !strings.Contains(idErr.Error(), "CAP_SYS_ADMIN is needed") {
@@ -288,7 +293,8 @@ func TestOpenNeedsThePermissionsThatItNames(t *testing.T) {
 	}
 	dir := filepath.Dir(path)
 	no := func(permission string, mode os.FileMode) string {
-		return fmt.Sprintf("this process has no %s permission on the file of user %d, group %d, with mode %04o: "+
+		return fmt.Sprintf("this process has no %s permission on the file of user %d, group %d, with "+
+			"mode %04o: "+
 			"chmod or chown it, since a Reader takes both", permission, os.Geteuid(), os.Getegid(), mode)
 	}
 	for _, tt := range []struct {
@@ -298,13 +304,18 @@ func TestOpenNeedsThePermissionsThatItNames(t *testing.T) {
 		pin, id      syscall.Errno
 		why          string
 	}{
-		{"CAP_BPF, private file", []uintptr{capBPF}, 0o755, 0o600, syscall.EACCES, syscall.EPERM, no("read and write", 0o600)},
-		{"CAP_BPF, read-only file", []uintptr{capBPF}, 0o755, 0o644, syscall.EACCES, syscall.EPERM, no("write", 0o644)},
-		{"CAP_BPF, write-only file", []uintptr{capBPF}, 0o755, 0o622, syscall.EACCES, syscall.EPERM, no("read", 0o622)},
+		{"CAP_BPF, private file", []uintptr{capBPF}, 0o755, 0o600, syscall.EACCES, syscall.EPERM,
+			no("read and write", 0o600)},
+		{"CAP_BPF, read-only file", []uintptr{capBPF}, 0o755, 0o644, syscall.EACCES, syscall.EPERM,
+			no("write", 0o644)},
+		{"CAP_BPF, write-only file", []uintptr{capBPF}, 0o755, 0o622, syscall.EACCES, syscall.EPERM,
+			no("read", 0o622)},
 		{"CAP_BPF, private directory", []uintptr{capBPF}, 0o700, 0o666, syscall.EACCES, syscall.EPERM,
-			fmt.Sprintf("this process cannot search the directory %q, which takes execute permission on it", dir)},
+			fmt.Sprintf("this process cannot search the directory %q, which takes execute permission on it",
+				dir)},
 		{"CAP_BPF, public file", []uintptr{capBPF}, 0o755, 0o666, 0, syscall.EPERM, ""},
-		{"CAP_SYS_ADMIN, private file", []uintptr{capSysAdmin}, 0o755, 0o600, syscall.EACCES, 0, no("read and write", 0o600)},
+		{"CAP_SYS_ADMIN, private file", []uintptr{capSysAdmin}, 0o755, 0o600, syscall.EACCES, 0,
+			no("read and write", 0o600)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if err := errors.Join(os.Chmod(dir, tt.dir), os.Chmod(path, tt.mode)); err != nil {
@@ -314,7 +325,8 @@ func TestOpenNeedsThePermissionsThatItNames(t *testing.T) {
 				ring.Emit(text("sample"))
 			}
 			out := runPrivileged(t, "^TestOpenNeedsThePermissionsThatItNames$", tt.capabilities, nil,
-				pathEnv+"="+path, fmt.Sprintf("%s=%d", idEnv, mapID(t, ring)), fmt.Sprintf("%s=%d %d", wantEnv, tt.pin, tt.id),
+				pathEnv+"="+path, fmt.Sprintf("%s=%d", idEnv, mapID(t, ring)), fmt.Sprintf("%s=%d %d", wantEnv,
+					tt.pin, tt.id),
 				whyEnv+"="+tt.why)
 			if !strings.Contains(out, "--- PASS: TestOpenNeedsThePermissionsThatItNames ") {
 				t.Errorf("the process printed\n%s", out)

@@ -143,7 +143,8 @@ func readUnprivileged(t *testing.T) {
 		return
 	}
 	if err != nil || watchErr != nil || runErr != nil || n != 1 {
-		t.Fatalf("NewReader returned %v, NewWatcher %v, to run the program %d, %v", err, watchErr, n, runErr)
+		t.Fatalf("NewReader returned %v, NewWatcher %v, to run the program %d, %v", err, watchErr, n,
+			runErr)
 	}
 	seen := 0
 	drain(t, w, func(Record, uint64) { seen++ })

@@ -133,7 +133,8 @@ func quietFlood(t *testing.T, ring *bpftest.LossRing, r *Reader, size int) {
 			case <-turn.C:
 				if p.over() {
 					w.want(t, true) // or it is not the Reader's fault
-					t.Fatalf("%d bytes are in the ring, the kernel has notified, and the Reader reads nothing", r.AvailableBytes())
+					t.Fatalf("%d bytes are in the ring, the kernel has notified, and the Reader reads nothing",
+						r.AvailableBytes())
 				}
 			}
 		}

@@ -15,7 +15,8 @@ func openRings([]Map, options) (rings, error) {
 			"and this program was built for %s: %w", runtime.GOARCH, errors.ErrUnsupported)
 	}
 	// Go turns cgo off by itself where it finds no C compiler.
-	return nil, fmt.Errorf("a Reader needs cgo, and this program was built without: set CGO_ENABLED=1, "+
-		"install a C compiler, and let CGO_CFLAGS and CGO_LDFLAGS name libbpf, as the README says: %w",
+	return nil, fmt.Errorf(
+		"a Reader needs cgo, and this program was built without: set CGO_ENABLED=1, "+
+			"install a C compiler, and let CGO_CFLAGS and CGO_LDFLAGS name libbpf, as the README says: %w",
 		errors.ErrUnsupported)
 }

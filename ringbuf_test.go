@@ -762,7 +762,8 @@ func TestAfterAWakeNoWaitSpins(t *testing.T) {
 func wantNoSpin(t *testing.T, wait func(deadline time.Time)) {
 	t.Helper()
 	var used time.Duration
-	for _, d := range []time.Duration{15 * time.Millisecond, 60 * time.Millisecond, 240 * time.Millisecond} {
+	for _, d := range []time.Duration{15 * time.Millisecond, 60 * time.Millisecond,
+		240 * time.Millisecond} {
 		before := processTime()
 		wait(time.Now().Add(d))
 		if used = processTime() - before; used <= d/2 {

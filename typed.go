@@ -144,7 +144,8 @@ func checkView(t reflect.Type, end uintptr, sample []byte) error {
 	if size := uintptr(len(sample)); size < end {
 		return fmt.Errorf("sample of %d bytes is too short for %v of %d bytes", size, t, t.Size())
 	} else if size < t.Size() {
-		return fmt.Errorf("sample of %d bytes is too short for %v of %d bytes, the last %d of which are padding: "+
+		return fmt.Errorf("sample of %d bytes is too short for %v of %d bytes, the last %d of which "+
+			"are padding: "+
 			"AsFlex takes it", size, t, t.Size(), t.Size()-end)
 	}
 	return checkAligned(t, sample)
@@ -180,7 +181,8 @@ func flexibleOf(head, element reflect.Type) (f flexible, err error) {
 func (f flexible) elements(sample []byte) (int, error) {
 	size := uintptr(len(sample))
 	if size < f.offset {
-		return 0, fmt.Errorf("sample of %d bytes is too short for %v, behind which an array of %v begins at byte %d",
+		return 0, fmt.Errorf(
+			"sample of %d bytes is too short for %v, behind which an array of %v begins at byte %d",
 			size, f.head, f.element, f.offset)
 	}
 	aligned := f.head
@@ -193,14 +195,18 @@ func (f flexible) elements(sample []byte) (int, error) {
 	padding := alignUp(f.offset, aligned.Align()) - f.offset // sizeof less offsetof in C
 	n, rest := (size-f.offset)/f.element.Size(), (size-f.offset)%f.element.Size()
 	if rest != 0 && (size < f.offset+padding || rest != padding%f.element.Size()) {
-		return 0, fmt.Errorf("sample of %d bytes ends in the middle of an element: behind %v it has %d of %v, "+
-			"of %d bytes each, from byte %d on, and %d bytes more",
+		return 0, fmt.Errorf(
+			"sample of %d bytes ends in the middle of an element: behind %v it has %d of %v, "+
+				"of %d bytes each, from byte %d on, and %d bytes more",
 			size, f.head, n, f.element, f.element.Size(), f.offset, rest)
 	}
 	return int(n), nil
 }
 
-func alignUp(n uintptr, align int) uintptr { return (n + uintptr(align) - 1) &^ (uintptr(align) - 1) }
+func alignUp(n uintptr,
+	align int) uintptr {
+	return (n + uintptr(align) - 1) &^ (uintptr(align) - 1)
+}
 
 func checkType(t reflect.Type) error {
 	path, why := unviewable(t)

@@ -62,7 +62,8 @@ type MissedError struct {
 }
 
 func (e *MissedError) Error() string {
-	return fmt.Sprintf("ringbuf: missed %d bytes of records, which were overwritten before they were copied", e.Bytes)
+	return fmt.Sprintf("ringbuf: missed %d bytes of records, which were overwritten before they "+
+		"were copied", e.Bytes)
 }
 
 // NewWatcher returns a Watcher of m: a ring buffer (BPF_MAP_TYPE_RINGBUF), in overwrite mode or
@@ -164,7 +165,8 @@ const (
 func (w *Watcher) Records(ctx context.Context) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		if !w.looping.CompareAndSwap(false, true) {
-			yield(Record{}, errors.New("ringbuf: watch: another loop over Records of this Watcher is running"))
+			yield(Record{}, errors.New(
+				"ringbuf: watch: another loop over Records of this Watcher is running"))
 			return
 		}
 		defer w.looping.Store(false)

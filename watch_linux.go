@@ -41,8 +41,9 @@ func (i mapInfo) checkWatched() error {
 // mmap(2) does not share, and bpf_map_mmap() in kernel/bpf/syscall.c refuses that.
 func openWatched(m Map) (watched, error) {
 	if strconv.IntSize < 64 {
-		return watched{}, fmt.Errorf("a Watcher needs a 64-bit processor, as positions in a ring have 64 bits, "+
-			"and this program was built for %s: %w", runtime.GOARCH, errors.ErrUnsupported)
+		return watched{}, fmt.Errorf(
+			"a Watcher needs a 64-bit processor, as positions in a ring have 64 bits, "+
+				"and this program was built for %s: %w", runtime.GOARCH, errors.ErrUnsupported)
 	}
 	fd, info, err := dupMap(m, mapInfo.checkWatched)
 	if err != nil {
@@ -62,7 +63,8 @@ func openWatched(m Map) (watched, error) {
 	}
 	w.mem, err = syscall.Mmap(fd, 0, length, syscall.PROT_READ, syscall.MAP_SHARED)
 	if err != nil {
-		return watched{}, fmt.Errorf("map %q: mmap, through a descriptor that must be for reading and writing: %w",
+		return watched{}, fmt.Errorf(
+			"map %q: mmap, through a descriptor that must be for reading and writing: %w",
 			info.name, err)
 	}
 	// SAFETY: the mapping begins with a page for each of the two positions, and stays until

@@ -33,7 +33,8 @@ type watchedRing struct {
 }
 
 func newWatchedRing(g ring, overwrite bool) *watchedRing {
-	v := &watchedRing{ring: g, weak: weaklyOrdered, pageShift: bits.TrailingZeros(uint(os.Getpagesize()))}
+	v := &watchedRing{ring: g, weak: weaklyOrdered,
+		pageShift: bits.TrailingZeros(uint(os.Getpagesize()))}
 	if overwrite {
 		// SAFETY: they are on the page of the producer position.
 		v.pendingPos = (*uint64)(unsafe.Add(unsafe.Pointer(g.producerPos), 8))

@@ -42,7 +42,8 @@ func newFakeKernel(t testing.TB, size int, overwrite bool) *fakeKernel {
 	}
 	length := uintptr(2*page + 2*size)
 	at := func(addr, length uintptr, prot, flags, fd, offset int) uintptr {
-		p, _, errno := syscall.Syscall6(syscall.SYS_MMAP, addr, length, uintptr(prot), uintptr(flags), uintptr(fd), uintptr(offset))
+		p, _, errno := syscall.Syscall6(syscall.SYS_MMAP, addr, length, uintptr(prot), uintptr(flags),
+			uintptr(fd), uintptr(offset))
 		if errno != 0 {
 			t.Fatal(errno)
 		}
@@ -54,7 +55,8 @@ func newFakeKernel(t testing.TB, size int, overwrite bool) *fakeKernel {
 	t.Cleanup(func() { syscall.Syscall(syscall.SYS_MUNMAP, start, reserved, 0) })
 	fd, both := int(file.Fd()), syscall.PROT_READ|syscall.PROT_WRITE
 	at(start, uintptr(2*page+size), both, syscall.MAP_SHARED|syscall.MAP_FIXED, fd, 0)
-	at(start+uintptr(2*page+size), uintptr(size), both, syscall.MAP_SHARED|syscall.MAP_FIXED, fd, 2*page)
+	at(start+uintptr(2*page+size), uintptr(size), both, syscall.MAP_SHARED|syscall.MAP_FIXED, fd,
+		2*page)
 
 	// SAFETY: the memory is not Go's, and stays until the end of the test.
 	base := *(*unsafe.Pointer)(unsafe.Pointer(&start))
@@ -177,7 +179,8 @@ func check(t testing.TB, sample []byte) (number int) {
 		t.Fatalf("a sample has %d bytes", len(sample))
 	}
 	number = int(binary.NativeEndian.Uint32(sample))
-	if want := selfChecked(number, int(binary.NativeEndian.Uint32(sample[4:]))); !bytes.Equal(sample, want) {
+	if want := selfChecked(number, int(binary.NativeEndian.Uint32(sample[4:]))); !bytes.Equal(sample,
+		want) {
 		t.Fatalf("a sample of %d bytes is not number %d, as it says", len(sample), number)
 	}
 	return number
@@ -276,7 +279,8 @@ func (f *follower) see(w *Watcher, rec Record, missed uint64) {
 	f.pos = want.end
 	f.samples++
 	if number != want.number || w.Position() != want.end {
-		f.t.Fatalf("sample %d came, which ends at %d, want %d, which ends at %d", number, w.Position(), want.number, want.end)
+		f.t.Fatalf("sample %d came, which ends at %d, want %d, which ends at %d", number, w.Position(),
+			want.number, want.end)
 	}
 	if left := f.kernel.ring.producer() - want.end; uint64(rec.Remaining) > left {
 		f.t.Fatalf("%d bytes are said to remain, of %d", rec.Remaining, left)
@@ -343,7 +347,8 @@ func TestWatcherYieldsAllThatIsSubmitted(t *testing.T) {
 			}
 		}
 		if follow.samples != f.written || follow.missed != 0 {
-			t.Errorf("%d of %d samples were seen, and %d bytes missed", follow.samples, f.written, follow.missed)
+			t.Errorf("%d of %d samples were seen, and %d bytes missed", follow.samples, f.written,
+				follow.missed)
 		}
 	})
 }
@@ -418,7 +423,8 @@ func disguised(f *fakeKernel, size int) []byte {
 	var sample []byte
 	for left := size - recordHeaderSize; left >= 0; left -= recordHeaderSize {
 		sample = binary.NativeEndian.AppendUint32(sample, uint32(left))
-		sample = binary.NativeEndian.AppendUint32(sample, uint32(3+pos%f.ring.size/uint64(os.Getpagesize())))
+		sample = binary.NativeEndian.AppendUint32(sample,
+			uint32(3+pos%f.ring.size/uint64(os.Getpagesize())))
 		pos += recordHeaderSize
 	}
 	return sample
@@ -456,7 +462,8 @@ func TestNoScribblingMakesAWatcherBeginWithinARecord(t *testing.T) {
 			continue
 		}
 		if got := w.view.oldest(); got != want {
-			t.Fatalf("with the consumer position %d, and producer position %d, the oldest record is said to be at %d",
+			t.Fatalf("with the consumer position %d, and producer position %d, the oldest record is said "+
+				"to be at %d",
 				pos, producer, got)
 		}
 		records, err := w.Snapshot()
@@ -470,7 +477,8 @@ func TestNoScribblingMakesAWatcherBeginWithinARecord(t *testing.T) {
 			}
 		}
 		if len(records) != samples {
-			t.Fatalf("with the consumer position %d there are %d samples in a snapshot, want %d", pos, len(records), samples)
+			t.Fatalf("with the consumer position %d there are %d samples in a snapshot, want %d", pos,
+				len(records), samples)
 		}
 	}
 }
@@ -492,14 +500,15 @@ func TestWatcherDoesNotFollowTooManySuspects(t *testing.T) {
 			f.setHeader(pos, uint32(sample+8-pos-8))
 			f.setPage(pos)
 		}
-		if got, want := newWatchedRing(f.ring, false).boundary(last, producer), suspects == maxSuspects; got != want {
+		if got, want := newWatchedRing(f.ring, false).boundary(last,
+			producer), suspects == maxSuspects; got != want {
 			t.Errorf("with %d suspects it says %v", suspects, got)
 		}
 	}
 }
 
-// TestWatcherDoesNotFollowLongChains has suspects that each lead through a sample full of what looks
-// like empty records.
+// TestWatcherDoesNotFollowLongChains has suspects that each lead through a sample full of what
+// looks like empty records.
 func TestWatcherDoesNotFollowLongChains(t *testing.T) {
 	f := newFakeKernel(t, 16*os.Getpagesize(), false)
 	f.submit(make([]byte, f.ring.size/2))

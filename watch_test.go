@@ -68,7 +68,8 @@ func TestWatcherTakesNothing(t *testing.T) {
 	ring := bpftest.New(t, os.Getpagesize())
 	ring.Emit(text("before"))
 	w, old := mustWatch(t, ring), mustWatch(t, ring, FromOldest())
-	ring.Emit(text("first"), bpftest.Sample{Data: make([]byte, 24), Discard: true}, text(""), quiet("quiet"))
+	ring.Emit(text("first"), bpftest.Sample{Data: make([]byte, 24), Discard: true}, text(""),
+		quiet("quiet"))
 	for range 2 {
 		wantSnapshot(t, w, "before", "first", "", "quiet")
 	}
@@ -84,13 +85,15 @@ func TestWatcherTakesNothing(t *testing.T) {
 
 	r := mustNewReader(t, ring)
 	wantSample(t, r, "before") // drains all
-	want := WatchStats{Name: "events", ID: mapID(t, ring), Size: os.Getpagesize(), Samples: 5, Bytes: 5 + 0 + 5 + 8 + 6, Discarded: 1}
+	want := WatchStats{Name: "events", ID: mapID(t, ring), Size: os.Getpagesize(), Samples: 5,
+		Bytes: 5 + 0 + 5 + 8 + 6, Discarded: 1}
 	want.Producer = 16 + 16 + 32 + 8 + 16 + 16 + 16
 	want.Consumer = want.Producer
 	if got := w.Stats(); got != want {
 		t.Errorf("Stats are %+v, want %+v", got, want)
 	}
-	wantSnapshot(t, w, "before", "first", "", "quiet", "busy one", "behind") // nothing was overwritten yet
+	// nothing was overwritten yet
+	wantSnapshot(t, w, "before", "first", "", "quiet", "busy one", "behind")
 	for _, sample := range []string{"first", "", "quiet", "busy one", "behind"} {
 		wantSample(t, r, sample)
 	}
@@ -101,7 +104,8 @@ func TestPositionsOfAWatcherAreThoseOfALease(t *testing.T) {
 	w := mustWatch(t, ring)
 	var leased, watched []uint64
 	for i := range 300 {
-		ring.Emit(bpftest.Sample{Data: make([]byte, i)}, bpftest.Sample{Data: make([]byte, 8), Discard: true})
+		ring.Emit(bpftest.Sample{Data: make([]byte, i)}, bpftest.Sample{Data: make([]byte, 8),
+			Discard: true})
 		l, err := r.Lease(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -164,7 +168,8 @@ func TestWatchersDoNotConcernTheReader(t *testing.T) {
 	t.Logf("wakeups %v; fastest without Watchers %v, and with %v", wakeups, fastest[0], fastest[1])
 	// A Read that comes late finds the sample without a wakeup.
 	if wakeups[1] > rounds*pings || wakeups[1] < wakeups[0]*9/10 {
-		t.Errorf("beside Watchers there are %d wakeups, and else %d, of %d samples", wakeups[1], wakeups[0], rounds*pings)
+		t.Errorf("beside Watchers there are %d wakeups, and else %d, of %d samples", wakeups[1],
+			wakeups[0], rounds*pings)
 	}
 	for i, what := range []string{"pings", "a flood"} {
 		if fastest[1][i] > 3*fastest[0][i] {
@@ -196,7 +201,8 @@ func watchAlong(t *testing.T, ring *bpftest.Ring, n int) (stop func()) {
 				}
 			}
 			if w.Position() != begin+seen {
-				t.Errorf("a Watcher saw, or missed, %d bytes, and is at %d, from %d on", seen, w.Position(), begin)
+				t.Errorf("a Watcher saw, or missed, %d bytes, and is at %d, from %d on", seen, w.Position(),
+					begin)
 			}
 		})
 	}
@@ -261,7 +267,8 @@ func TestNoScribblingMakesAWatcherYieldGarbage(t *testing.T) {
 			}
 			near := uint64(rng.IntN(64)) * 8
 			// In the older half of the ring nothing is certain: see settled.
-			wrong := [...]uint64{sound + near, sound - near, sound - 31<<10 + near, sound - 64<<10 - near, sound + 1, 0, 1<<64 - 8}
+			wrong := [...]uint64{sound + near, sound - near, sound - 31<<10 + near, sound - 64<<10 - near,
+				sound + 1, 0, 1<<64 - 8}
 			atomic.StoreUint64(position, wrong[rng.IntN(len(wrong))])
 			for range rng.IntN(2000) {
 				producer()
@@ -325,7 +332,8 @@ func watchStress(t *testing.T, ring *bpftest.StressRing, during time.Duration) {
 			}
 			snapshots.Add(uint64(len(records)))
 			stats := w.Stats()
-			if stats.Samples+stats.Discarded > stats.Producer/8 || stats.Bytes+stats.Missed > stats.Producer {
+			if stats.Samples+stats.Discarded > stats.Producer/8 ||
+				stats.Bytes+stats.Missed > stats.Producer {
 				t.Errorf("Stats are %+v", stats)
 			}
 		}
@@ -370,7 +378,8 @@ func (o *watchedOrder) see(sample []byte) {
 	}
 	for seq := *last; *last > 0 && seq < id.Seq(); seq++ {
 		// Those that cannot be told apart, and what was discarded.
-		if size, discarded := o.ring.Planned(bpftest.ID(id.Producer(), seq)); !discarded && size >= bpftest.IDSize {
+		if size, discarded := o.ring.Planned(bpftest.ID(id.Producer(), seq)); !discarded &&
+			size >= bpftest.IDSize {
 			o.t.Errorf("%v came, and %d did not", id, seq)
 		}
 	}
@@ -460,7 +469,8 @@ func TestAnOverwritingRingIsWatchedFlatOut(t *testing.T) {
 		}
 		snapshots += len(records)
 	}
-	t.Logf("%d samples were seen, %d bytes missed, and %d samples in a snapshot", seen, missed, snapshots/100)
+	t.Logf("%d samples were seen, %d bytes missed, and %d samples in a snapshot", seen, missed,
+		snapshots/100)
 	if seen < 1000 || snapshots < 1000 {
 		t.Error("that is too little")
 	}
@@ -478,7 +488,8 @@ func TestAUserRingBufferHasStatsOnly(t *testing.T) {
 	defer syscall.Close(m.FileDescriptor())
 	w := mustWatch(t, m, FromOldest())
 	page := os.Getpagesize()
-	mem, err := syscall.Mmap(m.FileDescriptor(), int64(page), page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	mem, err := syscall.Mmap(m.FileDescriptor(), int64(page), page,
+		syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -490,7 +501,8 @@ func TestAUserRingBufferHasStatsOnly(t *testing.T) {
 	}
 	wantUnsupported := func(err error) {
 		t.Helper()
-		if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), `"commands" is a user ring buffer`) {
+		if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(),
+			`"commands" is a user ring buffer`) {
 			t.Errorf("the error is %v", err)
 		}
 	}
@@ -529,14 +541,17 @@ func TestNewWatcherRefusesWhatItCannotWatch(t *testing.T) {
 		{hash, nil, `map "my_hash" has type hash, not ringbuf or user_ringbuf`},
 		{FD(prog.FileDescriptor()), nil, "anon_inode:bpf-prog is not a BPF map"},
 		{FD(-1), syscall.EBADF, "ringbuf: watch: descriptor -1: "},
-		{FD(readOnly), syscall.EINVAL, `map "events": mmap, through a descriptor that must be for reading and writing: `},
-		{FD(writeOnly), syscall.EACCES, `map "events": mmap, through a descriptor that must be for reading and writing: `},
+		{FD(readOnly), syscall.EINVAL,
+			`map "events": mmap, through a descriptor that must be for reading and writing: `},
+		{FD(writeOnly), syscall.EACCES,
+			`map "events": mmap, through a descriptor that must be for reading and writing: `},
 	} {
 		w, err := NewWatcher(tt.m)
 		if err == nil {
 			w.Close()
 			t.Errorf("NewWatcher succeeded, want %q", tt.want)
-		} else if !strings.Contains(err.Error(), tt.want) || tt.errno != nil && !errors.Is(err, tt.errno) {
+		} else if !strings.Contains(err.Error(), tt.want) || tt.errno != nil &&
+			!errors.Is(err, tt.errno) {
 			t.Errorf("NewWatcher returned %q, want %q, and %v", err, tt.want, tt.errno)
 		}
 	}
@@ -719,7 +734,8 @@ func TestWatcherWorksWithoutCgo(t *testing.T) {
 	dir := t.TempDir()
 	for name, content := range map[string]string{
 		"main.go": watchProgram,
-		"go.mod": "module example.com/watch\n\ngo 1.24\n\nrequire github.com/libbpfgo/ringbuf v0.0.0\n\n" +
+		"go.mod": "module example.com/watch\n\ngo 1.24\n\n" +
+			"require github.com/libbpfgo/ringbuf v0.0.0\n\n" +
 			"replace github.com/libbpfgo/ringbuf => " + here + "\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {

@@ -247,7 +247,8 @@ func TestModerationSurvivesFloods(t *testing.T) {
 				eager += countLossyFloods(t, ringbufReadIntoEager, ring, floods/3)
 				moderated += countLossyFloods(t, ringbufReadInto, ring, floods/3)
 			}
-			t.Logf("ring of %s: samples of %d floods were refused when read eagerly, of %d when moderated, of %d each",
+			t.Logf("ring of %s: samples of %d floods were refused when read eagerly, of %d when moderated,"+
+				" of %d each",
 				bytesName(ring), eager, moderated, floods)
 			loses = moderated > eager+noise
 		}

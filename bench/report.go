@@ -133,7 +133,8 @@ func sections() []section {
 	}
 	cached := section{
 		title: "Drain, in the cache",
-		text: "Reading a full ring of " + bytesName(smallRing) + ", which the same processor has just filled: ns per\n" +
+		text: "Reading a full ring of " + bytesName(smallRing) +
+			", which the same processor has just filled: ns per\n" +
 			"sample.",
 		readers: allReaders,
 	}

@@ -65,7 +65,8 @@ func (b *blocks) next() error {
 			return b.errorf("its byte-order magic is %#x", head[8:12])
 		}
 		if before != nil && before != b.order {
-			return b.errorf("it changes the byte order: two recordings of different machines are in one file")
+			return b.errorf("it changes the byte order: two recordings of different machines are in one " +
+				"file")
 		}
 	case b.at == 0:
 		return errNotPcapng

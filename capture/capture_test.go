@@ -140,9 +140,11 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 func TestSamplesAreCutToTheSnaplen(t *testing.T) {
 	at := time.Unix(1, 0)
 	rec := func(sample string, length int) Record {
-		return Record{Record: ringbuf.Record{RawSample: []byte(sample), Ring: 2}, Time: at, Length: length}
+		return Record{Record: ringbuf.Record{RawSample: []byte(sample), Ring: 2}, Time: at,
+			Length: length}
 	}
-	file := mustRecord(t, threeRings, "", rec("1234", 0), rec("12345", 5), rec("123456", 0), rec("12", 1000))
+	file := mustRecord(t, threeRings, "", rec("1234", 0), rec("12345", 5), rec("123456", 0),
+		rec("12", 1000))
 	_, got, err := readAll(file)
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +214,8 @@ func TestTheEndOfARecordingHasTotals(t *testing.T) {
 	}
 	for i := range received {
 		if s := got[i]; s.PacketsReceived != received[i] || s.PacketsDropped != dropped[i] {
-			t.Errorf("ring %d has %d records and %d drops, want %d and %d", i, s.PacketsReceived, s.PacketsDropped, received[i], dropped[i])
+			t.Errorf("ring %d has %d records and %d drops, want %d and %d", i, s.PacketsReceived,
+				s.PacketsDropped, received[i], dropped[i])
 		}
 	}
 	if !got[1].StartTime.Equal(recs[1].Time) || !got[1].EndTime.Equal(recs[69].Time) {
@@ -300,24 +303,38 @@ func TestADamagedFileIsAnErrorThatSaysWhere(t *testing.T) {
 		want   string
 	}{
 		{"no pcapng", func(b blockFunc) { copy(b(blockSection), "GIF89a") }, "not a pcapng file"},
-		{"magic", func(b blockFunc) { b(blockSection)[8] = 0 }, "the block at byte 0 is damaged: its byte-order magic is 0x003c2b1a"},
+		{"magic", func(b blockFunc) { b(blockSection)[8] = 0 },
+			"the block at byte 0 is damaged: its byte-order magic is 0x003c2b1a"},
 		{"version", func(b blockFunc) { b(blockSection)[12] = 2 }, "Unknown pcapng Version"},
-		{"length", func(b blockFunc) { put32(b(blockEnhanced)[4:], 50) }, "is damaged: its length is 50 bytes"},
-		{"short", func(b blockFunc) { put32(b(blockSection)[4:], 12) }, "the block at byte 0 is damaged: it has 12 bytes at its beginning, and 439041101 at its end"},
-		{"trailer", func(b blockFunc) { c := b(blockEnhanced); c[len(c)-4]++ }, "bytes at its beginning, and"},
-		{"captured", func(b blockFunc) { put32(b(blockEnhanced)[20:], 1000) }, "1000 captured bytes are longer than it"},
-		{"option", func(b blockFunc) { put16(b(blockEnhanced)[38:], 1000) }, "an option of 1000 bytes is longer than it"},
-		{"end of options", func(b blockFunc) { put16(b(blockEnhanced)[50:], 4) }, "the end of its options has a length of 4"},
-		{"no interface", func(b blockFunc) { put32(b(blockEnhanced)[8:], 1) }, "Interface id 1 not present"},
-		{"link type", func(b blockFunc) { put16(b(blockInterface)[8:], 1) }, `interface 0 ("events") has link type 1, not USER0: it is not a ring`},
-		{"BTF of no interface", func(b blockFunc) { put32(b(blockBTF)[20:], 1) }, "it has BTF of interface 1, of 1"},
-		{"BTF of many interfaces", func(b blockFunc) { put32(b(blockBTF)[16:], 1<<31) }, "2147483648 interfaces are longer than it"},
-		{"size of BTF", func(b blockFunc) { put32(b(blockBTF)[24:], 33) }, "33 bytes of BTF are longer than it"},
-		{"simple packet", func(b blockFunc) { put32(b(blockEnhanced), blockSimple) }, "a record without a time"},
+		{"length", func(b blockFunc) { put32(b(blockEnhanced)[4:], 50) },
+			"is damaged: its length is 50 bytes"},
+		{"short", func(b blockFunc) { put32(b(blockSection)[4:], 12) },
+			"the block at byte 0 is damaged: it has 12 bytes at its beginning, and 439041101 at its end"},
+		{"trailer", func(b blockFunc) { c := b(blockEnhanced); c[len(c)-4]++ },
+			"bytes at its beginning, and"},
+		{"captured", func(b blockFunc) { put32(b(blockEnhanced)[20:], 1000) },
+			"1000 captured bytes are longer than it"},
+		{"option", func(b blockFunc) { put16(b(blockEnhanced)[38:], 1000) },
+			"an option of 1000 bytes is longer than it"},
+		{"end of options", func(b blockFunc) { put16(b(blockEnhanced)[50:], 4) },
+			"the end of its options has a length of 4"},
+		{"no interface", func(b blockFunc) { put32(b(blockEnhanced)[8:], 1) },
+			"Interface id 1 not present"},
+		{"link type", func(b blockFunc) { put16(b(blockInterface)[8:], 1) },
+			`interface 0 ("events") has link type 1, not USER0: it is not a ring`},
+		{"BTF of no interface", func(b blockFunc) { put32(b(blockBTF)[20:], 1) },
+			"it has BTF of interface 1, of 1"},
+		{"BTF of many interfaces", func(b blockFunc) { put32(b(blockBTF)[16:], 1<<31) },
+			"2147483648 interfaces are longer than it"},
+		{"size of BTF", func(b blockFunc) { put32(b(blockBTF)[24:], 33) },
+			"33 bytes of BTF are longer than it"},
+		{"simple packet", func(b blockFunc) { put32(b(blockEnhanced), blockSimple) },
+			"a record without a time"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, recs, err := readAll(damaged(t, tt.change))
-			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(), "capture: ") {
+			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(),
+				"capture: ") {
 				t.Errorf("the error is %v, want %q", err, tt.want)
 			}
 			if len(recs) > 0 {
@@ -334,7 +351,8 @@ func TestADamagedFileIsAnErrorThatSaysWhere(t *testing.T) {
 
 func TestAnEmptyFileIsNoRecording(t *testing.T) {
 	_, err := NewReader(strings.NewReader(""))
-	if !errors.Is(err, io.ErrUnexpectedEOF) || err.Error() != "capture: the file is empty: unexpected EOF" {
+	if !errors.Is(err, io.ErrUnexpectedEOF) ||
+		err.Error() != "capture: the file is empty: unexpected EOF" {
 		t.Error(err)
 	}
 }
@@ -353,18 +371,25 @@ func TestAFileOfTheOtherByteOrder(t *testing.T) {
 		return b
 	}
 	file := block(blockSection, u32(byteOrderMagic, 1<<16, 0, 0))
-	file = append(file, block(blockInterface, append(u32(linkTypeUser0<<16, 7, 9<<16|1, 9<<24, 2<<16|4), append([]byte("ring"), u32(0)...)...))...)
-	file = append(file, block(blockBTF, append([]byte(btfSignature), append(u32(1, 0, 3), "btf\x00"...)...))...)
-	file = append(file, block(blockEnhanced, append(u32(0, 0, 5_000_000_000&(1<<32-1), 3, 9), append([]byte("abc\x00"), u32(4<<16|8, 0, 77, 0)...)...))...)
+	file = append(file, block(blockInterface,
+		append(u32(linkTypeUser0<<16, 7, 9<<16|1, 9<<24, 2<<16|4),
+			append([]byte("ring"), u32(0)...)...))...)
+	file = append(file, block(blockBTF, append([]byte(btfSignature),
+		append(u32(1, 0, 3), "btf\x00"...)...))...)
+	file = append(file, block(blockEnhanced, append(u32(0, 0, 5_000_000_000&(1<<32-1), 3, 9),
+		append([]byte("abc\x00"), u32(4<<16|8, 0, 77, 0)...)...))...)
 	rings, recs, err := readAll(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantRecords(t, recs, []Record{{Record: ringbuf.Record{RawSample: []byte("abc"), Lost: 77}, Time: time.Unix(0, 5_000_000_000&(1<<32-1)), Length: 9}})
-	if want := []Ring{{Name: "ring", Snaplen: 7, BTF: []byte("btf")}}; !reflect.DeepEqual(rings, want) {
+	wantRecords(t, recs, []Record{{Record: ringbuf.Record{RawSample: []byte("abc"), Lost: 77},
+		Time: time.Unix(0, 5_000_000_000&(1<<32-1)), Length: 9}})
+	if want := []Ring{{Name: "ring", Snaplen: 7, BTF: []byte("btf")}}; !reflect.DeepEqual(rings,
+		want) {
 		t.Errorf("the rings are %+v, want %+v", rings, want)
 	}
-	if _, _, err := readAll(append(file, mustRecord(t, threeRings, "")...)); err == nil || !strings.Contains(err.Error(), "byte order") {
+	if _, _, err := readAll(append(file, mustRecord(t, threeRings, "")...)); err == nil ||
+		!strings.Contains(err.Error(), "byte order") {
 		t.Errorf("two byte orders in one file: %v", err)
 	}
 }
@@ -374,7 +399,8 @@ func TestTheWriterRefusesWhatCannotBeRecorded(t *testing.T) {
 		t.Error("a recording of no ring began")
 	}
 	for _, ring := range []Ring{{Name: strings.Repeat("x", 1<<16)}, {Snaplen: -1}, {Size: -1}} {
-		if _, err := NewWriter(io.Discard, []Ring{{}, ring}, ""); err == nil || !strings.HasPrefix(err.Error(), "capture: ring 1 (") {
+		if _, err := NewWriter(io.Discard, []Ring{{}, ring}, ""); err == nil ||
+			!strings.HasPrefix(err.Error(), "capture: ring 1 (") {
 			t.Errorf("a ring with Snaplen %d, Size %d: %v", ring.Snaplen, ring.Size, err)
 		}
 	}

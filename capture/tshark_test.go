@@ -27,7 +27,8 @@ func TestTsharkOpensARecording(t *testing.T) {
 		t.Fatal(err)
 	}
 	args := []string{"-n", "-r", file, "-T", "fields", "-E", "separator=|"}
-	for _, field := range []string{"time_epoch", "interface_id", "interface_name", "interface_description", "len", "cap_len", "drop_count", "comment"} {
+	for _, field := range []string{"time_epoch", "interface_id", "interface_name",
+		"interface_description", "len", "cap_len", "drop_count", "comment"} {
 		args = append(args, "-e", "frame."+field)
 	}
 	cmd := exec.Command("tshark", append(args, "-e", "data.data")...)
@@ -57,8 +58,9 @@ func TestTsharkOpensARecording(t *testing.T) {
 		if rec.Comment != "" {
 			comments = append(comments, rec.Comment)
 		}
-		want := fmt.Sprintf("%d.%09d|%d|%s|%s|%d|%d|%s|%s|%s", rec.Time.Unix(), rec.Time.Nanosecond(), rec.Ring, ring.Name, description,
-			rec.Length, len(rec.RawSample), drops, strings.Join(comments, ","), hex.EncodeToString(rec.RawSample))
+		want := fmt.Sprintf("%d.%09d|%d|%s|%s|%d|%d|%s|%s|%s", rec.Time.Unix(), rec.Time.Nanosecond(),
+			rec.Ring, ring.Name, description, rec.Length, len(rec.RawSample), drops,
+			strings.Join(comments, ","), hex.EncodeToString(rec.RawSample))
 		if lines[i] != want {
 			t.Errorf("tshark says of packet %d\n%s\nwant\n%s", i, lines[i], want)
 		}

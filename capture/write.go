@@ -175,7 +175,8 @@ func (w *Writer) Write(rec Record) error {
 		return fmt.Errorf("capture: the time %v is out of range", rec.Time)
 	}
 	if length > maxBlock/2 || len(rec.Comment) > maxOption {
-		return fmt.Errorf("capture: a sample of %d bytes, or a comment of %d, is too long", length, len(rec.Comment))
+		return fmt.Errorf("capture: a sample of %d bytes, or a comment of %d, is too long", length,
+			len(rec.Comment))
 	}
 	info := gopacket.CaptureInfo{
 		Timestamp:      rec.Time,

@@ -87,7 +87,8 @@ replace github.com/libbpfgo/ringbuf => %s
 	if err != nil {
 		return err
 	}
-	clang := strings.Fields("clang -g -O2 -target bpf " + os.Getenv("CGO_CFLAGS") + " -I" + checkout + "/bpf")
+	clang := strings.Fields("clang -g -O2 -target bpf " + os.Getenv("CGO_CFLAGS") + " -I" + checkout +
+		"/bpf")
 	if triplet, err := exec.Command("cc", "-print-multiarch").Output(); err == nil {
 		clang = append(clang, "-idirafter", "/usr/include/"+strings.TrimSpace(string(triplet)))
 	}
@@ -185,7 +186,8 @@ func (e *example) wantEnd(pattern string) {
 	e.t.Helper()
 	re := regexp.MustCompile("^" + pattern + "$")
 	for e.stdout.Scan() {
-		if line := strings.Join(strings.Fields(e.stdout.Text()), " "); pattern == "" || !re.MatchString(line) {
+		if line := strings.Join(strings.Fields(e.stdout.Text()), " "); pattern == "" ||
+			!re.MatchString(line) {
 			e.t.Errorf("printed after the last line: %q", line)
 		}
 	}
@@ -344,7 +346,8 @@ func TestFlightrecorder(t *testing.T) {
 	if self == `\d+` {
 		t.Skip("in a PID namespace of its own this process does not know what the kernel calls it")
 	}
-	ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "try", 0, 0, os.Getpagesize(), &bpf.BPFMapCreateOpts{MapFlags: 1 << 19})
+	ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "try", 0, 0, os.Getpagesize(),
+		&bpf.BPFMapCreateOpts{MapFlags: 1 << 19})
 	if errors.Is(err, syscall.EINVAL) {
 		out, err := exec.Command(filepath.Join(programs, "flightrecorder"), "-p", self).CombinedOutput()
 		want := "flightrecorder: this kernel has no ring buffers in overwrite mode: it takes Linux 6.19\n"

@@ -86,7 +86,8 @@ var ringMetrics = []metric[ringbuf.RingStats]{
 		func(s ringbuf.RingStats) float64 { return float64(s.Size) }),
 	ofRing(gauge, "available_bytes", "Bytes, headers and padding included, that were produced and not yet read.",
 		func(s ringbuf.RingStats) float64 { return float64(s.Available) }),
-	ofRing(gauge, "peak_bytes", "Most bytes, headers and padding included, that were in the ring in the last minute.",
+	ofRing(gauge, "peak_bytes",
+		"Most bytes, headers and padding included, in the ring in the last minute.",
 		func(s ringbuf.RingStats) float64 { return float64(s.Peak) }),
 }
 

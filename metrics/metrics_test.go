@@ -40,7 +40,7 @@ ringbuf_drains_total 1
 # HELP ringbuf_lost_records_total Records that the kernel refused because a ring was full, if they are counted.
 # TYPE ringbuf_lost_records_total counter
 ringbuf_lost_records_total 1.099511627776e+12
-# HELP ringbuf_peak_bytes Most bytes, headers and padding included, that were in the ring in the last minute.
+# HELP ringbuf_peak_bytes Most bytes, headers and padding included, in the ring in the last minute.
 # TYPE ringbuf_peak_bytes gauge
 ringbuf_peak_bytes{index="0",ring="events"} 15
 ringbuf_peak_bytes{index="1",ring="events"} 25

@@ -94,7 +94,8 @@ cell() {
 	needed=$(echo "${2#*-libbpf-}" | cut -d. -f1,2)
 	if ! at_least "$1" "$needed"; then
 		echo "needs libbpf $needed"
-	elif [ "${LIBBPF:-}" = ends ] && [ "$1 $2" != "$first $lowest" ] && [ "$1 $2" != "$last $newest" ]; then
+	elif [ "${LIBBPF:-}" = ends ] && [ "$1 $2" != "$first $lowest" ] &&
+		[ "$1 $2" != "$last $newest" ]; then
 		echo -
 	else
 		run_tests "$@"
@@ -108,7 +109,8 @@ newest=$(libbpfgo bench/go.mod)
 releases | while read -r version rest; do
 	! at_least "$version" 1.3 || echo "$version $rest"
 done | sort -V -s -k1,1 >"$dir/releases"
-[ -s "$dir/releases" ] || die "no source of libbpf 1.3 or newer can be had; set LIBBPF_GIT to a clone of it"
+[ -s "$dir/releases" ] ||
+	die "no source of libbpf 1.3 or newer can be had; set LIBBPF_GIT to a clone of it"
 versions=$(cut -d' ' -f1 "$dir/releases" | uniq)
 last=$(echo "$versions" | tail -n 1)
 case ${LIBBPF:-all} in

@@ -32,7 +32,8 @@ source_package() {
 	"$top/scripts/deps.sh" dpkg-source=dpkg-dev patch=patch xz=xz-utils
 	rm -rf "$apt"
 	mkdir -p "$top/output"
-	debian_lists "$apt" "$(dpkg --print-architecture)" deb-src trixie && debian_source libbpf "$debian" ||
+	debian_lists "$apt" "$(dpkg --print-architecture)" deb-src trixie &&
+		debian_source libbpf "$debian" ||
 		die "no source: the submodule cannot be checked out and Debian's source package cannot be had;" \
 			"set LIBBPF_SRC to a checkout of libbpf >= $minimum"
 	rm -rf "$apt"
@@ -67,7 +68,8 @@ find_source() {
 		# Both the checkout and its src directory are common notations.
 		for src in "$LIBBPF_SRC" "$LIBBPF_SRC/.."; do
 			[ -e "$src/src/libbpf.c" ] && [ -d "$src/include/uapi" ] || continue
-			version=$(sed -n 's/^#define LIBBPF_M[A-Z]*_VERSION //p' "$src/src/libbpf_version.h" | paste -sd. -)
+			version=$(sed -n 's/^#define LIBBPF_M[A-Z]*_VERSION //p' "$src/src/libbpf_version.h" |
+				paste -sd. -)
 			[ "$(printf '%s\n' "$version" $minimum | sort -V | head -n 1)" = $minimum ] ||
 				die "LIBBPF_SRC=$LIBBPF_SRC is libbpf $version; $minimum or newer is needed"
 			return

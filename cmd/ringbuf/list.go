@@ -19,8 +19,8 @@ func newListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [MAP...]",
 		Short: "List ring buffers, and who uses them",
-		Long: `List shows the ring buffers and user ring buffers of this machine, or those that are named: how
-large and how full they are, where their positions are, and who uses them.
+		Long: `List shows the ring buffers and user ring buffers of this machine, or those that are
+named: how large and how full they are, where their positions are, and who uses them.
 
 A process uses a ring buffer if it has a descriptor of it, a mapping of it, or a descriptor of
 a program that uses it or of a link to such a program. The fill includes headers and padding.
@@ -109,7 +109,8 @@ func writeList(w io.Writer, all []listedJSON) error {
 		return nil
 	}
 	t := text.Table{
-		Header:  []string{"ID", "NAME", "TYPE", "SIZE", "FILL", "%", "CONSUMER", "PRODUCER", "FLAGS", "PROGRAMS", "PROCESSES", "PINS"},
+		Header: []string{"ID", "NAME", "TYPE", "SIZE", "FILL", "%", "CONSUMER", "PRODUCER", "FLAGS",
+			"PROGRAMS", "PROCESSES", "PINS"},
 		Numeric: []bool{true, false, false, true, true, true, true, true, false, false, false, false},
 	}
 	for _, l := range all {
@@ -128,7 +129,8 @@ func writeList(w io.Writer, all []listedJSON) error {
 			pins = append(pins, text.Printable(p))
 		}
 		t.Rows = append(t.Rows, text.Row{
-			{fmt.Sprint(l.ID)}, {text.Printable(l.Name)}, {l.Type}, {text.Bytes(float64(l.SizeBytes))}, {fill}, {percent},
+			{fmt.Sprint(l.ID)}, {text.Printable(l.Name)}, {l.Type}, {text.Bytes(
+				float64(l.SizeBytes))}, {fill}, {percent},
 			{fmt.Sprint(l.ConsumerPosition)}, {fmt.Sprint(l.ProducerPosition)}, {strings.Join(l.Flags, ",")},
 			programs, processes, pins,
 		})

@@ -51,13 +51,16 @@ func TestListTellsTheStateOfARing(t *testing.T) {
 	if o.Name != "my_ring" || o.Type != "ringbuf" || o.SizeBytes != 1<<16 || len(o.Flags) != 0 {
 		t.Errorf("it has %q, %q, %d, %q", o.Name, o.Type, o.SizeBytes, o.Flags)
 	}
-	if o.ConsumerPosition != 10*recordSize || o.ProducerPosition != 17*recordSize || o.FillBytes == nil || *o.FillBytes != 7*recordSize {
-		t.Errorf("the positions are %d and %d, the fill %v", o.ConsumerPosition, o.ProducerPosition, o.FillBytes)
+	if o.ConsumerPosition != 10*recordSize || o.ProducerPosition != 17*recordSize ||
+		o.FillBytes == nil || *o.FillBytes != 7*recordSize {
+		t.Errorf("the positions are %d and %d, the fill %v", o.ConsumerPosition, o.ProducerPosition,
+			o.FillBytes)
 	}
 	if got := fmt.Sprintf("%.3f", *o.FillPercent); got != "0.769" {
 		t.Errorf("the fill is %s percent, want 0.769", got)
 	}
-	if len(o.Programs) != 1 || o.Programs[0].Name != "write" || o.Programs[0].Type != "raw_tracepoint" {
+	if len(o.Programs) != 1 || o.Programs[0].Name != "write" ||
+		o.Programs[0].Type != "raw_tracepoint" {
 		t.Errorf("the programs are %v", o.Programs)
 	}
 }
@@ -72,7 +75,8 @@ func TestListFindsPins(t *testing.T) {
 		t.Errorf("the pins are %q, want %q", o.Pins, path)
 	}
 	for _, args := range [][]string{{"pinned", path}, {path}} {
-		if got := run(t, append([]string{"list"}, args...)...).wantOK(t); len(got) != 2 || !strings.HasSuffix(got[1], path) {
+		if got := run(t, append([]string{"list"}, args...)...).wantOK(t); len(got) != 2 ||
+			!strings.HasSuffix(got[1], path) {
 			t.Errorf("list %q printed %q", args, got)
 		}
 	}
@@ -82,12 +86,14 @@ func TestListSaysThatNothingCanBePinned(t *testing.T) {
 	r := newRing(t, "unpinned", 4096)
 	// In a mount namespace of its own, without BPF file systems.
 	got := runCommand(t, exec.Command("unshare", "--mount", "sh", "-c",
-		`awk '/ - bpf /{print $5}' /proc/self/mountinfo | while read -r dir; do umount -l "$(printf "$dir")"; done; exec "$@"`,
+		`awk '/ - bpf /{print $5}' /proc/self/mountinfo | while read -r dir; do umount -l "$(printf `+
+			`"$dir")"; done; exec "$@"`,
 		"-", tool, "list", "-o", "json", "id", fmt.Sprint(r.id)))
 	if o := decode(t, got.wantOK(t)[0]); o.Pins != nil {
 		t.Errorf("the pins are %q, want null", o.Pins)
 	}
-	if want := "ringbuf: pins are not known: no BPF file system is mounted here\n"; !strings.Contains(got.stderr, want) {
+	if want := "ringbuf: pins are not known: no BPF file system is mounted here\n"; !strings.Contains(
+		got.stderr, want) {
 		t.Errorf("it said %q, want %q", got.stderr, want)
 	}
 }
@@ -120,7 +126,8 @@ func TestListKnowsWhoUsesARing(t *testing.T) {
 	m := r.m
 	m.Close()
 	want("mapping", "program")
-	if got := run(t, "list", "pid", strconv.Itoa(os.Getpid())).wantOK(t); !slices.ContainsFunc(got, func(line string) bool { return strings.Contains(line, "used") }) {
+	if got := run(t, "list", "pid", strconv.Itoa(os.Getpid())).wantOK(t); !slices.ContainsFunc(got,
+		func(line string) bool { return strings.Contains(line, "used") }) {
 		t.Errorf("list pid printed %q", got)
 	}
 	p, err := r.p.Clone()
@@ -133,7 +140,9 @@ func TestListKnowsWhoUsesARing(t *testing.T) {
 	want("mapping")
 	reader.Close()
 	got := run(t, "list", "id", fmt.Sprint(r.id))
-	if want := fmt.Sprintf("ringbuf: there is no map with id %d: ringbuf list shows all ring buffers\n", r.id); got.code != 1 || got.stderr != want {
+	if want := fmt.Sprintf(
+		"ringbuf: there is no map with id %d: ringbuf list shows all ring "+
+			"buffers\n", r.id); got.code != 1 || got.stderr != want {
 		t.Errorf("code %d, %q, want 1, %q", got.code, got.stderr, want)
 	}
 }
@@ -171,7 +180,8 @@ func TestListShowsUserRingBuffers(t *testing.T) {
 		skipOrFail(t, err)
 	}
 	defer m.Close()
-	if o := listed(t, mapID(t, m)); o.Type != "user_ringbuf" || o.Name != "to_kernel" || o.FillBytes == nil || *o.FillBytes != 0 {
+	if o := listed(t, mapID(t, m)); o.Type != "user_ringbuf" || o.Name != "to_kernel" ||
+		o.FillBytes == nil || *o.FillBytes != 0 {
 		t.Errorf("it is %q %q, the fill %v", o.Type, o.Name, o.FillBytes)
 	}
 }
@@ -216,7 +226,8 @@ func TestMAPIsWhatBpftoolSays(t *testing.T) {
 
 func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 	a, b := newRing(t, "ambiguous", 4096), newRing(t, "ambiguous", 4096)
-	array, err := ebpf.NewMap(&ebpf.MapSpec{Name: "an_array", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	array, err := ebpf.NewMap(&ebpf.MapSpec{Name: "an_array", Type: ebpf.Array, KeySize: 4,
+		ValueSize: 4, MaxEntries: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,8 +243,10 @@ func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 	}{
 		{"lst", 2, `there is no command "lst": did you mean "list"?`},
 		{"list -x", 2, "unknown shorthand flag: 'x' in -x: see ringbuf list --help"},
-		{"list -o xml", 2, `invalid argument "xml" for "-o, --output" flag: it is table or json: see ringbuf list --help`},
-		{"list id", 2, `"id" is the last word: a value must follow (for a ring buffer of that name: name id)`},
+		{"list -o xml", 2, `invalid argument "xml" for "-o, --output" flag: it is table or json: see ` +
+			`ringbuf list --help`},
+		{"list id", 2, `"id" is the last word: a value must follow (for a ring buffer of that name: ` +
+			`name id)`},
 		{"list id x", 2, `id "x": it must be a number`},
 		{"list pid -- -1", 2, `pid "-1": it must be a number`},
 		{"top -n -1", 2, "-n -1: it must not be negative"},
@@ -241,17 +254,24 @@ func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 		{"top -d NaN", 2, "-d NaN: it must be 0.01 to 86400 seconds"},
 		{"man", 2, "accepts 1 arg(s), received 0: see ringbuf man --help"},
 		{"list name none", 1, `no ring buffer has the name "none": ringbuf list shows all`},
-		{"top nothing", 1, `"nothing" is neither the name nor the id of a ring buffer, nor the pid of a process that uses one: ringbuf list shows all`},
-		{"list id 2147483647", 1, "there is no map with id 2147483647: ringbuf list shows all ring buffers"},
+		{"top nothing", 1, `"nothing" is neither the name nor the id of a ring buffer, nor the pid of ` +
+			`a process that uses one: ringbuf list shows all`},
+		{"list id 2147483647", 1,
+			"there is no map with id 2147483647: ringbuf list shows all ring buffers"},
 		{"list pid 1073741824", 1, "there is no process 1073741824"},
 		{"list " + file, 1, file + " is not in a BPF file system: nothing is pinned there"},
 		{"list " + file + "2", 1, "stat " + file + "2: no such file or directory"},
-		{"list ambiguous", 1, fmt.Sprintf(`"ambiguous" may mean several ring buffers: say id %d, or id %d, or name ambiguous for all of them`, a.id, b.id)},
-		{fmt.Sprint("list id ", mapID(t, array)), 1, fmt.Sprintf(`map %d, "an_array", has type Array: it is not a ring buffer`, mapID(t, array))},
+		{"list ambiguous", 1,
+			fmt.Sprintf(`"ambiguous" may mean several ring buffers: say id %d, or id %d, or name `+
+				`ambiguous for all of them`, a.id, b.id)},
+		{fmt.Sprint("list id ", mapID(t, array)), 1,
+			fmt.Sprintf(`map %d, "an_array", has type Array: it is not a ring buffer`, mapID(t, array))},
 	} {
 		got := run(t, strings.Fields(tt.args)...)
-		if want := "ringbuf: " + tt.want + "\n"; got.code != tt.code || got.stderr != want || got.stdout != "" {
-			t.Errorf("%s: code %d, want %d, %q, want %q; printed %q", tt.args, got.code, tt.code, got.stderr, want, got.stdout)
+		if want := "ringbuf: " + tt.want + "\n"; got.code != tt.code || got.stderr != want ||
+			got.stdout != "" {
+			t.Errorf("%s: code %d, want %d, %q, want %q; printed %q", tt.args, got.code, tt.code,
+				got.stderr, want, got.stdout)
 		}
 	}
 }
@@ -292,7 +312,8 @@ func TestPrivileges(t *testing.T) {
 		{"+bpf,+perfmon", 0o666, []string{"list"}, 3, byID, false},
 		{"+bpf,+perfmon", 0o666, []string{"top", "-n1", "-d.01"}, 3, byID, false},
 		{"+bpf", 0o600, []string{"list", path}, 3,
-			"ringbuf: to open " + path + " takes CAP_BPF, and permission to read and write the file: permission denied\n", false},
+			"ringbuf: to open " + path +
+				" takes CAP_BPF, and permission to read and write the file: permission denied\n", false},
 		{"+bpf", 0o666, []string{"list", "-ojson", path}, 0, "", false},
 		{"+bpf", 0o666, []string{"top", "-ojson", "-n1", "-d.01", path}, 0, "", false},
 		{"+sys_admin", 0o600, []string{"list", "-ojson", "id", id}, 0, "", true},
@@ -303,7 +324,8 @@ func TestPrivileges(t *testing.T) {
 		}
 		got := runCommand(t, setpriv(tt.capabilities, tt.args...))
 		if got.code != tt.code || tt.code != 0 && got.stderr != tt.stderr {
-			t.Errorf("%q with %q: code %d, want %d, %q, want %q", tt.args, tt.capabilities, got.code, tt.code, got.stderr, tt.stderr)
+			t.Errorf("%q with %q: code %d, want %d, %q, want %q", tt.args, tt.capabilities, got.code,
+				tt.code, got.stderr, tt.stderr)
 		}
 		if tt.code != 0 || got.code != 0 {
 			continue
@@ -316,7 +338,8 @@ func TestPrivileges(t *testing.T) {
 		if !strings.Contains(got.stderr, processes) {
 			t.Errorf("%q with %q does not say %q: %q", tt.args, tt.capabilities, processes, got.stderr)
 		}
-		if said := strings.Contains(got.stderr, "programs, and what processes have mapped, are not known"); said == tt.programs {
+		if said := strings.Contains(got.stderr,
+			"programs, and what processes have mapped, are not known"); said == tt.programs {
 			t.Errorf("%q with %q says %q", tt.args, tt.capabilities, got.stderr)
 		}
 	}

@@ -24,7 +24,8 @@ func newManCommand() *cobra.Command {
 			}
 			// The same pages from the same sources.
 			date := time.Unix(0, 0)
-			header := &doc.GenManHeader{Section: "1", Source: "ringbuf " + version(), Manual: "ringbuf", Date: &date}
+			header := &doc.GenManHeader{Section: "1", Source: "ringbuf " + version(), Manual: "ringbuf",
+				Date: &date}
 			cmd.Root().DisableAutoGenTag = true
 			if err := doc.GenManTree(cmd.Root(), header, args[0]); err != nil {
 				return fmt.Errorf("man pages: %w", err)

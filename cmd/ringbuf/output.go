@@ -36,7 +36,8 @@ func outputFlag(cmd *cobra.Command) *output {
 }
 
 // completeMap completes a MAP.
-func completeMap(_ *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+func completeMap(_ *cobra.Command, args []string, toComplete string) ([]string,
+	cobra.ShellCompDirective) {
 	keyword := ""
 	if len(args) > 0 {
 		keyword = args[len(args)-1]

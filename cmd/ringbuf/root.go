@@ -50,7 +50,8 @@ position, unless told to.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageErrorf("%w: see %s --help", err, cmd.CommandPath())
 	})
-	root.PersistentFlags().Bool("no-color", os.Getenv("NO_COLOR") != "", "no colors; also if NO_COLOR is set")
+	root.PersistentFlags().Bool("no-color", os.Getenv("NO_COLOR") != "",
+		"no colors; also if NO_COLOR is set")
 	root.AddCommand(newListCommand(), newTopCommand(), newTailCommand(), newManCommand())
 	root.AddCommand(&cobra.Command{
 		Use:   "exit-codes",

@@ -25,7 +25,8 @@ func startTerminal(t *testing.T, columns, lines int, command string) *terminal {
 		t.Skip("tmux is missing")
 	}
 	term := &terminal{t, t.TempDir() + "/tmux"}
-	term.tmux("-f", "/dev/null", "new-session", "-d", "-x", fmt.Sprint(columns), "-y", fmt.Sprint(lines),
+	term.tmux("-f", "/dev/null", "new-session", "-d", "-x", fmt.Sprint(columns), "-y",
+		fmt.Sprint(lines),
 		"stty -echo; "+command+`; echo "ended with code $?"; exec sleep 600`)
 	t.Cleanup(func() { exec.Command("tmux", "-S", term.socket, "kill-server").Run() })
 	term.tmux("set", "-g", "status", "off")
@@ -55,7 +56,8 @@ func (term *terminal) resize(columns, lines int) {
 func (term *terminal) await(what string, wanted func(lines []string) bool) []string {
 	term.t.Helper()
 	var screen string
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(
+		20 * time.Millisecond) {
 		screen = term.tmux("capture-pane", "-p")
 		if lines := strings.Split(strings.TrimRight(screen, "\n"), "\n"); wanted(lines) {
 			return lines
@@ -83,7 +85,8 @@ func TestTopOnATerminal(t *testing.T) {
 	r.consume()
 	term.await("an empty bar with the mark of the peak", func(lines []string) bool {
 		screen := strings.Join(lines, "\n")
-		return strings.Contains(screen, "│") && !strings.Contains(screen, bar) && strings.Contains(screen, "75%")
+		return strings.Contains(screen, "│") && !strings.Contains(screen, bar) &&
+			strings.Contains(screen, "75%")
 	})
 
 	// On a narrow terminal some columns go, and on a wide one they come.
@@ -148,7 +151,8 @@ func TestTopHasNoColorsIfNotWanted(t *testing.T) {
 	} {
 		term := startTerminal(t, 120, 10, fmt.Sprintf(tt.command, tool, r.id))
 		term.awaitText("88%")
-		if got := strings.Contains(term.tmux("capture-pane", "-ep"), "\x1b[31m") || strings.Contains(term.tmux("capture-pane", "-ep"), "\x1b[1m\x1b[31m"); got != tt.colors {
+		if got := strings.Contains(term.tmux("capture-pane", "-ep"), "\x1b[31m") ||
+			strings.Contains(term.tmux("capture-pane", "-ep"), "\x1b[1m\x1b[31m"); got != tt.colors {
 			t.Errorf("%s: there are colors: %v", tt.command, got)
 		}
 		term.press("q")
@@ -161,7 +165,8 @@ func TestTopScrolls(t *testing.T) {
 	const many = 1000
 	var rings []*ebpf.Map
 	for range many {
-		m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "many", Type: ebpf.RingBuf, MaxEntries: uint32(os.Getpagesize())})
+		m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "many", Type: ebpf.RingBuf,
+			MaxEntries: uint32(os.Getpagesize())})
 		if err != nil {
 			skipOrFail(t, err)
 		}

@@ -43,9 +43,9 @@ func newTailCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tail MAP... | -r FILE",
 		Short: "Print or record samples as they are submitted",
-		Long: `Tail prints what is submitted to ring buffers from now on, or writes it to a file. It watches:
-who reads the ring buffers notices nothing, and loses nothing. What the kernel overwrites before
-tail has seen it is missed, and told. With --consume tail is the reader.
+		Long: `Tail prints what is submitted to ring buffers from now on, or writes it to a file. It
+watches: who reads the ring buffers notices nothing, and loses nothing. What the kernel
+overwrites before tail has seen it is missed, and told. With --consume tail is the reader.
 
 A sample is shown as bytes or, with -t, as a C type of the BTF of the programs that use the ring
 buffer. Without -t, tail says which structs the samples may be.
@@ -69,19 +69,28 @@ An interrupt ends tail, with totals on standard error and exit code 0.
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.StringVarP(&f.typ, "type", "t", "", "decode samples as this C `type`, such as 'struct event'")
-	flags.StringVar(&f.btfFile, "btf", "", "take types from this `file`: BTF, or an object file that has it")
-	flags.StringVar(&f.filter, "filter", "", "print or write only samples for which this `expression` is true (needs -t)")
+	flags.StringVarP(&f.typ, "type", "t", "",
+		"decode samples as this C `type`, such as 'struct event'")
+	flags.StringVar(&f.btfFile, "btf", "",
+		"take types from this `file`: BTF, or an object file that has it")
+	flags.StringVar(&f.filter, "filter", "",
+		"print or write only samples for which this `expression` is true (needs -t)")
 	flags.Uint64VarP(&f.count, "count", "c", 0, "end after so `many` samples")
 	flags.DurationVar(&f.duration, "for", 0, "end after this `time`, such as 10s")
 	flags.IntVarP(&f.snaplen, "snaplen", "s", 0, "keep no more than so many `bytes` of a sample")
-	flags.BoolVar(&f.oldest, "oldest", false, "begin with the oldest sample that is still in the ring buffer")
-	flags.BoolVar(&f.consume, "consume", false, "read, do not watch: nobody else may read meanwhile, nor will get what tail got")
-	flags.StringVarP(&f.write, "write", "w", "", "write to this pcapng `file` (- is standard output), and print nothing")
+	flags.BoolVar(&f.oldest, "oldest", false,
+		"begin with the oldest sample that is still in the ring buffer")
+	flags.BoolVar(&f.consume, "consume", false,
+		"read, do not watch: nobody else may read meanwhile, nor will get what tail got")
+	flags.StringVarP(&f.write, "write", "w", "",
+		"write to this pcapng `file` (- is standard output), and print nothing")
 	flags.StringVarP(&f.read, "read", "r", "", "read from this pcapng `file` (- is standard input)")
-	flags.VarP(&f.fileSize, "file-size", "C", "begin another file when one is larger: a `size` in millions of bytes, or with k, m or g in KiB, MiB or GiB")
+	flags.VarP(&f.fileSize, "file-size", "C",
+		"begin another file when one is larger: a `size` in millions of bytes, or with k, m or g in "+
+			"KiB, MiB or GiB")
 	flags.IntVarP(&f.fileSeconds, "file-seconds", "G", 0, "begin another file after so many `seconds`")
-	flags.IntVarP(&f.fileCount, "file-count", "W", 0, "with -C, keep no more than so `many` files; with -G, end after so many")
+	flags.IntVarP(&f.fileCount, "file-count", "W", 0,
+		"with -C, keep no more than so `many` files; with -G, end after so many")
 	f.out = outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := f.check(args); err != nil {
@@ -101,7 +110,8 @@ func (f *tailFlags) check(args []string) error {
 	rotates := f.fileSize > 0 || f.fileSeconds != 0
 	switch {
 	case f.read == "" && len(args) == 0:
-		return errors.New("which ring buffer? Name a MAP (ringbuf list shows all), or a recording with -r")
+		return errors.New("which ring buffer? Name a MAP (ringbuf list shows all), or a recording with " +
+			"-r")
 	case f.read != "" && len(args) > 0:
 		return fmt.Errorf("-r reads the rings of a recording: leave out %q", strings.Join(args, " "))
 	case f.read != "" && (f.consume || f.oldest):
@@ -132,7 +142,10 @@ func (f *tailFlags) run(cmd *cobra.Command, q rings.Query) (err error) {
 		stop() // a second interrupt ends the process
 	}()
 	t := &tail.Tail{Count: f.count, Snaplen: f.snaplen}
-	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), "ringbuf: "+format+"\n", args...) }
+	say := func(format string, args ...any) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "ringbuf: "+format+"\n",
+			args...)
+	}
 
 	var source tail.Source
 	var closeAll func()
@@ -244,7 +257,8 @@ func (f *tailFlags) openRecording(cmd *cobra.Command, t *tail.Tail) (tail.Source
 }
 
 // openRings opens what is watched, or read, and finds the BTF of its programs.
-func (f *tailFlags) openRings(t *tail.Tail, q rings.Query) (source tail.Source, closeAll func(), err error) {
+func (f *tailFlags) openRings(t *tail.Tail, q rings.Query) (source tail.Source, closeAll func(),
+	err error) {
 	found, err := q.Find()
 	if err != nil {
 		return nil, nil, err
@@ -252,7 +266,8 @@ func (f *tailFlags) openRings(t *tail.Tail, q rings.Query) (source tail.Source, 
 	defer rings.CloseAll(found)
 	for _, r := range found {
 		if r.IsUser() {
-			return nil, nil, fmt.Errorf("%s is a user ring buffer, into which programs do not write: its samples cannot be watched", r)
+			return nil, nil, fmt.Errorf(
+				"%s is a user ring buffer, into which programs do not write: its samples cannot be watched", r)
 		}
 	}
 	survey, err := new(rings.Surveyor).Survey()
@@ -294,7 +309,8 @@ func (f *tailFlags) programTypes(r *tail.Ring, usage rings.Usage) error {
 		if err != nil {
 			return err
 		}
-		if len(raw) == 0 || slices.ContainsFunc(all, func(have []byte) bool { return string(have) == string(raw) }) {
+		if len(raw) == 0 || slices.ContainsFunc(all,
+			func(have []byte) bool { return string(have) == string(raw) }) {
 			continue
 		}
 		all = append(all, raw)
@@ -334,7 +350,9 @@ func (f *tailFlags) useType(t *tail.Tail, say func(string, ...any)) error {
 		switch {
 		case err == nil:
 		case len(r.Types) == 0:
-			failed = append(failed, fmt.Errorf("%s: no BTF is known of programs that use it: name a file that has it with --btf", r.Label))
+			failed = append(failed,
+				fmt.Errorf("%s: no BTF is known of programs that use it: name a file that has it with --btf",
+					r.Label))
 		case errors.Is(err, decode.ErrNotFound):
 			failed = append(failed, fmt.Errorf("%w in the BTF: without -t, tail says which types fit", err))
 		default:
@@ -415,7 +433,9 @@ func consume(found []*rings.Ring, survey *rings.Survey) (tail.Source, func(), er
 	}
 	r, err := ringbuf.NewMultiReader(maps, options...)
 	if errors.Is(err, errors.ErrUnsupported) {
-		return nil, nil, errors.New("--consume needs libbpf, and this ringbuf was built without cgo: watch, without --consume, or build one with \"make tool\"")
+		return nil, nil, errors.New(
+			"--consume needs libbpf, and this ringbuf was built without cgo: watch, without --consume, or " +
+				"build one with \"make tool\"")
 	}
 	if err != nil {
 		return nil, nil, err

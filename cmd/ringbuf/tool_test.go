@@ -228,7 +228,8 @@ func (r *ring) write(n int) (written int) {
 func (r *ring) consume() {
 	r.t.Helper()
 	page := os.Getpagesize()
-	consumer, err := syscall.Mmap(r.m.FD(), 0, page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	consumer, err := syscall.Mmap(r.m.FD(), 0, page, syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_SHARED)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -26,9 +26,9 @@ func newTopCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "top [MAP...]",
 		Short: "Show how full ring buffers are, and how fast they are filled",
-		Long: `Top shows all ring buffers of this machine, or those that are named, again and again: how full
-they are and were at most, how many bytes and records are produced in a second, how large
-records are on average, how many are lost where BPF programs count that with a
+		Long: `Top shows all ring buffers of this machine, or those that are named, again and again: how
+full they are and were at most, how many bytes and records are produced in a second, how
+large records are on average, how many are lost where BPF programs count that with a
 RINGBUF_COUNTER of bpf/ringbuf.bpf.h, and who uses them. On a terminal, press ? for what keys
 do and columns mean. Elsewhere it prints a table, or with -o json an object, each time.
 
@@ -42,7 +42,8 @@ takes some nanoseconds for each, and not at what is in them.
 		ValidArgsFunction: completeMap,
 	}
 	out := outputFlag(cmd)
-	n := cmd.Flags().IntP("iterations", "n", 0, "end after so many intervals; 0 goes on until it is interrupted")
+	n := cmd.Flags().IntP("iterations", "n", 0,
+		"end after so many intervals; 0 goes on until it is interrupted")
 	delay := cmd.Flags().Float64P("delay", "d", 1, "seconds of an interval")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		q, err := rings.ParseQuery(args)
@@ -60,7 +61,8 @@ takes some nanoseconds for each, and not at what is in them.
 		}
 		defer m.Close()
 		interval := time.Duration(*delay * float64(time.Second))
-		if stdout, ok := cmd.OutOrStdout().(*os.File); ok && *out == outputTable && term.IsTerminal(stdout.Fd()) {
+		if stdout, ok := cmd.OutOrStdout().(*os.File); ok && *out == outputTable &&
+			term.IsTerminal(stdout.Fd()) {
 			noColor, err := cmd.Flags().GetBool("no-color")
 			if err != nil {
 				return err
@@ -89,7 +91,8 @@ func topScreen(m *meter.Meter, interval time.Duration, n int, noColor bool) erro
 }
 
 // topLines prints the measurements.
-func topLines(stdout, stderr io.Writer, m *meter.Meter, interval time.Duration, n int, out output) error {
+func topLines(stdout, stderr io.Writer, m *meter.Meter, interval time.Duration, n int,
+	out output) error {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer cancel()
 	for i := 0; i < n || n == 0; i++ {
@@ -119,13 +122,15 @@ func topLines(stdout, stderr io.Writer, m *meter.Meter, interval time.Duration, 
 
 func writeRows(w io.Writer, rows []meter.Row, again bool) error {
 	t := text.Table{
-		Header:  []string{"ID", "NAME", "TYPE", "SIZE", "FILL", "PEAK", "BYTES/S", "REC/S", "MEAN", "LOST/S", "OWNER"},
+		Header: []string{"ID", "NAME", "TYPE", "SIZE", "FILL", "PEAK", "BYTES/S", "REC/S", "MEAN",
+			"LOST/S", "OWNER"},
 		Numeric: []bool{true, false, false, true, true, true, true, true, true, true, false},
 	}
 	for i := range rows {
 		var row text.Row
 		for _, cell := range []func(*meter.Row) string{
-			screen.ID, screen.Name, screen.Type, screen.Size, screen.Fill, screen.Peak, screen.BytesPerSecond,
+			screen.ID, screen.Name, screen.Type, screen.Size, screen.Fill, screen.Peak,
+			screen.BytesPerSecond,
 			screen.RecordsPerSecond, screen.MeanSize, screen.LostPerSecond, screen.Owner,
 		} {
 			row = append(row, []string{cell(&rows[i])})

@@ -24,7 +24,8 @@ type running struct {
 // startTop starts top for one ring.
 func startTop(t *testing.T, id uint32, args ...string) *running {
 	t.Helper()
-	r := &running{t: t, cmd: exec.Command(tool, append([]string{"top", "-o", "json", "id", fmt.Sprint(id)}, args...)...)}
+	r := &running{t: t, cmd: exec.Command(tool,
+		append([]string{"top", "-o", "json", "id", fmt.Sprint(id)}, args...)...)}
 	r.cmd.Stderr = os.Stderr
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stdout, err := r.cmd.StdoutPipe()
@@ -201,7 +202,8 @@ func TestTopCountsLosses(t *testing.T) {
 // TestTopForgetsARingThatIsGone has only top use the ring at the end.
 func TestTopForgetsARingThatIsGone(t *testing.T) {
 	first, second := newRing(t, "goes", 4096), newRing(t, "stays", 4096)
-	top := exec.Command(tool, "top", "-o", "json", "-d", "0.1", "name", "goes", "name", "stays", "name", "comes")
+	top := exec.Command(tool, "top", "-o", "json", "-d", "0.1", "name", "goes", "name", "stays",
+		"name", "comes")
 	if got := runCommand(t, top); got.code != 1 {
 		t.Fatalf("top of a name that nobody has yet ended with code %d: %q", got.code, got.stderr)
 	}
@@ -238,7 +240,9 @@ func TestTopEndsAfterNIntervals(t *testing.T) {
 			t.Errorf("the interval is %v, the rate %v", o.IntervalSeconds, o.RecordsPerSecond)
 		}
 	}
-	if got := run(t, "top", "-n", "2", "-d", "0.05", "id", fmt.Sprint(r.id)).wantOK(t); len(got) != 5 || !strings.HasPrefix(strings.TrimSpace(got[0]), "ID  NAME") {
+	if got := run(t, "top", "-n", "2", "-d", "0.05", "id",
+		fmt.Sprint(r.id)).wantOK(t); len(got) != 5 ||
+		!strings.HasPrefix(strings.TrimSpace(got[0]), "ID  NAME") {
 		t.Errorf("without a terminal it printed %q", got)
 	}
 }

@@ -89,7 +89,8 @@ func run(pid uint32, n int) error {
 // tryOverwriteMode says whether this kernel has it.
 func tryOverwriteMode() error {
 	const overwrite = 1 << 19 // BPF_F_RB_OVERWRITE
-	ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "try", 0, 0, os.Getpagesize(), &bpf.BPFMapCreateOpts{MapFlags: overwrite})
+	ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "try", 0, 0, os.Getpagesize(),
+		&bpf.BPFMapCreateOpts{MapFlags: overwrite})
 	if errors.Is(err, syscall.EINVAL) {
 		return errors.New("this kernel has no ring buffers in overwrite mode: it takes Linux 6.19")
 	}
@@ -113,7 +114,8 @@ func print(watcher *ringbuf.Watcher, n int) error {
 			return err
 		}
 		comm, _, _ := bytes.Cut(e.Comm[:], []byte{0})
-		fmt.Printf("%15v %8d  %-16s %d\n", time.Duration(e.Time).Truncate(time.Microsecond), e.Thread, comm, e.Syscall)
+		fmt.Printf("%15v %8d  %-16s %d\n", time.Duration(e.Time).Truncate(time.Microsecond), e.Thread,
+			comm, e.Syscall)
 	}
 	return nil
 }

@@ -64,7 +64,8 @@ func buildCopy(t *testing.T) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(main, bytes.ReplaceAll(text, []byte(oldName), []byte(name)), 0o644); err != nil {
+		if err := os.WriteFile(main, bytes.ReplaceAll(text, []byte(oldName), []byte(name)),
+			0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

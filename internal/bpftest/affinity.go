@@ -17,7 +17,8 @@ type cpuSet [8192 / 64]uint64
 // affinity calls sched_getaffinity(2) or sched_setaffinity(2) for a thread, or this one if 0.
 func affinity(call uintptr, tid int, set *cpuSet) error {
 	// SAFETY: the kernel uses set during the call only.
-	_, _, errno := syscall.RawSyscall(call, uintptr(tid), unsafe.Sizeof(*set), uintptr(unsafe.Pointer(set)))
+	_, _, errno := syscall.RawSyscall(call, uintptr(tid), unsafe.Sizeof(*set),
+		uintptr(unsafe.Pointer(set)))
 	if errno != 0 {
 		return errno
 	}

@@ -89,7 +89,8 @@ func New(tb testing.TB, size int) *Ring {
 func NewOverwriting(tb testing.TB, size int) *Ring {
 	tb.Helper()
 	const overwrite = 1 << 19 // BPF_F_RB_OVERWRITE
-	ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "events", 0, 0, size, &bpf.BPFMapCreateOpts{MapFlags: overwrite})
+	ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "events", 0, 0, size,
+		&bpf.BPFMapCreateOpts{MapFlags: overwrite})
 	if errors.Is(err, syscall.EINVAL) {
 		tb.Skip("needs Linux 6.19")
 	}

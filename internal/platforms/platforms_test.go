@@ -157,7 +157,8 @@ func TestProgramsCompileEverywhere(t *testing.T) {
 	// Not run: the fields are those of nil.
 	dir := newModule(t, fmt.Sprintf("package main\n\nimport %q\n\nfunc main() {}\n\n"+
 		"func uses() {\n\tvar (\n\t\t%s\n\t)\n}\n\nvar _ = uses\n", path, strings.Join(names, "\n\t\t")))
-	for _, platform := range []string{"darwin/arm64", "freebsd/amd64", "windows/amd64", "linux/386", "linux/arm64"} {
+	for _, platform := range []string{"darwin/arm64", "freebsd/amd64", "windows/amd64", "linux/386",
+		"linux/arm64"} {
 		t.Run(platform, func(t *testing.T) {
 			goos, goarch, _ := strings.Cut(platform, "/")
 			mustRun(t, dir, []string{"GOOS=" + goos, "GOARCH=" + goarch, "CGO_ENABLED=0"}, "go", "vet", ".")
@@ -247,12 +248,14 @@ func TestMapsOpenWithoutCgo(t *testing.T) {
 	}
 	dir := newModule(t, withoutCgo)
 	got := mustRun(t, dir, []string{"CGO_ENABLED=0"}, "go", "run", ".", pinned, fmt.Sprint(info.ID))
-	const missing = "ringbuf: a Reader needs cgo, and this program was built without: set CGO_ENABLED=1, " +
+	const missing = "ringbuf: a Reader needs cgo, and this program was built without: set " +
+		"CGO_ENABLED=1, " +
 		"install a C compiler, and let CGO_CFLAGS and CGO_LDFLAGS name libbpf, as the README says: " +
 		"unsupported operation true\n"
 	want := missing + missing +
 		"anon_inode:bpf-map <nil> <nil>\nanon_inode:bpf-map <nil> <nil>\n0 <nil>\n" +
-		fmt.Sprintf("ringbuf: open %q: map \"content\" has type array, not ringbuf or user_ringbuf\n", filepath.Join(mount, "other"))
+		fmt.Sprintf("ringbuf: open %q: map \"content\" has type array, not ringbuf or user_ringbuf\n",
+			filepath.Join(mount, "other"))
 	if got != want {
 		t.Errorf("the program printed\n%swant\n%s", got, want)
 	}
@@ -317,8 +320,9 @@ func TestOldKernelHeadersDo(t *testing.T) {
 	}
 	dir := t.TempDir()
 	write(t, dir+"/include.c", "#include <linux/bpf.h>\n")
-	lines := mustRun(t, dir, nil, cmp.Or(os.Getenv("CC"), "cc"), append(strings.Fields(os.Getenv("CGO_CFLAGS")),
-		"-E", "include.c")...)
+	lines := mustRun(t, dir, nil, cmp.Or(os.Getenv("CC"), "cc"),
+		append(strings.Fields(os.Getenv("CGO_CFLAGS")),
+			"-E", "include.c")...)
 	header := regexp.MustCompile(`"(.*/linux/bpf\.h)"`).FindStringSubmatch(lines)
 	if header == nil {
 		t.Fatalf("no linux/bpf.h in\n%s", lines)

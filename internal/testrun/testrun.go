@@ -23,7 +23,8 @@ type Attr struct {
 
 // sysBPF is the number of bpf(2), which package syscall does not have for each architecture.
 var sysBPF = map[string]uintptr{
-	"amd64": 321, "arm64": 280, "loong64": 280, "ppc64": 361, "ppc64le": 361, "riscv64": 280, "s390x": 351,
+	"amd64": 321, "arm64": 280, "loong64": 280, "ppc64": 361, "ppc64le": 361, "riscv64": 280,
+	"s390x": 351,
 }[runtime.GOARCH]
 
 const (
@@ -38,9 +39,11 @@ func (a *Attr) Run() error { return a.call(syscall.Syscall) }
 // measured. The program must be a short one.
 func (a *Attr) RawRun() error { return a.call(syscall.RawSyscall) }
 
-func (a *Attr) call(call func(trap, a1, a2, a3 uintptr) (r1, r2 uintptr, errno syscall.Errno)) error {
+func (a *Attr) call(call func(trap, a1, a2, a3 uintptr) (r1, r2 uintptr,
+	errno syscall.Errno)) error {
 	// SAFETY: the kernel reads and writes a during the call only.
-	if _, _, errno := call(sysBPF, cmdProgTestRun, uintptr(unsafe.Pointer(a)), unsafe.Sizeof(*a)); errno != 0 {
+	if _, _, errno := call(sysBPF, cmdProgTestRun, uintptr(unsafe.Pointer(a)),
+		unsafe.Sizeof(*a)); errno != 0 {
 		return fmt.Errorf("BPF_PROG_TEST_RUN: %w", errno)
 	}
 	return nil

@@ -20,8 +20,9 @@ var commands = []struct {
 	{"selftest", selftestPrefix, []string{"/selftest"}},
 	// What compiles programs needs what is not there. A fake kernel is the same everywhere, and
 	// slow here.
-	{"package", "", []string{"/ringbuf.test", "-test.v=test2json", "-test.timeout=15m", "-test.skip=^(TestProgramInAnotherModule|TestWatcherWorksWithoutCgo|" +
-		"TestWatcherYieldsAllThatIsSubmitted|TestNoRecordIsTornThatIsOverwrittenMeanwhile)$"}},
+	{"package", "", []string{"/ringbuf.test", "-test.v=test2json", "-test.timeout=15m",
+		"-test.skip=^(TestProgramInAnotherModule|TestWatcherWorksWithoutCgo|" +
+			"TestWatcherYieldsAllThatIsSubmitted|TestNoRecordIsTornThatIsOverwrittenMeanwhile)$"}},
 }
 
 // What the guest and the host tell each other.

@@ -48,21 +48,25 @@ func TestResultsOfAConsole(t *testing.T) {
 			console: consoleOf("=== RUN   TestA", "--- PASS: TestA (0.00s)",
 				"=== RUN   TestNew", "    a_test.go:1: needs Linux 6.19", "--- SKIP: TestNew (0.00s)", "PASS"),
 			want: map[string]verdict{
-				"selftest read": {"pass", ""}, "TestA": {"pass", ""}, "TestNew": {"skip", "a_test.go:1: needs Linux 6.19"},
+				"selftest read": {"pass", ""}, "TestA": {"pass", ""}, "TestNew": {"skip",
+					"a_test.go:1: needs Linux 6.19"},
 			},
 			says: "2 passed, 1 skipped",
 		},
 		"a test fails": {
-			console: strings.Replace(consoleOf("=== RUN   TestNew", "    a_test.go:2: wrong", "--- FAIL: TestNew (0.00s)", "FAIL"),
+			console: strings.Replace(consoleOf("=== RUN   TestNew", "    a_test.go:2: wrong",
+				"--- FAIL: TestNew (0.00s)", "FAIL"),
 				"end package: ok", "end package: exit status 1", 1),
-			want:    map[string]verdict{"selftest read": {"pass", ""}, "TestNew": {"fail", "a_test.go:2: wrong"}},
+			want: map[string]verdict{"selftest read": {"pass", ""},
+				"TestNew": {"fail", "a_test.go:2: wrong"}},
 			failure: "package failed: exit status 1",
 			says:    "1 passed, 1 FAILED, FAILED",
 		},
 		"a test does not end": {
 			console: consoleOf("=== RUN   TestNew"),
-			want:    map[string]verdict{"selftest read": {"pass", ""}, "TestNew": {"fail", "it did not end"}},
-			says:    "1 passed, 1 FAILED",
+			want: map[string]verdict{"selftest read": {"pass", ""},
+				"TestNew": {"fail", "it did not end"}},
+			says: "1 passed, 1 FAILED",
 		},
 		"no test runs": {
 			console: consoleOf(),
@@ -95,7 +99,8 @@ func TestResultsOfAConsole(t *testing.T) {
 			if got := r.String(); got != tt.says {
 				t.Errorf("it says %q, want %q", got, tt.says)
 			}
-			if (r.err != nil) != (tt.failure != "") || r.err != nil && !strings.Contains(r.err.Error(), tt.failure) {
+			if (r.err != nil) != (tt.failure != "") || r.err != nil && !strings.Contains(r.err.Error(),
+				tt.failure) {
 				t.Errorf("the error is %v, want %q", r.err, tt.failure)
 			}
 		})
@@ -117,16 +122,21 @@ func TestWhatNoChosenKernelCanRunIsNoFailure(t *testing.T) {
 		kernels []kernel
 		want    string // error
 	}{
-		"all are too old":              {[]kernel{{version{6, 1}, skips}, {version{6, 12}, skips}}, ""},
-		"one is, and is the only":      {[]kernel{{version{6, 1}, skips}}, ""},
-		"one runs it":                  {[]kernel{{version{6, 1}, skips}, {version{7, 3}, passes}}, ""},
-		"new enough, and skips it":     {[]kernel{{version{6, 1}, skips}, {version{7, 3}, skips}}, "TestNew was skipped on Linux 7.3, although it needs 6.19"},
-		"just new enough":              {[]kernel{{version{6, 19}, skips}}, "TestNew was skipped on Linux 6.19, although it needs 6.19"},
-		"a version is no fraction":     {[]kernel{{version{6, 2}, skips}}, ""},
-		"one skips what others run":    {[]kernel{{version{6, 1}, evades}, {version{6, 12}, passes}}, ""},
-		"all skip it for no reason":    {[]kernel{{version{6, 1}, evades}, {version{6, 12}, evades}}, "TestNew ran on no kernel"},
-		"one does, and others lack it": {[]kernel{{version{6, 1}, skips}, {version{7, 3}, verdict{}}}, "TestNew ran on no kernel"},
-		"it fails":                     {[]kernel{{version{6, 1}, skips}, {version{7, 3}, fails}}, "tests failed on Linux 7.3"},
+		"all are too old":         {[]kernel{{version{6, 1}, skips}, {version{6, 12}, skips}}, ""},
+		"one is, and is the only": {[]kernel{{version{6, 1}, skips}}, ""},
+		"one runs it":             {[]kernel{{version{6, 1}, skips}, {version{7, 3}, passes}}, ""},
+		"new enough, and skips it": {[]kernel{{version{6, 1}, skips}, {version{7, 3}, skips}},
+			"TestNew was skipped on Linux 7.3, although it needs 6.19"},
+		"just new enough": {[]kernel{{version{6, 19}, skips}},
+			"TestNew was skipped on Linux 6.19, although it needs 6.19"},
+		"a version is no fraction":  {[]kernel{{version{6, 2}, skips}}, ""},
+		"one skips what others run": {[]kernel{{version{6, 1}, evades}, {version{6, 12}, passes}}, ""},
+		"all skip it for no reason": {[]kernel{{version{6, 1}, evades}, {version{6, 12}, evades}},
+			"TestNew ran on no kernel"},
+		"one does, and others lack it": {[]kernel{{version{6, 1}, skips}, {version{7, 3}, verdict{}}},
+			"TestNew ran on no kernel"},
+		"it fails": {[]kernel{{version{6, 1}, skips}, {version{7, 3}, fails}},
+			"tests failed on Linux 7.3"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var chosen table
@@ -135,7 +145,8 @@ func TestWhatNoChosenKernelCanRunIsNoFailure(t *testing.T) {
 				if k.new.action != "" {
 					verdicts["TestNew"] = k.new
 				}
-				chosen = append(chosen, column{k.release.String(), results{release: k.release, verdicts: verdicts}})
+				chosen = append(chosen,
+					column{k.release.String(), results{release: k.release, verdicts: verdicts}})
 			}
 			var out strings.Builder
 			got := ""

@@ -115,7 +115,8 @@ func run() error {
 			return fmt.Errorf("want at most %d threads more and %v", maxThreads, maxTime)
 		}
 		for i := range rings {
-			if returned, err := testrun.Run(submit.FileDescriptor(), uint64(i)); err != nil || returned != 0 {
+			if returned, err := testrun.Run(submit.FileDescriptor(), uint64(i)); err != nil ||
+				returned != 0 {
 				return fmt.Errorf("submit to ring %d: %v, %d", i, err, int32(returned))
 			}
 			if r := <-results; r != (result{i, uint64(i), nil}) {

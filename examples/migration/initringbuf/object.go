@@ -28,7 +28,8 @@ func loadObject(object []byte, prepare func(*bpf.Module) error) (*bpf.Module, er
 	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, err
 	}
-	module, err := bpf.NewModuleFromFileArgs(bpf.NewModuleArgs{BPFObjPath: file.Name(), SkipMemlockBump: true})
+	module, err := bpf.NewModuleFromFileArgs(bpf.NewModuleArgs{BPFObjPath: file.Name(),
+		SkipMemlockBump: true})
 	if err != nil {
 		return nil, fmt.Errorf("open BPF object: %w", err)
 	}

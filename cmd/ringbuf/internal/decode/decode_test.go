@@ -42,12 +42,17 @@ var (
 // TestWhatOldCompilersDoNotMake has BTF that clang makes from 15 on, or not at all.
 func TestWhatOldCompilersDoNotMake(t *testing.T) {
 	types := build(t, &btf.Struct{Name: "event", Size: 48, Members: []btf.Member{
-		{Name: "wide", Type: &btf.Enum{Name: "w", Size: 8, Values: []btf.EnumValue{{Name: "SMALL", Value: 1}, {Name: "WIDE", Value: 1 << 40}}}},
-		{Name: "minus", Offset: 64, Type: &btf.Enum{Size: 8, Signed: true, Values: []btf.EnumValue{{Name: "MIN", Value: 1 << 63}}}},
-		{Name: "none", Offset: 128, Type: &btf.Enum{Size: 8, Signed: true, Values: []btf.EnumValue{{Name: "MIN", Value: 1 << 63}}}},
+		{Name: "wide", Type: &btf.Enum{Name: "w", Size: 8,
+			Values: []btf.EnumValue{{Name: "SMALL", Value: 1}, {Name: "WIDE", Value: 1 << 40}}}},
+		{Name: "minus", Offset: 64, Type: &btf.Enum{Size: 8, Signed: true,
+			Values: []btf.EnumValue{{Name: "MIN", Value: 1 << 63}}}},
+		{Name: "none", Offset: 128, Type: &btf.Enum{Size: 8, Signed: true,
+			Values: []btf.EnumValue{{Name: "MIN", Value: 1 << 63}}}},
 		{Name: "long_double", Offset: 192, Type: &btf.Float{Name: "long double", Size: 16}},
-		{Name: "tagged", Offset: 320, Type: &btf.TypeTag{Value: "user", Type: &btf.Restrict{Type: &btf.Const{Type: u16}}}},
-		{Name: "letters", Offset: 336, Type: &btf.Array{Index: u8, Nelems: 2, Type: &btf.Int{Name: "letter", Size: 1, Encoding: btf.Char}}},
+		{Name: "tagged", Offset: 320, Type: &btf.TypeTag{Value: "user",
+			Type: &btf.Restrict{Type: &btf.Const{Type: u16}}}},
+		{Name: "letters", Offset: 336, Type: &btf.Array{Index: u8, Nelems: 2,
+			Type: &btf.Int{Name: "letter", Size: 1, Encoding: btf.Char}}},
 	}})
 	sample := binary.NativeEndian.AppendUint64(nil, 1<<40)
 	sample = binary.NativeEndian.AppendUint64(sample, 1<<63)
@@ -55,11 +60,13 @@ func TestWhatOldCompilersDoNotMake(t *testing.T) {
 	sample = append(sample, "0123456789abcdef"...)
 	sample = append(binary.NativeEndian.AppendUint16(sample, 1000), "hi\x00\x00\x00\x00"...)
 	s := mustNamed(t, types, "event").Decode(sample)
-	want := `wide=WIDE minus=MIN none=9223372036854775807 long_double=30313233343536373839616263646566 tagged=1000 letters="hi"`
+	want := `wide=WIDE minus=MIN none=9223372036854775807 ` +
+		`long_double=30313233343536373839616263646566 tagged=1000 letters="hi"`
 	if got := string(s.AppendText(nil)); got != want {
 		t.Errorf("the text is\n%s\nwant\n%s", got, want)
 	}
-	want = `{"wide":"WIDE","minus":"MIN","none":9223372036854775807,"long_double":"30313233343536373839616263646566","tagged":1000,"letters":"hi"}`
+	want = `{"wide":"WIDE","minus":"MIN","none":9223372036854775807,` +
+		`"long_double":"30313233343536373839616263646566","tagged":1000,"letters":"hi"}`
 	if got := string(s.AppendJSON(nil)); got != want {
 		t.Errorf("the JSON is\n%s\nwant\n%s", got, want)
 	}
@@ -81,10 +88,13 @@ func TestATypeIsFoundByTheNameThatCHas(t *testing.T) {
 		&btf.Union{Name: "both", Size: 2, Members: []btf.Member{{Name: "x", Type: u16}}},
 		&btf.Typedef{Name: "point_t", Type: point},
 		&btf.Fwd{Name: "later", Kind: btf.FwdStruct},
-		&btf.Struct{Name: "bad", Size: 2, Members: []btf.Member{{Name: "f", Type: &btf.Func{Name: "f", Type: &btf.FuncProto{Return: u8}}}}},
+		&btf.Struct{Name: "bad", Size: 2,
+			Members: []btf.Member{{Name: "f",
+				Type: &btf.Func{Name: "f", Type: &btf.FuncProto{Return: u8}}}}},
 	)
 	for name, want := range map[string]string{
-		"struct point": "struct point", "point": "struct point", " struct  point ": "struct point", "point_t": "point_t",
+		"struct point": "struct point", "point": "struct point", " struct  point ": "struct point",
+		"point_t":   "point_t",
 		"enum both": "enum both", "union both": "union both", "unsigned short": "",
 	} {
 		typ, err := types.Type(name)
@@ -113,7 +123,8 @@ func TestATypeIsFoundByTheNameThatCHas(t *testing.T) {
 func TestThoseThatFitBestAreOfferedFirst(t *testing.T) {
 	member := func(n int) (members []btf.Member) {
 		for i := range n {
-			members = append(members, btf.Member{Name: fmt.Sprint("m", i), Type: u8, Offset: btf.Bits(8 * i)})
+			members = append(members, btf.Member{Name: fmt.Sprint("m", i), Type: u8,
+				Offset: btf.Bits(8 * i)})
 		}
 		return members
 	}
@@ -136,7 +147,8 @@ func TestThoseThatFitBestAreOfferedFirst(t *testing.T) {
 		flexible("exact", 6, u16),
 	)
 	got := fmt.Sprint(types.Fitting(6))
-	want := "[struct exact struct six_of_six six_t struct a_six struct b_six struct c_six struct words struct text]"
+	want := "[struct exact struct six_of_six six_t struct a_six struct b_six struct c_six struct " +
+		"words struct text]"
 	if got != want {
 		t.Errorf("of 6 bytes %s are offered, want %s", got, want)
 	}

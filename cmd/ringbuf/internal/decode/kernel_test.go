@@ -90,23 +90,35 @@ var each = []struct {
 	text, json string
 }{
 	{kinds.Integers, "integers", "struct integers",
-		`u8=255 s8=-128 u16=65534 s16=-2 u32=4294967293 s32=-3 u64=18446744073709551612 s64=-9223372036854775808 ` +
-			`u128=1512366075204170947332355369683137040 s128=-1267650600228229401496703205376 yes=true no=false letter=65`,
-		`{"u8":255,"s8":-128,"u16":65534,"s16":-2,"u32":4294967293,"s32":-3,"u64":18446744073709551612,"s64":-9223372036854775808,` +
-			`"u128":"1512366075204170947332355369683137040","s128":"-1267650600228229401496703205376","yes":true,"no":false,"letter":65}`},
+		`u8=255 s8=-128 u16=65534 s16=-2 u32=4294967293 s32=-3 u64=18446744073709551612 ` +
+			`s64=-9223372036854775808 ` +
+			`u128=1512366075204170947332355369683137040 s128=-1267650600228229401496703205376 yes=true ` +
+			`no=false letter=65`,
+		`{"u8":255,"s8":-128,"u16":65534,"s16":-2,"u32":4294967293,"s32":-3,"u64":18446744073709551612,` +
+			`"s64":-9223372036854775808,` +
+			`"u128":"1512366075204170947332355369683137040","s128":"-1267650600228229401496703205376",` +
+			`"yes":true,"no":false,"letter":65}`},
 	{kinds.Bits, "bits", "struct bits",
 		`three=5 five=-7 flag=true color=GREEN forty=1094624909430 minus=-2147483649 after=99`,
-		`{"three":5,"five":-7,"flag":true,"color":"GREEN","forty":1094624909430,"minus":-2147483649,"after":99}`},
+		`{"three":5,"five":-7,"flag":true,"color":"GREEN","forty":1094624909430,"minus":-2147483649,` +
+			`"after":99}`},
 	{kinds.Others, "others", "struct others",
-		`constant=11 ticks=12 f=1.1 d=-2.5e-300 infinite=-Inf negative_zero=-0 pointer=0xffff888012345678 function=0x0 ` +
+		`constant=11 ticks=12 f=1.1 d=-2.5e-300 infinite=-Inf negative_zero=-0 ` +
+			`pointer=0xffff888012345678 function=0x0 ` +
 			`color=GREEN unknown=3 blue=BLUE level=DEBUG`,
-		`{"constant":11,"ticks":12,"f":1.1,"d":-2.5e-300,"infinite":"-Inf","negative_zero":-0,"pointer":"0xffff888012345678","function":"0x0",` +
+		`{"constant":11,"ticks":12,"f":1.1,"d":-2.5e-300,"infinite":"-Inf","negative_zero":-0,` +
+			`"pointer":"0xffff888012345678","function":"0x0",` +
 			`"color":"GREEN","unknown":3,"blue":"BLUE","level":"DEBUG"}`},
 	{kinds.Compound, "compound", "compound_t",
-		`comm="ssh" full="full" rows=["ab" "\xff\"\n"] bytes=[1 2 3] matrix=[[1 2 3] [4 5 6]] points=[{x=1 y=-1} {x=2 y=-2}] ` +
-			`inner=21 word=67305985 octets=[1 2 3 4] address={v4=131073 v6=[1 2 3 4 5 6 7 8]} empty={} nested={from={x=3 y=4} to={x=5 y=6}}`,
-		`{"comm":"ssh","full":"full","rows":["ab","` + "\ufffd" + `\"\u000a"],"bytes":[1,2,3],"matrix":[[1,2,3],[4,5,6]],"points":[{"x":1,"y":-1},{"x":2,"y":-2}],` +
-			`"inner":21,"word":67305985,"octets":[1,2,3,4],"address":{"v4":131073,"v6":[1,2,3,4,5,6,7,8]},"empty":{},"nested":{"from":{"x":3,"y":4},"to":{"x":5,"y":6}}}`},
+		`comm="ssh" full="full" rows=["ab" "\xff\"\n"] bytes=[1 2 3] matrix=[[1 2 3] [4 5 6]] ` +
+			`points=[{x=1 y=-1} {x=2 y=-2}] ` +
+			`inner=21 word=67305985 octets=[1 2 3 4] address={v4=131073 v6=[1 2 3 4 5 6 7 8]} empty={} ` +
+			`nested={from={x=3 y=4} to={x=5 y=6}}`,
+		`{"comm":"ssh","full":"full","rows":["ab","` + "\ufffd" +
+			`\"\u000a"],"bytes":[1,2,3],"matrix":[[1,2,3],[4,5,6]],"points":[{"x":1,"y":-1},{"x":2,` +
+			`"y":-2}],` +
+			`"inner":21,"word":67305985,"octets":[1,2,3,4],"address":{"v4":131073,"v6":[1,2,3,4,5,6,7,8]},` +
+			`"empty":{},"nested":{"from":{"x":3,"y":4},"to":{"x":5,"y":6}}}`},
 	{kinds.Items, "items", "struct items",
 		`count=2 odd=1 items=[{x=7 y=8} {x=9 y=10}]`,
 		`{"count":2,"odd":1,"items":[{"x":7,"y":8},{"x":9,"y":10}]}`},
@@ -142,7 +154,8 @@ func TestEachKindOfValueIsDecodedInTheOtherByteOrder(t *testing.T) {
 		t.Skip("clang is not installed: this test is of no use without it")
 	}
 	object := filepath.Join(t.TempDir(), "kinds.o")
-	out, err := exec.Command("clang", "-g", "-O2", "-target", "bpfeb", "-x", "c", "-c", "../kinds/kinds.h", "-o", object).CombinedOutput()
+	out, err := exec.Command("clang", "-g", "-O2", "-target", "bpfeb", "-x", "c", "-c",
+		"../kinds/kinds.h", "-o", object).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -176,7 +189,8 @@ func TestEachKindOfValueIsDecodedInTheOtherByteOrder(t *testing.T) {
 				// These look at the same bytes in several ways.
 				text := strings.NewReplacer("word=67305985 octets=[1 2 3 4]", "word=67305985 octets=[4 3 2 1]",
 					"v4=131073", "v4=65538", "words=[256 512 0]", "words=[1 2 0]").Replace(tt.text)
-				json := strings.NewReplacer(`"word":67305985,"octets":[1,2,3,4]`, `"word":67305985,"octets":[4,3,2,1]`,
+				json := strings.NewReplacer(`"word":67305985,"octets":[1,2,3,4]`,
+					`"word":67305985,"octets":[4,3,2,1]`,
 					`"v4":131073`, `"v4":65538`, `"words":[256,512,0]`, `"words":[1,2,0]`).Replace(tt.json)
 				wantDecoded(t, types, tt.name, raw, text, json)
 				return
@@ -209,7 +223,8 @@ func wantDecoded(t *testing.T, types *Types, name string, raw []byte, text, json
 
 func hasEnumValue(types *Types, name string) bool {
 	for typ := range types.spec.All() {
-		if e, ok := typ.(*btf.Enum); ok && slices.ContainsFunc(e.Values, func(v btf.EnumValue) bool { return v.Name == name }) {
+		if e, ok := typ.(*btf.Enum); ok && slices.ContainsFunc(e.Values,
+			func(v btf.EnumValue) bool { return v.Name == name }) {
 			return true
 		}
 	}
@@ -227,21 +242,33 @@ func TestASampleOfAnotherSizeSaysWhatIsMissing(t *testing.T) {
 		cut         []string
 	}{
 		{kinds.Integers, 3, "struct integers", " letter=65 <3 bytes more: eeeeee>", nil},
-		{kinds.Integers, 18 - 80, "struct integers", " s32=-3 u64=<2 of 8 bytes> s64=<0 of 8 bytes> u128=<0 of 16 bytes> " +
-			"s128=<0 of 16 bytes> yes=<0 of 1 bytes> no=<0 of 1 bytes> letter=<0 of 1 bytes>",
+		{kinds.Integers, 18 - 80, "struct integers",
+			" s32=-3 u64=<2 of 8 bytes> s64=<0 of 8 bytes> u128=<0 of 16 bytes> " +
+				"s128=<0 of 16 bytes> yes=<0 of 1 bytes> no=<0 of 1 bytes> letter=<0 of 1 bytes>",
 			[]string{"u64", "s64", "u128", "s128", "yes", "no", "letter"}},
-		{kinds.Bits, 3 - 16, "struct bits", " color=GREEN forty=<1 of 6 bytes> minus=<0 of 5 bytes> after=<0 of 1 bytes>",
+		{kinds.Bits, 3 - 16, "struct bits",
+			" color=GREEN forty=<1 of 6 bytes> minus=<0 of 5 bytes> after=<0 of 1 bytes>",
 			[]string{"forty", "minus", "after"}},
-		{kinds.Compound, 10 - 104, "compound_t", `comm="ssh" full="fu"<2 of 4 bytes> rows=[<0 of 2 elements>] bytes=[<0 of 3 elements>] ` +
-			"matrix=[<0 of 2 elements>] points=[<0 of 2 elements>] inner=<0 of 4 bytes> word=<0 of 4 bytes> octets=[<0 of 4 elements>] " +
-			"address=<0 of 16 bytes> empty={} nested=<0 of 16 bytes>",
-			[]string{"full", "rows", "bytes", "matrix", "points", "inner", "word", "octets", "address", "nested"}},
-		{kinds.Compound, 30 - 104, "compound_t", " matrix=[[1 <2 of 4 bytes><2 of 3 elements>]<1 of 2 elements>] points=[<0 of 2 elements>] " +
-			"inner=<0 of 4 bytes> word=<0 of 4 bytes> octets=[<0 of 4 elements>] address=<0 of 16 bytes> empty={} nested=<0 of 16 bytes>",
-			[]string{"matrix[0][1]", "matrix[0]", "matrix", "points", "inner", "word", "octets", "address", "nested"}},
-		{kinds.Compound, 95 - 104, "compound_t", " nested={from={x=3 y=<3 of 4 bytes>} to=<0 of 8 bytes>}", []string{"nested.from.y", "nested.to"}},
-		{kinds.Items, -3, "struct items", " items=[{x=7 y=8} {x=9 y=<1 of 4 bytes>}]", []string{"items[1].y"}},
-		{kinds.Items, 4, "struct items", " items=[{x=7 y=8} {x=9 y=10} {x=-4370 y=<0 of 4 bytes>}]", []string{"items[2].y"}},
+		{kinds.Compound, 10 - 104, "compound_t",
+			`comm="ssh" full="fu"<2 of 4 bytes> rows=[<0 of 2 elements>] bytes=[<0 of 3 elements>] ` +
+				"matrix=[<0 of 2 elements>] points=[<0 of 2 elements>] inner=<0 of 4 bytes> word=<0 of 4 " +
+				"bytes> octets=[<0 of 4 elements>] " +
+				"address=<0 of 16 bytes> empty={} nested=<0 of 16 bytes>",
+			[]string{"full", "rows", "bytes", "matrix", "points", "inner", "word", "octets", "address",
+				"nested"}},
+		{kinds.Compound, 30 - 104, "compound_t",
+			" matrix=[[1 <2 of 4 bytes><2 of 3 elements>]<1 of 2 elements>] points=[<0 of 2 elements>] " +
+				"inner=<0 of 4 bytes> word=<0 of 4 bytes> octets=[<0 of 4 elements>] address=<0 of 16 bytes> " +
+				"empty={} nested=<0 of 16 bytes>",
+			[]string{"matrix[0][1]", "matrix[0]", "matrix", "points", "inner", "word", "octets", "address",
+				"nested"}},
+		{kinds.Compound, 95 - 104, "compound_t",
+			" nested={from={x=3 y=<3 of 4 bytes>} to=<0 of 8 bytes>}", []string{"nested.from.y",
+				"nested.to"}},
+		{kinds.Items, -3, "struct items", " items=[{x=7 y=8} {x=9 y=<1 of 4 bytes>}]",
+			[]string{"items[1].y"}},
+		{kinds.Items, 4, "struct items", " items=[{x=7 y=8} {x=9 y=10} {x=-4370 y=<0 of 4 bytes>}]",
+			[]string{"items[2].y"}},
 		{kinds.Items, -16, "struct items", "count=2 odd=1 items=[]", nil},
 		{kinds.Arguments, -7, "struct arguments", `count=2 odd=<0 of 1 bytes> text=""`, []string{"odd"}},
 	} {

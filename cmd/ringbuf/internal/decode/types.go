@@ -294,7 +294,8 @@ func (c compiler) compileNew(typ btf.Type, depth int) (*node, error) {
 		if t.Encoding == btf.Bool {
 			return &node{kind: kindBool, size: int(t.Size)}, checkSize(t.Size, 8)
 		}
-		return &node{kind: kindInt, size: int(t.Size), signed: t.Encoding == btf.Signed}, checkSize(t.Size, 16)
+		return &node{kind: kindInt, size: int(t.Size),
+			signed: t.Encoding == btf.Signed}, checkSize(t.Size, 16)
 	case *btf.Enum:
 		n := &node{kind: kindEnum, size: int(t.Size), signed: t.Signed, names: map[uint64]string{}}
 		for _, v := range t.Values {
@@ -345,7 +346,8 @@ func isChar(t btf.Type) bool {
 	return ok && i.Size == 1 && (i.Name == "char" || i.Encoding == btf.Char)
 }
 
-func (c compiler) compileMembers(members []btf.Member, size int, union bool, depth int) (*node, error) {
+func (c compiler) compileMembers(members []btf.Member, size int, union bool, depth int) (*node,
+	error) {
 	n := &node{kind: kindStruct, size: size}
 	last := btf.Bits(0)
 	for _, m := range members {

@@ -26,16 +26,19 @@ func eventType(t testing.TB) *decode.Type {
 	t.Helper()
 	char := &btf.Int{Name: "char", Size: 1, Encoding: btf.Signed}
 	u32 := &btf.Int{Name: "unsigned int", Size: 4}
-	builder, err := btf.NewBuilder([]btf.Type{&btf.Struct{Name: "event", Size: 40, Members: []btf.Member{
-		{Name: "pid", Type: u32},
-		{Name: "len", Type: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}, Offset: 32},
-		{Name: "comm", Type: &btf.Array{Index: u32, Type: char, Nelems: 8}, Offset: 64},
-		{Name: "type", Type: &btf.Enum{Size: 4, Values: []btf.EnumValue{{Name: "OPEN", Value: 1}}}, Offset: 128},
-		{Name: "inner", Type: &btf.Array{Index: u32, Nelems: 1, Type: &btf.Struct{Size: 4, Members: []btf.Member{
-			{Name: "f", Type: &btf.Float{Name: "float", Size: 4}}}}}, Offset: 160},
-		{Name: "big", Type: &btf.Int{Name: "unsigned long", Size: 8}, Offset: 192},
-		{Name: "at", Type: &btf.Pointer{Target: char}, Offset: 256},
-	}}}, nil)
+	builder, err := btf.NewBuilder([]btf.Type{&btf.Struct{Name: "event", Size: 40,
+		Members: []btf.Member{
+			{Name: "pid", Type: u32},
+			{Name: "len", Type: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}, Offset: 32},
+			{Name: "comm", Type: &btf.Array{Index: u32, Type: char, Nelems: 8}, Offset: 64},
+			{Name: "type", Type: &btf.Enum{Size: 4, Values: []btf.EnumValue{{Name: "OPEN", Value: 1}}},
+				Offset: 128},
+			{Name: "inner", Type: &btf.Array{Index: u32, Nelems: 1,
+				Type: &btf.Struct{Size: 4, Members: []btf.Member{
+					{Name: "f", Type: &btf.Float{Name: "float", Size: 4}}}}}, Offset: 160},
+			{Name: "big", Type: &btf.Int{Name: "unsigned long", Size: 8}, Offset: 192},
+			{Name: "at", Type: &btf.Pointer{Target: char}, Offset: 256},
+		}}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +146,8 @@ func TestAWrongConditionIsOneLine(t *testing.T) {
 func TestASampleThatIsTooShortIsAnErrorOnlyWhereItMatters(t *testing.T) {
 	typ := eventType(t)
 	short := typ.Decode(sample(42, "sshd", 1, 5)[:10])
-	for condition, want := range map[string]bool{`pid == 42`: true, `pid == 42 || big > 5`: true, `big == nil`: true, `comm ~ "ss*"`: true} {
+	for condition, want := range map[string]bool{`pid == 42`: true, `pid == 42 || big > 5`: true,
+		`big == nil`: true, `comm ~ "ss*"`: true} {
 		f, err := New(condition, typ)
 		if err != nil {
 			t.Fatal(err)

@@ -60,7 +60,8 @@ func New(tb testing.TB, size int) *Submitter {
 		tb.Fatalf("load BPF programs: %v", err)
 	}
 	tb.Cleanup(collection.Close)
-	return &Submitter{tb: tb, Events: collection.Maps["events"], submit: collection.Programs["submit"], flood: collection.Programs["flood"]}
+	return &Submitter{tb: tb, Events: collection.Maps["events"],
+		submit: collection.Programs["submit"], flood: collection.Programs["flood"]}
 }
 
 // Submit submits a sample, with so many bytes more than it has, or less.

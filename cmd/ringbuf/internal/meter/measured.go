@@ -72,7 +72,8 @@ func (r *measured) follow() {
 		return
 	}
 	rate := float64(r.last.Producer-before.Producer) / r.last.at.Sub(before.at).Seconds()
-	if pause := time.Duration(float64(r.ring.Size) / 4 / rate * float64(time.Second)); pause > minSleep {
+	if pause := time.Duration(float64(r.ring.Size) / 4 / rate * float64(
+		time.Second)); pause > minSleep {
 		time.Sleep(pause)
 	}
 	for end := time.Now().Add(patience); r.last.at.Before(end) && r.last.Samples == before.Samples; {

@@ -49,7 +49,8 @@ type Row struct {
 	// interval. They are -1 if nothing was counted ever, and for user ring buffers.
 	Missed             uint64
 	Records, Discarded float64
-	MeanSize           float64 // of records, in bytes without headers and padding; -1 also if there were none
+	// of records, in bytes without headers and padding; -1 also if there were none
+	MeanSize float64
 
 	// Lost is how many records the kernel refused, or -1 if no program counts them. If
 	// LostShared, those of other rings are counted, too.

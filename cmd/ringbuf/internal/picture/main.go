@@ -25,7 +25,8 @@ const (
 	foreground = "#d7dce2"
 )
 
-var colors = []string{"#1b1f24", "#ff6b68", "#7fc97f", "#e6c15c", "#6cb6ff", "#c792ea", "#5fd7d7", "#d7dce2"}
+var colors = []string{"#1b1f24", "#ff6b68", "#7fc97f", "#e6c15c", "#6cb6ff", "#c792ea", "#5fd7d7",
+	"#d7dce2"}
 
 // The size of a character, in pixels.
 const (
@@ -58,7 +59,8 @@ func draw(title string) error {
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%.0f" viewBox="0 0 %.0f %.0f" role="img">`+"\n", width, height, width, height)
 	fmt.Fprintf(&b, "<title>%s</title>\n", html.EscapeString(title))
 	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" rx="6" fill="%s"/>`+"\n", background)
-	fmt.Fprintf(&b, `<g font-family="ui-monospace,DejaVu Sans Mono,Menlo,Consolas,monospace" font-size="14" xml:space="preserve">`+"\n")
+	fmt.Fprintf(&b, `<g font-family="ui-monospace,DejaVu Sans Mono,Menlo,Consolas,monospace" `+
+		`font-size="14" xml:space="preserve">`+"\n")
 	var s style
 	for i, line := range lines {
 		s = drawLine(&b, line, i, s)
@@ -131,7 +133,8 @@ func (s style) write(b *strings.Builder, text string, row, column int) {
 		color = foreground
 	}
 	if s.reverse {
-		fmt.Fprintf(b, `<rect x="%.1f" y="%.0f" width="%.1f" height="%d" fill="%s"/>`+"\n", x, y, float64(width)*cellWidth, cellHeight, color)
+		fmt.Fprintf(b, `<rect x="%.1f" y="%.0f" width="%.1f" height="%d" fill="%s"/>`+"\n", x, y,
+			float64(width)*cellWidth, cellHeight, color)
 		color = background
 	}
 	if strings.TrimSpace(text) == "" {
@@ -148,6 +151,7 @@ func (s style) write(b *strings.Builder, text string, row, column int) {
 	trimmed := strings.TrimLeft(text, " ")
 	x += float64(len(text)-len(trimmed)) * cellWidth
 	trimmed = strings.TrimRight(trimmed, " ")
-	fmt.Fprintf(b, `<text x="%.1f" y="%.0f" fill="%s" textLength="%.1f" lengthAdjust="spacingAndGlyphs"%s>%s</text>`+"\n",
+	fmt.Fprintf(b, `<text x="%.1f" y="%.0f" fill="%s" textLength="%.1f" `+
+		`lengthAdjust="spacingAndGlyphs"%s>%s</text>`+"\n",
 		x, y+13, color, float64(ansi.StringWidth(trimmed))*cellWidth, extra, html.EscapeString(trimmed))
 }

@@ -75,7 +75,8 @@ func (f *Finder) Find(v *Survey) (found []*Ring, err error) {
 			}
 		}
 		known[id] = r
-		if r != nil && f.means(r, v) && !slices.ContainsFunc(found, func(have *Ring) bool { return have.ID == id }) {
+		if r != nil && f.means(r, v) &&
+			!slices.ContainsFunc(found, func(have *Ring) bool { return have.ID == id }) {
 			found = append(found, r)
 		}
 	}

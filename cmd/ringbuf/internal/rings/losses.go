@@ -46,7 +46,8 @@ func kindOf(id uint32) (k mapKind, err error) {
 		return k, err
 	}
 	k.ring = info.Type == ebpf.RingBuf || info.Type == ebpf.UserRingbuf
-	if info.Type != ebpf.Array || info.ValueSize != uint32(unsafe.Sizeof(lossSlot{})) || info.Flags&flagMmapable == 0 {
+	if info.Type != ebpf.Array || info.ValueSize != uint32(unsafe.Sizeof(lossSlot{})) ||
+		info.Flags&flagMmapable == 0 {
 		return k, nil
 	}
 	// A section of variables looks like that, too, if it has as many bytes: libbpf names its map
@@ -84,7 +85,8 @@ func (c *Counter) Lost() (lost uint64, err error) {
 		return 0, fmt.Errorf("open loss counter %s (id %d): %w", c.Name, c.ID, err)
 	}
 	defer m.Close()
-	mem, err := syscall.Mmap(m.FD(), 0, c.slots*int(unsafe.Sizeof(lossSlot{})), syscall.PROT_READ, syscall.MAP_SHARED)
+	mem, err := syscall.Mmap(m.FD(), 0, c.slots*int(unsafe.Sizeof(lossSlot{})), syscall.PROT_READ,
+		syscall.MAP_SHARED)
 	if err != nil {
 		return 0, fmt.Errorf("mmap loss counter %s (id %d): %w", c.Name, c.ID, err)
 	}
@@ -109,7 +111,10 @@ func (v *Survey) Counters(r *Ring) (counters []*Counter, shared bool) {
 	}
 	for _, c := range counters {
 		for _, p := range v.programs[c.ID] {
-			shared = shared || slices.ContainsFunc(p.Maps, func(id uint32) bool { return id != r.ID && v.surveyor.kind(id).ring })
+			shared = shared || slices.ContainsFunc(p.Maps, func(id uint32) bool {
+				return id != r.ID &&
+					v.surveyor.kind(id).ring
+			})
 		}
 	}
 	return counters, shared

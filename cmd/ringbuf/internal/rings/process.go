@@ -55,7 +55,8 @@ func processes() (all []*process, hidden int, err error) {
 // readProcess looks at one process. That takes what ptrace(2) takes for reading: to be the same
 // user, or CAP_SYS_PTRACE.
 func readProcess(pid int) (*process, error) {
-	p := &process{pid: pid, held: map[uint32]bool{}, programs: map[uint32]bool{}, frames: map[uint64]bool{}}
+	p := &process{pid: pid, held: map[uint32]bool{}, programs: map[uint32]bool{},
+		frames: map[uint64]bool{}}
 	dir := fmt.Sprintf("/proc/%d", pid)
 	comm, err := os.ReadFile(dir + "/comm")
 	if err == nil {

@@ -39,7 +39,9 @@ func ParseQuery(args []string) (Query, error) {
 		switch t.kind {
 		case kindID, kindName, kindPinned, kindPID:
 			if len(args) < 2 {
-				return Query{}, fmt.Errorf("%q is the last word: a value must follow (for a ring buffer of that name: name %s)", args[0], args[0])
+				return Query{}, fmt.Errorf(
+					"%q is the last word: a value must follow (for a ring buffer of that name: name "+
+						"%s)", args[0], args[0])
 			}
 			t.value, args = args[1], args[2:]
 		default:
@@ -121,7 +123,9 @@ func (t term) guess() ([]*Ring, error) {
 	}
 	switch len(meanings) {
 	case 0:
-		return nil, fmt.Errorf("%q is neither the name nor the id of a ring buffer, nor the pid of a process that uses one: ringbuf list shows all", t.value)
+		return nil, fmt.Errorf(
+			"%q is neither the name nor the id of a ring buffer, nor the pid of a process that uses one: "+
+				"ringbuf list shows all", t.value)
 	case 1:
 		return meanings[0].find()
 	}
@@ -132,7 +136,8 @@ func (t term) guess() ([]*Ring, error) {
 	if _, err := t.number(); err != nil {
 		words = append(words, fmt.Sprintf("name %s for all of them", t.value))
 	}
-	return nil, fmt.Errorf("%q may mean several ring buffers: say %s", t.value, strings.Join(words, ", or "))
+	return nil, fmt.Errorf("%q may mean several ring buffers: say %s", t.value,
+		strings.Join(words, ", or "))
 }
 
 // meanings returns what a bare number or name can mean.
@@ -213,7 +218,8 @@ func byPID(pid int) ([]*Ring, error) {
 		return nil, err
 	}
 	return keep(all, func(r *Ring) bool {
-		of := slices.DeleteFunc(slices.Clone(programs), func(p Program) bool { return !slices.Contains(p.Maps, r.ID) })
+		of := slices.DeleteFunc(slices.Clone(programs),
+			func(p Program) bool { return !slices.Contains(p.Maps, r.ID) })
 		return len(p.uses(r, of)) > 0
 	}), nil
 }

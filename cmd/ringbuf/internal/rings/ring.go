@@ -98,7 +98,8 @@ func newRing(m *ebpf.Map) (r *Ring, err error) {
 	if info.Type != ebpf.RingBuf && info.Type != ebpf.UserRingbuf {
 		return nil, fmt.Errorf("map %d, %q, has type %s: %w", id, info.Name, info.Type, errNoRing)
 	}
-	r = &Ring{ID: uint32(id), Name: info.Name, Type: info.Type, Flags: info.Flags, Size: int(info.MaxEntries), m: m}
+	r = &Ring{ID: uint32(id), Name: info.Name, Type: info.Type, Flags: info.Flags,
+		Size: int(info.MaxEntries), m: m}
 	r.frames, err = firstFrames(m.FD())
 	if err != nil {
 		return nil, fmt.Errorf("look at ring buffer %s: %w", r, err)
@@ -137,7 +138,8 @@ func OpenPinned(path string) (*Ring, error) {
 	case !inBPFFS(path):
 		return nil, fmt.Errorf("%s is not in a BPF file system: nothing is pinned there", path)
 	case errors.Is(err, os.ErrPermission):
-		return nil, fmt.Errorf("to open %s takes CAP_BPF, and permission to read and write the file: %w", path, fs.ErrPermission)
+		return nil, fmt.Errorf("to open %s takes CAP_BPF, and permission to read and write the file: %w",
+			path, fs.ErrPermission)
 	}
 	return nil, fmt.Errorf("what is pinned at %s is no map: %w", path, err)
 }

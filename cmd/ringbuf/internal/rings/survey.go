@@ -62,7 +62,8 @@ func (s *Surveyor) Survey() (*Survey, error) {
 	programs, err := s.programs.all()
 	if errors.Is(err, fs.ErrPermission) {
 		v.programsKnown = false
-		v.Missing = append(v.Missing, "programs, and what processes have mapped, are not known: that takes CAP_SYS_ADMIN")
+		v.Missing = append(v.Missing,
+			"programs, and what processes have mapped, are not known: that takes CAP_SYS_ADMIN")
 		err = nil
 	}
 	if err != nil {
@@ -79,7 +80,9 @@ func (s *Surveyor) Survey() (*Survey, error) {
 		return nil, fmt.Errorf("look at processes: %w", err)
 	}
 	if hidden > 0 {
-		v.Missing = append(v.Missing, fmt.Sprintf("not known of all processes (not of %d): that takes CAP_SYS_PTRACE, and all capabilities that they have", hidden))
+		v.Missing = append(v.Missing,
+			fmt.Sprintf("not known of all processes (not of %d): that takes CAP_SYS_PTRACE, and all "+
+				"capabilities that they have", hidden))
 	}
 	if v.Mounts, err = mounts(); err != nil {
 		return nil, fmt.Errorf("look for BPF file systems: %w", err)
@@ -136,7 +139,8 @@ func (u Usage) Owner() Process {
 // they exist only.
 func (u Usage) Changed() bool {
 	return slices.ContainsFunc(u.Programs, func(p Program) bool { return !programExists(p.ID) }) ||
-		slices.ContainsFunc(u.Processes, func(p Process) bool { return !exists(fmt.Sprintf("/proc/%d", p.PID)) }) ||
+		slices.ContainsFunc(u.Processes,
+			func(p Process) bool { return !exists(fmt.Sprintf("/proc/%d", p.PID)) }) ||
 		slices.ContainsFunc(u.Pins, func(path string) bool { return !exists(path) })
 }
 

@@ -220,7 +220,9 @@ func strftime(format string, t time.Time) (string, error) {
 		case format[i] == 's':
 			b.WriteString(strconv.FormatInt(t.Unix(), 10))
 		default:
-			return "", fmt.Errorf("the name %q has %%%c, which is not known: of strftime there are %%Y %%y %%m %%d %%H %%M %%S %%j %%F %%T %%b %%a %%Z %%z %%s %%%%", format, format[i])
+			return "", fmt.Errorf(
+				"the name %q has %%%c, which is not known: of strftime there are %%Y %%y %%m %%d %%H %%M %%S "+
+					"%%j %%F %%T %%b %%a %%Z %%z %%s %%%%", format, format[i])
 		}
 	}
 	return b.String(), nil

@@ -46,7 +46,8 @@ type Model struct {
 
 // New returns a Model that shows n measurements, or for n = 0 any number, of the given interval.
 func New(ctx context.Context, m Meter, interval time.Duration, n int) *Model {
-	return &Model{ctx: ctx, meter: m, interval: interval, left: n, order: bytesColumn, width: 80, height: 24}
+	return &Model{ctx: ctx, meter: m, interval: interval, left: n, order: bytesColumn, width: 80,
+		height: 24}
 }
 
 // Err returns what ended the Model, if that was an error.
@@ -238,7 +239,8 @@ func (m *Model) summary() string {
 	if len(m.rows) != 1 {
 		rings = fmt.Sprintf("%d rings", len(m.rows))
 	}
-	left := fmt.Sprintf("ringbuf top  %s  %s/s  %s records/s", rings, text.Bytes(bytes), text.Count(records))
+	left := fmt.Sprintf("ringbuf top  %s  %s/s  %s records/s", rings, text.Bytes(bytes),
+		text.Count(records))
 	right := fmt.Sprintf("every %v", m.interval)
 	if m.paused {
 		right = "PAUSED"
@@ -261,7 +263,8 @@ func (m *Model) table() (lines []string) {
 		header = append(header, s.pad(title))
 	}
 	line := strings.Join(header, strings.Repeat(" ", gap))
-	lines = append(lines, reverse.Render(line+strings.Repeat(" ", max(0, m.width-ansi.StringWidth(line)))))
+	lines = append(lines,
+		reverse.Render(line+strings.Repeat(" ", max(0, m.width-ansi.StringWidth(line)))))
 	for i := m.top; i < min(len(m.rows), m.top+m.room()); i++ {
 		lines = append(lines, m.row(&m.rows[i], shown))
 	}

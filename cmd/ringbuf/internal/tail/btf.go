@@ -64,7 +64,8 @@ func rawBTF(fd int) ([]byte, error) {
 	get := func() error {
 		// SAFETY: the kernel uses the addresses in attr and info during the call only, and what
 		// they are of stays where it is until Unpin.
-		_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD,
+			uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 		if errno != 0 {
 			return errno
 		}

@@ -38,7 +38,8 @@ func Watch(watchers []*ringbuf.Watcher) Source {
 	}
 }
 
-func watch(ctx context.Context, w *ringbuf.Watcher, ring int, yield func(*capture.Record) error) error {
+func watch(ctx context.Context, w *ringbuf.Watcher, ring int,
+	yield func(*capture.Record) error) error {
 	var out capture.Record
 	for rec, err := range w.Records(ctx) {
 		out.Record, out.Ring = rec, ring
