@@ -22,7 +22,7 @@ RUN [ -e libbpf/src/libbpf.c ] || export LIBBPF_SRC=system; GOTOOLCHAIN=auto mak
 # know CAP_BPF, and for selftests that mount.
 RUN install -d /image/bin && install -d -m 1777 /image/tmp && \
 	cp -r output/static/. output/ringbuf /image/bin && \
-	for program in /image/bin/execsnoop /image/bin/selftests/*; do \
+	for program in /image/bin/execsnoop /image/bin/flightrecorder /image/bin/selftests/*; do \
 		setcap cap_bpf,cap_perfmon,cap_sys_admin=p "$program" || exit; \
 	done
 

@@ -182,7 +182,8 @@ cover: bpf ## print the Go and C that the package's tests do not reach, and perc
 .PHONY: selftest
 selftest: bpf ## run the end-to-end programs on this kernel
 	@rm -rf $(OUTPUT)/selftests
-	@go build -o $(OUTPUT)/ ./selftest && go build -o $(OUTPUT)/selftests/ ./selftest/*/
+	@go build -o $(OUTPUT)/ ./selftest ./examples/flightrecorder
+	@go build -o $(OUTPUT)/selftests/ ./selftest/*/
 	@$(SUDO) $(OUTPUT)/selftest
 
 # What static programs need beside libbpf.
@@ -197,7 +198,8 @@ libstatic: libbpf
 .PHONY: static
 static: bpf libstatic ## build static binaries of the demo and the selftests, in output/static
 	@rm -rf $(OUTPUT)/static
-	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/ ./examples/execsnoop ./selftest
+	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/ ./examples/execsnoop ./examples/flightrecorder \
+		./selftest
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/selftests/ ./selftest/*/
 
 .PHONY: tool

@@ -73,7 +73,7 @@ unpack() {
 }
 
 check() {
-	for program in bin/execsnoop bin/selftest bin/selftests/*; do
+	for program in bin/execsnoop bin/flightrecorder bin/selftest bin/selftests/*; do
 		ldd "$program" 2>&1 | grep -q 'not a dynamic executable' || die "$program is not static"
 		sha256sum "$program"
 	done

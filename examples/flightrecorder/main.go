@@ -47,17 +47,13 @@ func run(pid uint32, n int) error {
 	if err := tryOverwriteMode(); err != nil {
 		return err
 	}
-	module, err := bpf.NewModuleFromBuffer(object, "flightrecorder")
+	module, err := loadObject(object, func(module *bpf.Module) error {
+		return module.InitGlobalVariable("process", pid)
+	})
 	if err != nil {
 		return err
 	}
 	defer module.Close()
-	if err := module.InitGlobalVariable("process", pid); err != nil {
-		return err
-	}
-	if err := module.BPFLoadObject(); err != nil {
-		return err
-	}
 	prog, err := module.GetProgram("sys_enter")
 	if err != nil {
 		return err
