@@ -12,11 +12,11 @@ import (
 )
 
 // TestTsharkOpensARecording compares what tshark, of the makers of Wireshark, says of a recording
-// with what was recorded. make test installs it.
+// with what was recorded. make test-tool installs it.
 func TestTsharkOpensARecording(t *testing.T) {
 	if _, err := exec.LookPath("tshark"); err != nil {
 		if os.Getenv("RINGBUF_KERNEL_TESTS") == "require" {
-			t.Fatal("tshark is not installed, and make test should have done so")
+			t.Fatal("tshark is not installed, and make test-tool should have done so")
 		}
 		t.Skip("tshark is not installed: this test is of no use without it")
 	}

@@ -152,7 +152,7 @@ func (f *tailFlags) run(cmd *cobra.Command, q rings.Query) (err error) {
 	if f.read != "" {
 		source, closeAll, err = f.openRecording(cmd, t)
 	} else {
-		source, closeAll, err = f.openRings(t, q)
+		source, closeAll, err = f.openRings(t, q, say)
 	}
 	if err != nil {
 		return err
@@ -257,8 +257,8 @@ func (f *tailFlags) openRecording(cmd *cobra.Command, t *tail.Tail) (tail.Source
 }
 
 // openRings opens what is watched, or read, and finds the BTF of its programs.
-func (f *tailFlags) openRings(t *tail.Tail, q rings.Query) (source tail.Source, closeAll func(),
-	err error) {
+func (f *tailFlags) openRings(t *tail.Tail, q rings.Query, say func(string, ...any)) (
+	source tail.Source, closeAll func(), err error) {
 	found, err := q.Find()
 	if err != nil {
 		return nil, nil, err
@@ -275,9 +275,17 @@ func (f *tailFlags) openRings(t *tail.Tail, q rings.Query) (source tail.Source, 
 		return nil, nil, err
 	}
 	for _, r := range found {
+		usage := survey.Of(r)
+		if readers := usage.Readers(); f.consume && len(readers) > 0 {
+			return nil, nil, fmt.Errorf("%s is read by %s, which would lose records: end that first, "+
+				"or watch, without --consume", r, readers[0])
+		}
+		if usage.Programs != nil && len(usage.Programs) == 0 {
+			say("no program uses %s: nothing is submitted to it", r)
+		}
 		tr := &tail.Ring{Ring: capture.Ring{Name: r.Name, ID: r.ID, Size: r.Size}}
 		if f.btfFile == "" {
-			if err := f.programTypes(tr, survey.Of(r)); err != nil {
+			if err := f.programTypes(tr, usage); err != nil {
 				return nil, nil, err
 			}
 		}

@@ -149,7 +149,7 @@ func TestEachKindOfValueIsDecoded(t *testing.T) {
 func TestEachKindOfValueIsDecodedInTheOtherByteOrder(t *testing.T) {
 	if _, err := exec.LookPath("clang"); err != nil {
 		if os.Getenv("RINGBUF_KERNEL_TESTS") == "require" {
-			t.Fatal("clang is not installed, and make test should have done so")
+			t.Fatal("clang is not installed, and make test-tool should have done so")
 		}
 		t.Skip("clang is not installed: this test is of no use without it")
 	}

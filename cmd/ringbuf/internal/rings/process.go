@@ -20,7 +20,7 @@ type process struct {
 	comm     string
 	held     map[uint32]bool // ids of maps of which it has descriptors
 	programs map[uint32]bool // ids of programs of which it has descriptors, or of links to them
-	frames   map[uint64]bool // of the first page of what it has mapped of maps
+	frames   map[uint64]bool // of the first page of what it has mapped of maps: may it write there
 }
 
 // processes returns the processes that have BPF objects, but for this one, and how many it was
@@ -126,7 +126,8 @@ func (p *process) readMappings(dir string) error {
 		if !strings.HasSuffix(lines.Text(), "anon_inode:bpf-map") {
 			continue
 		}
-		start, _, _ := strings.Cut(lines.Text(), "-")
+		start, rest, _ := strings.Cut(lines.Text(), "-")
+		_, permissions, _ := strings.Cut(rest, " ")
 		address, err := strconv.ParseUint(start, 16, 64)
 		if err != nil {
 			return fmt.Errorf("%s/maps: %w", dir, err)
@@ -138,7 +139,7 @@ func (p *process) readMappings(dir string) error {
 			defer pagemap.Close()
 		}
 		if frame := frameAt(pagemap, address); frame != 0 {
-			p.frames[frame] = true
+			p.frames[frame] = p.frames[frame] || strings.HasPrefix(permissions, "rw")
 		}
 	}
 	return lines.Err()

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"os"
 	"slices"
+
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
 )
 
 // A Surveyor finds out who uses rings. It remembers what does not change.
@@ -42,6 +44,22 @@ type Process struct {
 	PID  int
 	Comm string
 	Via  []Via
+
+	// Reads says that it may write the consumer position, for which readers map it. Who watches
+	// maps it to read it.
+	Reads bool
+}
+
+func (p Process) String() string { return fmt.Sprintf("%s (pid %d)", text.Printable(p.Comm), p.PID) }
+
+// Readers returns the processes that read the ring.
+func (u Usage) Readers() (readers []Process) {
+	for _, p := range u.Processes {
+		if p.Reads {
+			readers = append(readers, p)
+		}
+	}
+	return readers
 }
 
 // Via is by what a process uses a ring.
@@ -81,7 +99,7 @@ func (s *Surveyor) Survey() (*Survey, error) {
 	}
 	if hidden > 0 {
 		v.Missing = append(v.Missing,
-			fmt.Sprintf("not known of all processes (not of %d): that takes CAP_SYS_PTRACE, and all "+
+			fmt.Sprintf("%d processes could not be looked at: that takes CAP_SYS_PTRACE, and all "+
 				"capabilities that they have", hidden))
 	}
 	if v.Mounts, err = mounts(); err != nil {
@@ -100,7 +118,8 @@ func (v *Survey) Of(r *Ring) Usage {
 	u.Programs = append(u.Programs, v.programs[r.ID]...)
 	for _, p := range v.processes {
 		if via := p.uses(r, u.Programs); len(via) > 0 {
-			u.Processes = append(u.Processes, Process{p.pid, p.comm, via})
+			reads := slices.ContainsFunc(r.frames[:], func(frame uint64) bool { return p.frames[frame] })
+			u.Processes = append(u.Processes, Process{p.pid, p.comm, via, reads})
 		}
 	}
 	slices.SortFunc(u.Processes, func(a, b Process) int { return a.PID - b.PID })
@@ -115,7 +134,7 @@ func (p *process) uses(r *Ring, programs []Program) (via []Via) {
 	if p.held[r.ID] {
 		via = append(via, ViaDescriptor)
 	}
-	if slices.ContainsFunc(r.frames[:], func(frame uint64) bool { return p.frames[frame] }) {
+	if slices.ContainsFunc(r.frames[:], func(frame uint64) bool { _, ok := p.frames[frame]; return ok }) {
 		via = append(via, ViaMapping)
 	}
 	if slices.ContainsFunc(programs, func(prog Program) bool { return p.programs[prog.ID] }) {
@@ -124,16 +143,8 @@ func (p *process) uses(r *Ring, programs []Program) (via []Via) {
 	return via
 }
 
-// Owner returns the process that is most likely to be the one that reads the ring, of those
-// that use it.
-func (u Usage) Owner() Process {
-	for _, p := range u.Processes {
-		if slices.Contains(p.Via, ViaMapping) {
-			return p
-		}
-	}
-	return u.Processes[0]
-}
+// Owner returns the process that reads the ring or, of those that use it, the first.
+func (u Usage) Owner() Process { return append(u.Readers(), u.Processes...)[0] }
 
 // Changed reports whether one of those who used the ring does so no longer. It looks at whether
 // they exist only.

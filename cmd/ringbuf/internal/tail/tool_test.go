@@ -21,6 +21,8 @@ import (
 
 	"github.com/cilium/ebpf/ringbuf"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/libbpfgo/ringbuf/capture"
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/decode"
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
@@ -280,6 +282,31 @@ func TestWithoutCgoItWatchesAndSaysWhyItDoesNotRead(t *testing.T) {
 	if want := "ringbuf: --consume needs libbpf, and this ringbuf was built without cgo: watch, " +
 		"without --consume, or build one with \"make tool\"\n"; stderr != want || code != 1 {
 		t.Errorf("ended with %d: %s", code, stderr)
+	}
+}
+
+// TestItDoesNotConsumeBesideAReader has this process read the ring.
+func TestItDoesNotConsumeBesideAReader(t *testing.T) {
+	s := kinds.New(t, 1<<16)
+	discard(t, s)
+	_, stderr, code := run(t, append(idOf(t, s), "--consume", "-c", "1")...)
+	want := fmt.Sprintf("(pid %d), which would lose records: end that first, or watch, without --consume\n",
+		os.Getpid())
+	if code != 1 || !strings.HasSuffix(stderr, want) || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("it printed %q, and ended with %d", stderr, code)
+	}
+}
+
+func TestItSaysThatNoProgramUsesTheRing(t *testing.T) {
+	kinds.New(t, 1<<16) // skips where there is no BPF
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "alone", Type: ebpf.RingBuf, MaxEntries: 1 << 16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	_, stderr, code := run(t, "name", "alone", "--for", "1ms")
+	if code != 0 || !strings.Contains(stderr, "ringbuf: no program uses alone (id ") {
+		t.Errorf("it printed %q, and ended with %d", stderr, code)
 	}
 }
 
@@ -842,7 +869,7 @@ func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 func TestTsharkOpensWhatTailWrote(t *testing.T) {
 	if _, err := exec.LookPath("tshark"); err != nil {
 		if os.Getenv("RINGBUF_KERNEL_TESTS") == "require" {
-			t.Fatal("tshark is not installed, and make test should have done so")
+			t.Fatal("tshark is not installed, and make test-tool should have done so")
 		}
 		t.Skip("tshark is not installed: this test is of no use without it")
 	}
