@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/libbpfgo/ringbuf"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
 )
 
 // mountBPF mounts a BPF file system until the end of the test.
@@ -177,7 +178,7 @@ func TestListShowsUserRingBuffers(t *testing.T) {
 		if strings.Contains(kernel(t), "5.") {
 			t.Skip("needs Linux 6.1")
 		}
-		skipOrFail(t, err)
+		kinds.SkipOrFail(t, err)
 	}
 	defer m.Close()
 	if o := listed(t, mapID(t, m)); o.Type != "user_ringbuf" || o.Name != "to_kernel" ||

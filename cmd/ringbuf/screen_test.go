@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
 )
 
 // A terminal is one of tmux, in which the tool runs.
@@ -171,7 +173,7 @@ func TestTopScrolls(t *testing.T) {
 		m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "many", Type: ebpf.RingBuf,
 			MaxEntries: uint32(os.Getpagesize())})
 		if err != nil {
-			skipOrFail(t, err)
+			kinds.SkipOrFail(t, err)
 		}
 		defer m.Close()
 		rings = append(rings, m)

@@ -17,6 +17,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
 )
 
 // These tests run the program as its users do, on rings and programs that they make in this
@@ -129,15 +131,6 @@ func decode(t *testing.T, line string) (o object) {
 	return o
 }
 
-// skipOrFail ends a test that lacks a privilege.
-func skipOrFail(t *testing.T, err error) {
-	t.Helper()
-	if os.Getenv("RINGBUF_KERNEL_TESTS") != "require" && errors.Is(err, syscall.EPERM) {
-		t.Skipf("this process cannot load BPF programs: %v", err)
-	}
-	t.Fatal(err)
-}
-
 // A ring is a ring buffer with a program that writes into it.
 type ring struct {
 	t  *testing.T
@@ -158,7 +151,7 @@ func newRing(t *testing.T, name string, size int) *ring {
 	t.Helper()
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: name, Type: ebpf.RingBuf, MaxEntries: uint32(size)})
 	if err != nil {
-		skipOrFail(t, err)
+		kinds.SkipOrFail(t, err)
 	}
 	r := &ring{t: t, m: m}
 	t.Cleanup(func() { r.close() })
@@ -187,7 +180,7 @@ func newRing(t *testing.T, name string, size int) *ring {
 		),
 	})
 	if err != nil {
-		skipOrFail(t, err)
+		kinds.SkipOrFail(t, err)
 	}
 	return r
 }
@@ -266,7 +259,7 @@ func newUser(t *testing.T, name string, maps ...*ebpf.Map) *ebpf.Program {
 		Instructions: append(ins, asm.Mov.Imm(asm.R0, 0), asm.Return()),
 	})
 	if err != nil {
-		skipOrFail(t, err)
+		kinds.SkipOrFail(t, err)
 	}
 	return p
 }

@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"syscall"
 	"unsafe"
+
+	"github.com/libbpfgo/ringbuf/internal/sysbpf"
 )
 
 // Attr is the part of union bpf_attr for BPF_PROG_TEST_RUN.
@@ -20,12 +22,6 @@ type Attr struct {
 	CtxIn, CtxOut            uint64 // pointers to memory that does not move
 	Flags, CPU, BatchSize, _ uint32 // the kernel takes zeroes for fields that it does not know
 }
-
-// sysBPF is the number of bpf(2), which package syscall does not have for each architecture.
-var sysBPF = map[string]uintptr{
-	"amd64": 321, "arm64": 280, "loong64": 280, "ppc64": 361, "ppc64le": 361, "riscv64": 280,
-	"s390x": 351,
-}[runtime.GOARCH]
 
 const (
 	cmdProgTestRun = 10     // BPF_PROG_TEST_RUN
@@ -42,7 +38,7 @@ func (a *Attr) RawRun() error { return a.call(syscall.RawSyscall) }
 func (a *Attr) call(call func(trap, a1, a2, a3 uintptr) (r1, r2 uintptr,
 	errno syscall.Errno)) error {
 	// SAFETY: the kernel reads and writes a during the call only.
-	if _, _, errno := call(sysBPF, cmdProgTestRun, uintptr(unsafe.Pointer(a)),
+	if _, _, errno := call(sysbpf.Number(), cmdProgTestRun, uintptr(unsafe.Pointer(a)),
 		unsafe.Sizeof(*a)); errno != 0 {
 		return fmt.Errorf("BPF_PROG_TEST_RUN: %w", errno)
 	}

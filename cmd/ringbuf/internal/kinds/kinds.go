@@ -53,15 +53,21 @@ func New(tb testing.TB, size int) *Submitter {
 	}
 	spec.Maps["events"].MaxEntries = uint32(size)
 	collection, err := ebpf.NewCollection(spec)
-	if errors.Is(err, syscall.EPERM) && os.Getenv("RINGBUF_KERNEL_TESTS") != "require" {
-		tb.Skipf("this process cannot load BPF programs: %v", err)
-	}
 	if err != nil {
-		tb.Fatalf("load BPF programs: %v", err)
+		SkipOrFail(tb, err)
 	}
 	tb.Cleanup(collection.Close)
 	return &Submitter{tb: tb, Events: collection.Maps["events"],
 		submit: collection.Programs["submit"], flood: collection.Programs["flood"]}
+}
+
+// SkipOrFail ends a test that cannot load BPF programs.
+func SkipOrFail(tb testing.TB, err error) {
+	tb.Helper()
+	if errors.Is(err, syscall.EPERM) && os.Getenv("RINGBUF_KERNEL_TESTS") != "require" {
+		tb.Skipf("this process cannot load BPF programs: %v", err)
+	}
+	tb.Fatalf("load BPF programs: %v", err)
 }
 
 // Submit submits a sample, with so many bytes more than it has, or less.

@@ -556,15 +556,7 @@ func TestWhatIsMissedIsTold(t *testing.T) {
 	}
 	printing.wantLines()
 	writing.wantLines()
-	f, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	r, err := capture.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := openRecording(t, file)
 	seen, missed = 0, 0
 	for rec, err := range r.All() {
 		if err != nil {
@@ -656,19 +648,26 @@ func record(t *testing.T, n int) (file string, begin time.Time) {
 	return file, begin
 }
 
-// numbers returns the first number and how many samples are in a recording, which must follow each
-// other.
-func numbers(t *testing.T, file string) string {
+// openRecording opens a file until the test ends.
+func openRecording(t *testing.T, file string) *capture.Reader {
 	t.Helper()
 	f, err := os.Open(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	t.Cleanup(func() { f.Close() })
 	r, err := capture.NewReader(f)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return r
+}
+
+// numbers returns the first number and how many samples are in a recording, which must follow each
+// other.
+func numbers(t *testing.T, file string) string {
+	t.Helper()
+	r := openRecording(t, file)
 	first, n := -1, 0
 	for rec, err := range r.Records() {
 		if err != nil {
