@@ -204,6 +204,36 @@ int count(struct bpf_raw_tracepoint_args *ctx)
 	return i;
 }
 
+struct stamped {
+	__u64 time;
+	__u64 producer;
+	__u64 seq;
+};
+
+/*
+ * Context: as of count. The time is taken before the record is reserved: so times are not in
+ * order, neither in a ring nor between rings.
+ */
+SEC("raw_tp/stamp")
+int stamp(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct stamped *s;
+	__u64 time;
+	__u32 i;
+
+	for (i = 0; i < MAX_COUNT && i < ctx->args[2]; i++) {
+		time = bpf_ktime_get_ns();
+		s = bpf_ringbuf_reserve(&events, sizeof(*s), 0);
+		if (!s)
+			break;
+		s->time = time;
+		s->producer = ctx->args[0];
+		s->seq = ctx->args[1] + i;
+		bpf_ringbuf_submit(s, ctx->args[3]);
+	}
+	return i;
+}
+
 /* Context: how many records to reserve and discard. */
 SEC("raw_tp/discard_some")
 int discard_some(struct bpf_raw_tracepoint_args *ctx)

@@ -68,6 +68,7 @@ type Ring struct {
 	state  *bpf.BPFMap
 	emit   *bpf.BPFProg
 	count  *bpf.BPFProg
+	stamp  *bpf.BPFProg
 	giveUp *bpf.BPFProg
 
 	content []byte // of cont
@@ -114,7 +115,7 @@ func newRing(tb testing.TB, prepare func(events *bpf.BPFMap) error) *Ring {
 			tb.Fatal(err)
 		}
 	}
-	for name, p := range map[string]**bpf.BPFProg{"emit": &r.emit, "count": &r.count, "discard_some": &r.giveUp} {
+	for name, p := range map[string]**bpf.BPFProg{"emit": &r.emit, "count": &r.count, "stamp": &r.stamp, "discard_some": &r.giveUp} {
 		if *p, err = module.GetProgram(name); err != nil {
 			tb.Fatal(err)
 		}
@@ -299,9 +300,40 @@ func DecodeNumbered(sample []byte) Numbered {
 // Count writes up to n records numbered from seq on and returns how many there was
 // room for. Unlike Emit and Busy it may be called concurrently.
 func (r *Ring) Count(producer int, seq uint64, n int, flags uint32) (added int) {
+	return r.add(r.count, producer, seq, n, flags)
+}
+
+// A Stamped is the sample that Stamp writes.
+type Stamped struct {
+	Time     uint64 // bpf_ktime_get_ns() before the record was reserved
+	Producer uint64
+	Seq      uint64
+}
+
+// StampedSize is the size of a Stamped sample.
+const StampedSize = 24
+
+// DecodeStamped decodes a sample that Stamp wrote.
+func DecodeStamped(sample []byte) Stamped {
+	if len(sample) != StampedSize {
+		panic(fmt.Sprintf("sample of %d bytes is not a stamped one", len(sample)))
+	}
+	return Stamped{
+		Time:     binary.NativeEndian.Uint64(sample),
+		Producer: binary.NativeEndian.Uint64(sample[8:]),
+		Seq:      binary.NativeEndian.Uint64(sample[16:]),
+	}
+}
+
+// Stamp is like Count, and writes the time too.
+func (r *Ring) Stamp(producer int, seq uint64, n int) (added int) {
+	return r.add(r.stamp, producer, seq, n, 0)
+}
+
+func (r *Ring) add(prog *bpf.BPFProg, producer int, seq uint64, n int, flags uint32) (added int) {
 	for added < n {
 		want := min(n-added, maxCount)
-		got := int(run(r.tb, r.count, uint64(producer), seq+uint64(added), uint64(want), uint64(flags)))
+		got := int(run(r.tb, prog, uint64(producer), seq+uint64(added), uint64(want), uint64(flags)))
 		added += got
 		if got < want {
 			break
