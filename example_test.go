@@ -2,6 +2,7 @@ package ringbuf_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log"
@@ -126,6 +127,49 @@ func ExampleReader_Records() {
 			log.Fatal(err)
 		}
 		fmt.Printf("%x\n", record.RawSample)
+	}
+}
+
+// Two rings, whose programs begin each sample with bpf_ktime_get_ns(). A record is held back for 50
+// ms, in which those with an earlier time come too.
+func ExampleReader_Merged() {
+	var cpu0, cpu1 ringbuf.Map
+
+	reader, err := ringbuf.NewMultiReader([]ringbuf.Map{cpu0, cpu1})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer reader.Close()
+
+	timeOf := func(record ringbuf.Record) uint64 { return binary.NativeEndian.Uint64(record.RawSample) }
+	for record, err := range reader.Merged(context.Background(), timeOf, 50*time.Millisecond) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("ring %d: %x\n", record.Ring, record.RawSample)
+	}
+	fmt.Println("records that were late:", reader.Stats().Late)
+}
+
+// A loop that has other things to do.
+func ExampleReader_TryReadInto() {
+	var reader *ringbuf.Reader
+	var work chan func()
+
+	var record ringbuf.Record
+	for {
+		select {
+		case f := <-work:
+			f()
+		default:
+			ok, err := reader.TryReadInto(&record)
+			if err != nil {
+				log.Fatal(err)
+			}
+			if ok {
+				fmt.Printf("%x\n", record.RawSample)
+			}
+		}
 	}
 }
 

@@ -47,6 +47,7 @@ func TestKillLosesNothing(t *testing.T) {
 	}{
 		{"Records", maxLeaseSize / killedRecord, 0},
 		{"Lease", maxLeaseSize / killedRecord, 0},
+		{"Merged", (size/4 + maxLeaseSize) / killedRecord, 0},
 		{"ReadInto", 0, maxBatchSize / killedRecord},
 	} {
 		t.Run(tt.way, func(t *testing.T) {
@@ -152,6 +153,14 @@ func readUntilKilled(t *testing.T, pin, way string) {
 	switch way {
 	case "Records":
 		for rec, err := range r.Records(context.Background()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			body(rec.RawSample)
+		}
+	case "Merged":
+		key := func(rec Record) uint64 { return numberOf(rec.RawSample) }
+		for rec, err := range r.Merged(context.Background(), key, forever) {
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -41,7 +41,7 @@ func (r *Reader) Lease(ctx context.Context) (*Lease, error) {
 	if ctx.Done() != nil {
 		defer context.AfterFunc(ctx, q.interrupt)()
 	}
-	lent, err := q.lend(ctx)
+	lent, err := q.lend(ctx, wish{lend: true})
 	if err != nil {
 		return nil, err
 	}
@@ -357,13 +357,8 @@ func (q *queue) giveBack(l *loan, p part) error {
 	if p.samples > 0 {
 		l.state = loanCommitted
 	}
-	if l.entries == nil {
-		q.lent--
-	}
+	q.noLongerLent(l)
 	if q.closed {
-		if q.final != nil && l.entries == nil && q.lent == 0 {
-			q.rings.close()
-		}
 		if p.samples > 0 {
 			return errClosed
 		}
@@ -380,6 +375,91 @@ func (q *queue) giveBack(l *loan, p part) error {
 		q.split(l, p)
 	}
 	return q.settle(l.ring)
+}
+
+// noLongerLent counts a loan that nobody uses any more. The caller holds q.mu.
+func (q *queue) noLongerLent(l *loan) {
+	if l.entries != nil {
+		return
+	}
+	q.lent--
+	if q.final != nil && q.lent == 0 {
+		q.rings.close()
+	}
+}
+
+// giveBackRest ends a loan of which some samples were read, but those were not that end at these
+// offsets in it, in order.
+func (q *queue) giveBackRest(l *loan, unread []uint32) {
+	pieces := l.carve(q.rings, unread)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if pieces == nil { // the kernel has written over it, which consuming finds
+		l.state = loanReleased
+		pieces = []*loan{l}
+	}
+	q.noLongerLent(l)
+	if q.closed {
+		return
+	}
+	q.wake()
+	if l.entries != nil {
+		i := slices.Index(q.drained, l)
+		q.drained = slices.Replace(q.drained, i, i+1, pieces...)
+		return
+	}
+	loans := q.loans[l.ring]
+	i := slices.Index(loans, l)
+	q.loans[l.ring] = slices.Replace(loans, i, i+1, pieces...)
+	q.settle(l.ring)
+}
+
+// carve returns what is to be in the place of a loan of which only these samples are unread: runs
+// that are committed or released, by turns. It returns nothing if the ring is not what it was.
+func (l *loan) carve(r rings, unread []uint32) (pieces []*loan) {
+	if l.entries != nil {
+		return []*loan{l.pick(unread)}
+	}
+	g := r.view(l.ring)
+	last := l.start
+	g.each(l.window, func(end uint64, sample []byte) {
+		state := loanCommitted
+		if len(unread) > 0 && end-l.start == uint64(unread[0]) {
+			state, unread = loanReleased, unread[1:]
+		}
+		if n := len(pieces); n == 0 || pieces[n-1].state != state {
+			piece := &loan{window: l.window, state: state}
+			piece.start, piece.samples, piece.bytes = last, 0, 0
+			pieces = append(pieces, piece)
+		}
+		piece := pieces[len(pieces)-1]
+		piece.end = end
+		piece.samples++
+		piece.bytes += uint64(len(sample))
+		last = end
+	})
+	if last != l.end || len(unread) > 0 {
+		return nil
+	}
+	for _, piece := range pieces {
+		_, piece.discards = g.count(piece.window)
+	}
+	return pieces
+}
+
+// pick returns a loan of those drained entries that end at these offsets.
+func (l *loan) pick(unread []uint32) *loan {
+	rest := &loan{window: l.window, state: loanReleased}
+	rest.samples = len(unread)
+	for offset := uint64(0); len(unread) > 0; {
+		end := offset + entryHeaderSize + (uint64(binary.NativeEndian.Uint32(l.entries[offset+8:]))+7)&^7
+		if end == uint64(unread[0]) {
+			rest.entries = append(rest.entries, l.entries[offset:end]...)
+			unread = unread[1:]
+		}
+		offset = end
+	}
+	return rest
 }
 
 // giveBackEntries keeps for others what is behind p. The caller holds q.mu.

@@ -443,6 +443,16 @@ func TestAFlushEndsWithAProducerThatIsAlwaysAhead(t *testing.T) {
 				}
 				return nil
 			},
+			"Merged": func(r *Reader, each func()) error {
+				key := func(rec Record) uint64 { return bpftest.DecodeNumbered(rec.RawSample).Seq }
+				for _, err := range r.Merged(context.Background(), key, forever) {
+					if err != nil {
+						return err
+					}
+					each()
+				}
+				return nil
+			},
 			"Lease": func(r *Reader, each func()) error {
 				for {
 					l, err := r.Lease(context.Background())

@@ -170,11 +170,16 @@ func (m *moderator) delay() time.Duration {
 		return delay
 	}
 	for _, r := range m.rings {
-		records := r.size / max(r.record, recordHeaderSize)
-		flood := time.Duration(records * (minRecordTime + r.record/copiedPerNs))
-		delay = min(delay, flood-wakeLatency)
+		delay = min(delay, r.flood(r.size))
 	}
 	return delay
+}
+
+// flood returns how long the ring may be left alone while it has so many bytes of room: a flood
+// takes longer than that to fill them.
+func (r *ringPace) flood(room uint64) time.Duration {
+	records := room / max(r.record, recordHeaderSize)
+	return time.Duration(records*(minRecordTime+r.record/copiedPerNs)) - wakeLatency
 }
 
 // long reports whether the delay is one with which nothing depends on the kernel's

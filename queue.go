@@ -2,6 +2,7 @@ package ringbuf
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -20,7 +21,7 @@ type rings interface {
 	// poll finds samples of one ring for b, which must be empty. If there are none it
 	// waits for some, until the deadline or wake; it may also return early. With a deadline
 	// in the past it does not wait, and returns without samples only if each ring is empty
-	// or its oldest record not committed.
+	// or its oldest record not committed. With a rest it looks at nothing before that is over.
 	poll(b *batch, q request) error
 	// consume consumes samples of ring i that were lent, in order: up to the position end.
 	consume(i, samples, discards int, end uint64) error
@@ -46,6 +47,7 @@ type request struct {
 	lent     bool      // older ones are still in a ring: of that the kernel does not notify
 	lentOf   []bool    // of each ring, whether they are
 	until    []uint64  // of each ring, the position up to which records count; or nil
+	rest     time.Time // not zero: wait until then without a look, while no ring fills up
 }
 
 var errClosed = fmt.Errorf("ringbuf: reader: %w", ErrClosed)
@@ -70,6 +72,7 @@ type queue struct {
 
 	unread unread // of the batch; empty while it is polled into
 	slab   slab   // for samples that callers may keep
+	late   atomic.Uint64
 
 	mu       sync.Mutex // never held while polling
 	pos      []uint64   // of each ring: end of the last record handed out, when unread has none of it
@@ -98,14 +101,40 @@ func newQueue(r rings) *queue {
 	return q
 }
 
-// receive receives the turn. When ctx is done it ends only if interrupt is called.
-func (q *queue) receive(ctx context.Context) (*batch, error) {
+// A wish is what somebody wants of a poll, beside records.
+type wish struct {
+	lend  bool      // leave them in the ring
+	now   bool      // wait neither for records nor for the turn; the deadline does not matter
+	until []uint64  // positions up to which to look, with now; flushes do not matter either
+	rest  time.Time // who has this holds records back: do not look, but wait until then
+}
+
+// errHeldBack is for who holds records back: everything else was returned that a flush or the
+// deadline wants.
+var errHeldBack = errors.New("ringbuf: records are held back")
+
+// receive receives the turn, or nothing if w does not want to wait so long. When ctx is done it
+// ends only if interrupt is called.
+func (q *queue) receive(ctx context.Context, w wish) (*batch, error) {
 	select {
 	case b := <-q.turn: // as a rule, and quicker
 		return b, nil
 	default:
 	}
+	var late <-chan time.Time
+	switch {
+	case w.now && q.closing.Load():
+		return nil, errClosed
+	case w.now:
+		return nil, nil
+	case !w.rest.IsZero():
+		timer := time.NewTimer(time.Until(w.rest))
+		defer timer.Stop()
+		late = timer.C
+	}
 	select {
+	case <-late:
+		return nil, nil
 	case <-q.done:
 		return nil, errClosed
 	case <-ctx.Done():
@@ -118,7 +147,7 @@ func (q *queue) receive(ctx context.Context) (*batch, error) {
 // read polls until it can copy a sample to rec.
 func (q *queue) read(ctx context.Context, rec *Record, own bool) (err error) {
 	defer func() { err = nameOthers(err) }() // when somebody else has the turn
-	b, err := q.receive(ctx)
+	b, err := q.receive(ctx, wish{})
 	if err != nil {
 		return err
 	}
@@ -126,7 +155,7 @@ func (q *queue) read(ctx context.Context, rec *Record, own bool) (err error) {
 	defer func() { q.turn <- b }()
 	// While it has the turn: so that who waited has the first, also when Close waits for it.
 	for !q.take(rec, own) {
-		if l, err := q.poll(ctx, b, false); err != nil {
+		if l, err := q.poll(ctx, b, wish{}); err != nil {
 			return err
 		} else if l != nil {
 			if err := q.keep(b, l); err != nil {
@@ -135,6 +164,30 @@ func (q *queue) read(ctx context.Context, rec *Record, own bool) (err error) {
 		}
 	}
 	return nil
+}
+
+// tryRead is read without a wait. It reports whether there was a sample.
+func (q *queue) tryRead(rec *Record) (ok bool, err error) {
+	defer func() { err = nameOthers(err) }() // as in read
+	w := wish{now: true}
+	b, err := q.receive(context.Background(), w)
+	if b == nil {
+		return false, err
+	}
+	defer func() { q.turn <- b }()
+	for !q.take(rec, false) {
+		l, err := q.poll(context.Background(), b, w)
+		if err == nil && l != nil {
+			err = q.keep(b, l)
+		}
+		if err != nil {
+			return false, err
+		}
+		if l == nil && q.unread.empty() {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // keep makes a loan unread: of records that libbpf cannot consume yet, because others before
@@ -158,11 +211,12 @@ func (q *queue) keep(b *batch, l *loan) error {
 	return nil
 }
 
-// lend returns samples that stay in the ring, or what is unread of the batch.
-func (q *queue) lend(ctx context.Context) (l *loan, err error) {
+// lend returns samples that stay in the ring, or what is unread of the batch. It returns
+// nothing only to who does not want to wait for it.
+func (q *queue) lend(ctx context.Context, w wish) (l *loan, err error) {
 	defer func() { err = nameOthers(err) }() // as in read
-	b, err := q.receive(ctx)
-	if err != nil {
+	b, err := q.receive(ctx, w)
+	if b == nil {
 		return nil, err
 	}
 	defer func() { q.turn <- b }()
@@ -170,15 +224,19 @@ func (q *queue) lend(ctx context.Context) (l *loan, err error) {
 		if l := q.lendUnread(b); l != nil {
 			return l, nil
 		}
-		if l, err := q.poll(ctx, b, true); l != nil || err != nil {
+		l, err := q.poll(ctx, b, w)
+		if l != nil || err != nil {
 			return l, err
+		}
+		if (w.now || !w.rest.IsZero()) && q.unread.empty() {
+			return nil, nil
 		}
 	}
 }
 
 // poll polls once. It returns a loan of samples that are still in the ring, or has put
 // samples into unread, or neither. The caller has b from q.turn, and nothing is unread.
-func (q *queue) poll(ctx context.Context, b *batch, lend bool) (*loan, error) {
+func (q *queue) poll(ctx context.Context, b *batch, w wish) (*loan, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -199,18 +257,22 @@ func (q *queue) poll(ctx context.Context, b *batch, lend bool) (*loan, error) {
 	}
 	// Only a flush or expiry that was seen before the rings were found empty counts, so
 	// that no sample that came earlier is held back.
-	req := request{deadline: q.deadline, lent: q.lending(), lentOf: q.lentOf, copied: !lend}
-	req.lend = lend || req.lent
-	flushed := len(q.flushes) > 0
-	expired := !q.deadline.IsZero() && !time.Now().Before(q.deadline)
+	req := request{deadline: q.deadline, lent: q.lending(), lentOf: q.lentOf, copied: !w.lend}
+	req.lend = w.lend || req.lent
+	flushed := len(q.flushes) > 0 && w.until == nil
+	expired := !q.deadline.IsZero() && !time.Now().Before(q.deadline) && !w.now
 	switch {
 	case flushed:
 		req.until, req.deadline = q.flushes[0], time.Unix(0, 0)
+	case w.now:
+		req.until, req.deadline = w.until, time.Unix(0, 0)
 	case expired:
 		if !q.expired {
 			q.expired, q.passed = true, q.produced(q.passed)
 		}
 		req.until = q.passed
+	default:
+		req.rest = w.rest
 	}
 
 	b.reset()
@@ -233,6 +295,8 @@ func (q *queue) poll(ctx context.Context, b *batch, lend bool) (*loan, error) {
 	case len(b.entries) > 0:
 		q.pos[b.ring] = b.last
 		q.add(b)
+	case (flushed || expired) && !w.rest.IsZero():
+		return nil, errHeldBack
 	case flushed:
 		q.flushes = q.flushes[1:]
 		return nil, ErrFlushed
@@ -335,9 +399,11 @@ func (q *queue) stats() Stats {
 	if q.final != nil {
 		s := *q.final
 		s.Rings = slices.Clone(s.Rings)
+		s.Late = q.late.Load()
 		return s
 	}
 	s := q.rings.stats()
+	s.Late = q.late.Load()
 	for i := range s.Rings {
 		s.Rings[i].Available = q.availableOf(i)
 	}

@@ -32,7 +32,7 @@ func (r *Reader) Records(ctx context.Context) iter.Seq2[Record, error] {
 		q := r.queue
 		defer context.AfterFunc(ctx, q.interrupt)()
 		for {
-			l, err := q.lend(ctx)
+			l, err := q.lend(ctx, wish{lend: true})
 			more := err == nil
 			if more {
 				more, err = q.lendTo(ctx, l, yield)

@@ -232,6 +232,22 @@ func (r *Reader) ReadInto(rec *Record) error {
 	return nil
 }
 
+// TryReadInto is like ReadInto, but returns at once: for a loop that has other things to do than
+// to wait. It reports whether there was a record. A record that is in a ring is returned, whatever
+// WithMaxDelay says, but for those behind one that is reserved and not yet submitted. The errors
+// are those of Read, without os.ErrDeadlineExceeded: a deadline does not matter to it, nor does it
+// change what one means to others. When Flush was called and all that was in the rings then has
+// been returned, TryReadInto returns ErrFlushed, if no other read has.
+//
+// It reports false also while another goroutine waits in Read, Lease or a loop, which then gets the
+// next record.
+func (r *Reader) TryReadInto(rec *Record) (ok bool, err error) {
+	if q := r.queue; !q.take(rec, false) {
+		return q.tryRead(rec)
+	}
+	return true, nil
+}
+
 // take copies the oldest unread sample to rec, into memory of its own or into what RawSample
 // has. It reports false if there is none.
 func (q *queue) take(rec *Record, own bool) bool {

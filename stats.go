@@ -20,6 +20,9 @@ type Stats struct {
 	// Lost is the number of records that the kernel refused, because a ring was full,
 	// as counted by the map of WithLossCounter; else 0.
 	Lost uint64
+
+	// Late is the number of records that Merged yielded after one with a higher key.
+	Late uint64
 }
 
 // RingStats is what Stats says of one ring.

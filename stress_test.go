@@ -394,13 +394,20 @@ func (s *stress) read(t *testing.T, r *Reader, rng *rand.Rand, last, lending boo
 	return read
 }
 
-// loop reads some records, the last iteration of which may be in the middle of a batch.
+// loop reads some records, the last iteration of which may be in the middle of a batch, and mixed
+// with records that do not come.
 func (s *stress) loop(t *testing.T, r *Reader, rng *rand.Rand, note func(Record, error) bool) (more bool) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	n := rng.IntN(1 << rng.IntN(10))
 	abrupt := rng.IntN(2) == 0
-	for rec, err := range r.Records(ctx) {
+	records := r.Records(ctx)
+	if rng.IntN(2) == 0 {
+		// Some are in order by this key, others are not.
+		key := func(rec Record) uint64 { return uint64(len(rec.RawSample)) }
+		records = r.Merged(ctx, key, time.Duration(rng.Int64N(2e6))>>rng.IntN(12))
+	}
+	for rec, err := range records {
 		if !note(rec, err) {
 			return false
 		}

@@ -140,6 +140,8 @@ func (r *libbpfRings) poll(b *batch, req request) error {
 	pause = min(pause, left)
 	var err error
 	switch {
+	case !q.rest.IsZero() && left > 0:
+		err = r.rest(min(left, q.rest.Sub(now)))
 	case !tick || left <= 0:
 		err = r.findOrWait(b, q, now, left)
 	case pause <= 0:
@@ -321,19 +323,50 @@ func (r *libbpfRings) waitLent(q *request, left time.Duration) error {
 	}
 	pause := min(max(r.lentPause, minLentPause), maxLentPause)
 	r.lentPause = 2 * pause
-	pause = min(pause, left)
+	return r.pause(min(pause, left), untilAny, r.onAny)
+}
+
+// rest waits for somebody who holds records back, of which the kernel does not notify: for no
+// longer than a flood may take to fill the room that a ring has, as ticks are apart. A wakeup that
+// a program forces while one fills up ends it.
+func (r *libbpfRings) rest(pause time.Duration) error {
+	longest := r.pace.max
+	if !r.pace.given || longest == 0 {
+		longest = defaultMaxDelay
+		for i := range r.rings {
+			g := &r.rings[i]
+			room := g.size - min(g.size, g.producer()-g.consumer())
+			longest = min(longest, r.pace.rings[i].flood(room))
+		}
+	}
+	if pause = min(pause, max(longest, minDelay)); pause <= 0 {
+		return nil
+	}
+	listen := deaf
+	if r.pace.long() {
+		listen = untilEighth
+	}
+	err := r.pause(pause, listen, r.onEighth)
+	r.now = time.Now()
+	return err
+}
+
+// pause waits beside what is lent.
+func (r *libbpfRings) pause(pause time.Duration, listen listening, ready func(uintptr) bool) error {
 	if block() {
 		defer unblock()
-		if err := r.door.pause(pause, untilAny); err != nil {
+		if err := r.door.pause(pause, listen); err != nil {
 			return r.waitError(err)
 		}
 		return nil
 	}
-	if err := r.door.arm(true); err != nil {
-		return r.waitError(err)
+	if listen != deaf {
+		if err := r.door.arm(true); err != nil {
+			return r.waitError(err)
+		}
+		defer r.door.arm(false)
 	}
-	defer r.door.arm(false)
-	return r.park(time.Now().Add(pause), r.onAny)
+	return r.park(time.Now().Add(pause), ready)
 }
 
 // caughtUp is called when libbpf has consumed the last record that was lent of ring i. The

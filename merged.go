@@ -1,0 +1,442 @@
+package ringbuf
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"iter"
+	"slices"
+	"time"
+	"unsafe"
+)
+
+// Merged returns an iterator over the records of all rings in the order of a key, which the
+// function key takes from a sample: as a rule the time that the BPF program wrote into it.
+// Records with equal keys come in the order in which they were found.
+//
+// Neither a ring nor the kernel knows that order: programs on several processors write into
+// several rings, and into one, and take the time before they reserve a record. So each record is
+// held back until the time hold has passed since it was found, or since one with a higher key
+// was. The order is perfect if no record becomes readable, that is committed like all before it
+// in its ring, more than hold after one with a higher key. A record may come up to a quarter of
+// hold later than that, at most a millisecond, and whenever the body of the loop is ready. It
+// comes earlier in three cases:
+//
+//   - A record is late if one with a higher key has come. It comes at once, and Stats.Late
+//     counts it. A record whose key is far too high makes all later ones of this loop late.
+//   - When a quarter of a ring is held back and there is more, the lowest keys of all rings come
+//     at once until there is room. So give each ring four times the room of what is written to
+//     it in the time hold. With less the order may suffer, and a flood finds less room than with
+//     Records.
+//   - When a deadline has passed or Flush was called, what was in the rings then comes at once,
+//     in order, and after it the error, as in Records.
+//
+// A record is a view of the ring's own memory: it can only be read, and is valid until the next
+// iteration. The loop ends for the same reasons as one over Records, with the same errors, and
+// leaves what did not come to the next read. A record whose body has not ended stays in its
+// ring, and libbpf consumes in order: when the process is killed, the next Reader gets what was
+// held back, and what had come from behind that once more, up to a quarter of each ring and a
+// lease.
+//
+// Record.Remaining counts from the place of the record in its ring, though records behind it may
+// have come. Record.Lost is with the first record that comes after the loss was found.
+//
+// The function key is called once for each record, when it is found, and may not keep what it is
+// given. A record that is held back takes 16 bytes. While some are, the kernel notifies of none
+// behind them, so the loop looks at the rings on a timer: by default every millisecond, or more
+// often if a flood could fill a ring in that time; else as often as WithMaxDelay says.
+//
+// If others read at the same time, each gets some of the records, and Merged orders those that
+// it gets.
+func (r *Reader) Merged(ctx context.Context, key func(Record) uint64, hold time.Duration) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		q := r.queue
+		defer context.AfterFunc(ctx, q.interrupt)()
+		newMerger(q, key, hold).loop(ctx, yield)
+	}
+}
+
+// A merger holds records back: those of each loan in the order of their keys, and of the loans it
+// has a heap, with the one first whose next record has the lowest key of all.
+type merger struct {
+	q    *queue
+	key  func(Record) uint64
+	hold time.Duration
+	now  func() time.Time // tests have another
+
+	heap   []head
+	spare  []*heldLoan
+	found  uint64 // loans, ever
+	held   []int  // of each ring, loans of its memory
+	until  []uint64
+	taking *loan // whose keys are being taken
+
+	// Of the loans in heap, in the order of time: when each was found, and its highest key. No key
+	// below that will come when hold has passed since.
+	finds []find
+	due   bound // all up to it are to come
+	last  bound // highest key that came
+	lost  uint64
+	// The loans of which that is.
+	untold []*loan
+}
+
+type find struct {
+	at  time.Time
+	key uint64
+}
+
+// A bound is a key, or below all keys.
+type bound struct {
+	key uint64
+	any bool
+}
+
+func (b *bound) raise(key uint64) { b.key, b.any = max(b.key, key), true }
+
+func newMerger(q *queue, key func(Record) uint64, hold time.Duration) *merger {
+	return &merger{q: q, key: key, hold: max(hold, 0), now: time.Now,
+		held: make([]int, len(q.sizes)), until: make([]uint64, len(q.sizes))}
+}
+
+// A heldLoan is a loan of which records are held back.
+type heldLoan struct {
+	loan  *loan
+	view  *ring   // of the loan, unless it has entries
+	keyed []keyed // in order
+	next  int     // of these
+}
+
+// A head is the next record of a loan.
+type head struct {
+	key    uint64
+	number uint64 // of the loan
+	loan   *heldLoan
+}
+
+func (a *head) less(b *head) bool { return a.key < b.key || a.key == b.key && a.number < b.number }
+
+// A keyed is a record of a loan: where it ends there, and the size of its sample.
+type keyed struct {
+	key       uint64
+	end, size uint32
+}
+
+// record returns a record of the loan.
+func (a *heldLoan) record(e keyed) Record {
+	l := a.loan
+	if l.entries != nil {
+		head := l.entries[e.end-(e.size+7)&^7-entryHeaderSize:]
+		end := binary.NativeEndian.Uint64(head)
+		return Record{head[entryHeaderSize:][:e.size:e.size], int(l.producer - end), l.ring, 0}
+	}
+	end := l.start + uint64(e.end)
+	sample := unsafe.Add(a.view.at(end-recordEnd(0, e.size)), recordHeaderSize)
+	// SAFETY: take found the record in the window. It is mapped while the loan is out.
+	return Record{unsafe.Slice((*byte)(sample), e.size), int(l.producer - end), l.ring, 0}
+}
+
+// loop is the body of Merged.
+func (m *merger) loop(ctx context.Context, yield func(Record, error) bool) {
+	defer m.release() // also if the caller's code panics
+	err := m.run(ctx, yield)
+	m.release()
+	if err != nil && err != errLeft && !errors.Is(err, ErrClosed) {
+		yield(Record{}, err)
+	}
+}
+
+// errLeft says that the body has left the loop.
+var errLeft = errors.New("ringbuf: the loop was left")
+
+func (m *merger) run(ctx context.Context, yield func(Record, error) bool) error {
+	stop := stopper{ctx.Done(), &m.q.closing}
+	// As often as that what is due comes, at most.
+	grain := min(max(m.hold/4, minDelay), time.Millisecond)
+	for {
+		now := m.now()
+		full, err := m.look(ctx)
+		if err == nil {
+			// After a look that began when it was due.
+			m.expire(now)
+			err = m.deliver(ctx, stop, yield, full, false)
+		} else {
+			err = m.deliverAll(ctx, stop, yield, err)
+		}
+		if err != nil {
+			return err
+		}
+		if full {
+			continue
+		}
+		w := wish{lend: true}
+		if len(m.heap) > 0 {
+			w.rest = now.Add(grain)
+			if due := m.finds[0].at.Add(m.hold); due.After(w.rest) {
+				w.rest = due
+			}
+		}
+		l, err := m.q.lend(ctx, w)
+		if l != nil {
+			m.take(l)
+		}
+		if err == errHeldBack {
+			err = m.deliverAll(ctx, stop, yield, nil)
+		} else if err != nil {
+			err = m.deliverAll(ctx, stop, yield, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// look takes what is in the rings, if anything is held back. It reports whether there is more
+// than may be held back in one of them.
+func (m *merger) look(ctx context.Context) (full bool, err error) {
+	if len(m.heap) == 0 {
+		return false, nil
+	}
+	full = m.q.horizon(m.until, m.held)
+	for {
+		l, err := m.q.lend(ctx, wish{lend: true, now: true, until: m.until})
+		if l == nil || err != nil {
+			return full, err
+		}
+		m.take(l)
+	}
+}
+
+// horizon notes up to where to look in each ring: at what was produced until now, or before the
+// flush or deadline that is to be answered, but at no more than a quarter of a ring of which
+// records are held. It reports whether there is more in one.
+func (q *queue) horizon(until []uint64, held []int) (more bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return false // what is held back may all be in our memory, and the rings gone
+	}
+	for i := range until {
+		switch {
+		case len(q.flushes) > 0:
+			until[i] = q.flushes[0][i]
+		case q.expired:
+			until[i] = q.passed[i]
+		default:
+			until[i] = q.rings.producerPos(i)
+		}
+		most := q.rings.consumerPos(i) + uint64(q.sizes[i])/4
+		if held[i] > 0 && most < until[i] {
+			until[i], more = most, true
+		}
+	}
+	return more
+}
+
+// take adds a loan to what is held back.
+func (m *merger) take(l *loan) {
+	var r *heldLoan
+	if n := len(m.spare); n > 0 {
+		r, m.spare = m.spare[n-1], m.spare[:n-1]
+	} else {
+		r = new(heldLoan)
+	}
+	m.taking = l
+	*r = heldLoan{loan: l, keyed: r.keyed[:0]}
+	if l.entries == nil {
+		l.again = true
+		r.view = m.q.rings.view(l.ring)
+		m.held[l.ring]++
+	}
+	highest, ordered := bound{}, true
+	var end uint64 // of the entry before
+	l.each(m.q.rings, stopper{}, &end, func(rec Record, _ error) bool {
+		e := keyed{size: uint32(len(rec.RawSample))}
+		if l.entries != nil {
+			e.end = uint32(end + entrySize(rec.RawSample))
+		} else {
+			e.end = uint32(l.producer - uint64(rec.Remaining) - l.start)
+		}
+		rec.Lost = 0
+		e.key = m.key(rec)
+		ordered = ordered && (!highest.any || e.key >= highest.key)
+		highest.raise(e.key)
+		r.keyed = append(r.keyed, e)
+		return true
+	})
+	m.taking = nil
+	if len(r.keyed) == 0 { // the kernel has written over it, which consuming finds
+		m.giveBack(r)
+		return
+	}
+	if !ordered {
+		slices.SortFunc(r.keyed, func(a, b keyed) int {
+			switch {
+			case a.key < b.key:
+				return -1
+			case a.key > b.key:
+				return 1
+			}
+			return int(a.end) - int(b.end)
+		})
+	}
+	if l.lost > 0 {
+		m.lost += l.lost
+		m.untold = append(m.untold, l)
+	}
+	m.finds = append(m.finds, find{m.now(), highest.key})
+	m.found++
+	m.heap = append(m.heap, head{r.keyed[0].key, m.found, r})
+	m.up(len(m.heap) - 1)
+}
+
+// expire notes what is due at a time.
+func (m *merger) expire(now time.Time) {
+	n := 0
+	for ; n < len(m.finds) && (m.hold == 0 || now.Sub(m.finds[n].at) >= m.hold); n++ {
+		m.due.raise(m.finds[n].key)
+	}
+	m.finds = slices.Delete(m.finds, 0, n)
+}
+
+// deliver yields what is due, or all. If there is more in a ring than may be held back it yields
+// until a loan is given back: then there is room to look at that.
+func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, error) bool, full, all bool) error {
+	for len(m.heap) > 0 {
+		r := m.heap[0].loan
+		e := r.keyed[r.next]
+		if !full && !all && !(m.due.any && e.key <= m.due.key) {
+			break
+		}
+		switch stop.now() {
+		case contextDone:
+			return ctx.Err()
+		case readerClosed:
+			return errClosed
+		}
+		if m.last.any && e.key < m.last.key {
+			m.q.late.Add(1)
+		}
+		m.last.raise(e.key)
+		m.due.raise(m.last.key)
+		rec := r.record(e)
+		rec.Lost = m.lost
+		more := yield(rec, nil)
+		if m.lost > 0 {
+			m.told()
+		}
+		r.next++
+		var err error
+		done := r.next == len(r.keyed)
+		if done {
+			m.pop()
+			err = m.giveBack(r)
+		} else {
+			m.heap[0].key = r.keyed[r.next].key
+			m.down(0)
+		}
+		switch {
+		case !more:
+			return errLeft
+		case err != nil:
+			return err
+		case done && full && !all:
+			return nil
+		}
+	}
+	// What came does not have to become due.
+	n := 0
+	for n < len(m.finds) && m.due.any && m.finds[n].key <= m.due.key {
+		n++
+	}
+	m.finds = slices.Delete(m.finds, 0, n)
+	return nil
+}
+
+// deliverAll yields all that is held back, unless an error ends the loop at once.
+func (m *merger) deliverAll(ctx context.Context, stop stopper, yield func(Record, error) bool, err error) error {
+	if errors.Is(err, errClosed) || err != nil && err == ctx.Err() {
+		return err
+	}
+	if e := m.deliver(ctx, stop, yield, false, true); e != nil {
+		return e
+	}
+	return err
+}
+
+// told notes that the caller knows of all losses.
+func (m *merger) told() {
+	for _, l := range m.untold {
+		l.lost = 0
+	}
+	m.lost, m.untold = 0, m.untold[:0]
+}
+
+// giveBack gives a loan back that was read to the end.
+func (m *merger) giveBack(r *heldLoan) error {
+	l := r.loan
+	if l.entries == nil {
+		m.held[l.ring]--
+	}
+	r.loan = nil
+	m.spare = append(m.spare, r)
+	return m.q.giveBack(l, l.all())
+}
+
+// release gives everything back, of which others get what was not read.
+func (m *merger) release() {
+	if m.taking != nil {
+		m.q.giveBack(m.taking, part{})
+	}
+	for _, h := range m.heap {
+		r := h.loan
+		if r.next == 0 {
+			m.q.giveBack(r.loan, part{})
+			continue
+		}
+		var unread []uint32
+		for _, e := range r.keyed[r.next:] {
+			unread = append(unread, e.end)
+		}
+		slices.Sort(unread)
+		m.q.giveBackRest(r.loan, unread)
+	}
+	m.taking, m.heap = nil, nil
+}
+
+// up and down move what is in the heap to its place.
+func (m *merger) up(i int) {
+	for h := m.heap; i > 0; {
+		parent := (i - 1) / 2
+		if !h[i].less(&h[parent]) {
+			return
+		}
+		h[i], h[parent] = h[parent], h[i]
+		i = parent
+	}
+}
+
+func (m *merger) down(i int) {
+	for h := m.heap; ; {
+		child := 2*i + 1
+		if child >= len(h) {
+			return
+		}
+		if child+1 < len(h) && h[child+1].less(&h[child]) {
+			child++
+		}
+		if !h[child].less(&h[i]) {
+			return
+		}
+		h[i], h[child] = h[child], h[i]
+		i = child
+	}
+}
+
+func (m *merger) pop() {
+	last := len(m.heap) - 1
+	m.heap[0] = m.heap[last]
+	m.heap[last].loan = nil
+	m.heap = m.heap[:last]
+	m.down(0)
+}
