@@ -7,11 +7,12 @@
 //
 //   - [Reader.Records] is a loop over samples in the ring's own memory, and [Samples] one over
 //     values of a type. Nothing is copied. A process that is killed loses nothing.
+//   - [Reader.Merged] is a loop over the records of all rings in the order of a key, such as the time.
 //   - [Reader.Lease] lends records in the same way, for who commits them when it suits: in
 //     another goroutine, or when somebody else has acknowledged them.
 //   - [Reader.Read] returns a copy that the caller may keep, and ReadContext does so until a
 //     context is done.
-//   - [Reader.ReadInto] copies into the caller's memory.
+//   - [Reader.ReadInto] copies into the caller's memory, and TryReadInto does so without a wait.
 //
 // What is said of Read is true of all of them, unless they say otherwise. What is lent can
 // only be read: a program that writes to it crashes.
