@@ -33,7 +33,12 @@ func wantNumbered(t *testing.T, r *Reader, seq, n uint64) {
 	}
 }
 
-func TestNewReaderWithTooLittleAddressSpace(t *testing.T) { inOwnProcess(t, testAddressSpace) }
+func TestNewReaderWithTooLittleAddressSpace(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector takes address space at any time")
+	}
+	inOwnProcess(t, testAddressSpace)
+}
 
 func testAddressSpace(t *testing.T) {
 	const size = 16 << 20 // much, beside what Go takes now and then

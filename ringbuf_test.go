@@ -522,6 +522,7 @@ func TestBusyRecordDoesNotMakeReadSpin(t *testing.T) {
 		// A notification, so that for the kernel the ring is readable.
 		ring.Count(0, 0, 1, bpftest.ForceWakeup)
 		used := make(chan time.Duration)
+		start := time.Now()
 		go func() {
 			runtime.LockOSThread()
 			before := threadTime()
@@ -532,10 +533,11 @@ func TestBusyRecordDoesNotMakeReadSpin(t *testing.T) {
 			used <- threadTime() - before
 		}()
 		awaitPolling(t, r)
-		const held = 100 * time.Millisecond
-		<-time.After(held)
+		<-time.After(200 * time.Millisecond)
 		submit()
-		if got := <-used; got > held/5 {
+		// In a virtual machine, time in which that did not run counts for who ran there.
+		got := <-used
+		if held := time.Since(start); got > held/2 {
 			t.Errorf("Read took %v of processor time while a record was busy for %v", got, held)
 		}
 	})

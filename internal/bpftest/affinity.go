@@ -30,8 +30,8 @@ func affinity(call uintptr, tid int, set *cpuSet) error {
 // processor on a busy machine waits until it ends. So until restore all other threads of this
 // process are kept away from there, if there is another processor.
 func runAlone(f func()) (restore func(), err error) {
-	var all cpuSet
-	if err := affinity(syscall.SYS_SCHED_GETAFFINITY, 0, &all); err != nil {
+	all, err := ownCPUs()
+	if err != nil {
 		return nil, fmt.Errorf("sched_getaffinity: %w", err)
 	}
 	alone, others := cpuSet{}, all
@@ -59,18 +59,34 @@ func runAlone(f func()) (restore func(), err error) {
 	return func() { once.Do(func() { moveThreads(all) }) }, nil
 }
 
+// ownCPUs returns where this process may run. Later on a thread knows only its own.
+var ownCPUs = sync.OnceValues(func() (cpus cpuSet, err error) {
+	return cpus, affinity(syscall.SYS_SCHED_GETAFFINITY, 0, &cpus)
+})
+
+// moveThreads also moves threads that begin meanwhile. They may run where the one does that began
+// them, so it is done when none is found that has not been moved.
 func moveThreads(to cpuSet) error {
-	entries, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		tid, err := strconv.Atoi(entry.Name())
-		if err == nil {
-			err = affinity(syscall.SYS_SCHED_SETAFFINITY, tid, &to)
+	moved := map[string]bool{}
+	for found := true; found; {
+		entries, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			return err
 		}
-		if err != nil && err != syscall.ESRCH {
-			return fmt.Errorf("sched_setaffinity of thread %s: %w", entry.Name(), err)
+		found = false
+		for _, entry := range entries {
+			name := entry.Name()
+			if moved[name] {
+				continue
+			}
+			moved[name], found = true, true
+			tid, err := strconv.Atoi(name)
+			if err == nil {
+				err = affinity(syscall.SYS_SCHED_SETAFFINITY, tid, &to)
+			}
+			if err != nil && err != syscall.ESRCH {
+				return fmt.Errorf("sched_setaffinity of thread %s: %w", name, err)
+			}
 		}
 	}
 	return nil
