@@ -26,6 +26,9 @@ export CGO_ENABLED := 1
 endif
 PREFIX := $(OUTPUT)/libbpf
 
+# Each with a go.mod of its own.
+MODULES := . bench capture cmd/ringbuf examples/migration metrics
+
 # The flags by which libbpfgo and this package find libbpf, see `make env`.
 export CGO_CFLAGS := -I$(PREFIX)/include
 export CGO_LDFLAGS := $(LLD) -L$(PREFIX)/lib -lbpf -lelf -lz
@@ -99,7 +102,7 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest asan ## lint, selftests, unit tests and kernel tests with -race and asan, benchmarks once
+test: lint selftest asan test-tool ## lint, selftests, unit tests and kernel tests with -race and asan, benchmarks once
 	@scripts/deps.sh spin=spin
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
@@ -107,10 +110,8 @@ test: lint selftest asan ## lint, selftests, unit tests and kernel tests with -r
 	cd metrics && go test -race -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 
 .PHONY: test-tool
-test-tool: bpf ## vet and test the tool and what it records: cmd/ringbuf, capture
+test-tool: bpf ## test the tool and what it records: cmd/ringbuf, capture
 	@scripts/deps.sh tmux=tmux setpriv=util-linux tshark=tshark
-	cd capture && go vet ./... && go tool -modfile=../tools/go.mod staticcheck ./...
-	cd cmd/ringbuf && go vet ./... && go tool -modfile=../../tools/go.mod staticcheck ./...
 	cd capture && go test -race -count=1 -timeout 5m -v ./...
 	cd cmd/ringbuf && go test -count=1 -timeout 10m $(TEST_EXEC) -v ./...
 
@@ -276,14 +277,10 @@ bench-quick: libbpf-of-bench ## the same in short: print which bars are met
 .PHONY: lint
 lint: libbpf-of-bench ## go vet, staticcheck, gofmt and clang-format
 	@scripts/deps.sh clang-format=clang-format
-	go vet ./...
-	cd bench && go vet ./...
-	cd metrics && go vet ./...
-	cd examples/migration && go vet ./...
-	go tool -modfile=tools/go.mod staticcheck ./...
-	cd bench && go tool -modfile=../tools/go.mod staticcheck ./...
-	cd metrics && go tool -modfile=../tools/go.mod staticcheck ./...
-	cd examples/migration && go tool -modfile=../../tools/go.mod staticcheck ./...
+	@set -e; for module in $(MODULES); do \
+		echo "go vet, staticcheck: $$module"; cd $(CURDIR)/$$module; \
+		go vet ./...; go tool -modfile=$(CURDIR)/tools/go.mod staticcheck ./...; \
+	done
 	@unformatted=$$(gofmt -l .); \
 		[ -z "$$unformatted" ] || { echo "not gofmt-clean: $$unformatted"; exit 1; }
 	clang-format --dry-run --Werror $(C_SOURCES)

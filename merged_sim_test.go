@@ -18,7 +18,6 @@ import (
 // simulatedRings are rings in which things happen at given times. Time passes only while
 // somebody waits, and while a loop's body runs.
 type simulatedRings struct {
-	rings
 	t      *testing.T
 	now    time.Time
 	events []event // to come, in order

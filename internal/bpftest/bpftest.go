@@ -55,6 +55,8 @@ const (
 
 type planned struct{ kind, size, flags, offset uint32 }
 
+const plannedSize = int(unsafe.Sizeof(planned{}))
+
 //go:embed bpftest.bpf.o
 var object []byte
 
@@ -63,15 +65,14 @@ type Ring struct {
 	tb     testing.TB
 	module *bpf.Module
 	events *bpf.BPFMap
-	plan   *bpf.BPFMap
-	cont   *bpf.BPFMap
 	state  *bpf.BPFMap
 	emit   *bpf.BPFProg
 	count  *bpf.BPFProg
 	stamp  *bpf.BPFProg
 	giveUp *bpf.BPFProg
 
-	content []byte // of cont
+	// Memory of the maps of these names.
+	plan, content []byte
 }
 
 // New returns a ring of the given size in bytes, a power of two and a multiple of
@@ -108,19 +109,36 @@ func newRing(tb testing.TB, prepare func(events *bpf.BPFMap) error) *Ring {
 	if err != nil {
 		skipOrFail(tb, err)
 	}
-	r := &Ring{tb: tb, module: module, content: make([]byte, 2*contentSize)}
+	r := &Ring{tb: tb, module: module}
 	tb.Cleanup(r.Close)
-	for name, m := range map[string]**bpf.BPFMap{"events": &r.events, "plan": &r.plan, "content": &r.cont, ".bss": &r.state} {
+	for name, m := range map[string]**bpf.BPFMap{"events": &r.events, ".bss": &r.state} {
 		if *m, err = module.GetMap(name); err != nil {
 			tb.Fatal(err)
 		}
 	}
+	r.plan = r.mapMemory("plan", maxSamples*plannedSize)
+	r.content = r.mapMemory("content", 2*contentSize)
 	for name, p := range map[string]**bpf.BPFProg{"emit": &r.emit, "count": &r.count, "stamp": &r.stamp, "discard_some": &r.giveUp} {
 		if *p, err = module.GetProgram(name); err != nil {
 			tb.Fatal(err)
 		}
 	}
 	return r
+}
+
+// mapMemory maps the values of an array of the module.
+func (r *Ring) mapMemory(name string, size int) []byte {
+	r.tb.Helper()
+	m, err := r.module.GetMap(name)
+	if err != nil {
+		r.tb.Fatal(err)
+	}
+	memory, err := syscall.Mmap(m.FileDescriptor(), 0, size, syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_SHARED)
+	if err != nil {
+		r.tb.Fatalf("map memory of %s: %v", name, err)
+	}
+	return memory
 }
 
 // skipOrFail ends a test that cannot load BPF programs.
@@ -185,6 +203,11 @@ func (r *Ring) Module() *bpf.Module { return r.module }
 // Close releases the programs and the descriptors. Further calls do nothing.
 func (r *Ring) Close() {
 	if r.module != nil {
+		for _, memory := range [][]byte{r.plan, r.content} {
+			if memory != nil {
+				syscall.Munmap(memory)
+			}
+		}
 		r.module.Close()
 		r.module = nil
 	}
@@ -228,7 +251,6 @@ func (r *Ring) emitSome(samples []Sample) (refused int) {
 		r.setPlan(i, p)
 		offset += copy(r.content[offset:], s.Data)
 	}
-	r.setContent()
 	return int(run(r.tb, r.emit, uint64(len(samples))))
 }
 
@@ -238,7 +260,6 @@ func (r *Ring) emitSome(samples []Sample) (refused int) {
 func (r *Ring) Busy(data [8]byte) (submit func()) {
 	r.tb.Helper()
 	copy(r.content, data[:])
-	r.setContent()
 	r.setPlan(0, planned{kind: kindBusy, size: 8})
 	done := make(chan uint32, 1)
 	restore, err := runAlone(func() { done <- run(r.tb, r.emit, 1) })
@@ -258,7 +279,10 @@ func (r *Ring) Busy(data [8]byte) (submit func()) {
 			r.tb.Error("the busy record was committed too early")
 		}
 		state := uint32(busyReleased)
-		r.update(r.state, 0, unsafe.Pointer(&state))
+		key := uint32(0)
+		if err := r.state.Update(unsafe.Pointer(&key), unsafe.Pointer(&state)); err != nil {
+			r.tb.Fatal(err)
+		}
 		if refused := <-done; refused != 0 {
 			r.tb.Error("the kernel refused the busy record")
 		}
@@ -347,15 +371,7 @@ func (r *Ring) add(prog *bpf.BPFProg, producer int, seq uint64, n int, flags uin
 func (r *Ring) Discard(n int) { run(r.tb, r.giveUp, uint64(n)) }
 
 func (r *Ring) setPlan(index int, p planned) {
-	r.update(r.plan, uint32(index), unsafe.Pointer(&p))
-}
-
-func (r *Ring) setContent() { r.update(r.cont, 0, unsafe.Pointer(&r.content[0])) }
-
-func (r *Ring) update(m *bpf.BPFMap, key uint32, value unsafe.Pointer) {
-	if err := m.Update(unsafe.Pointer(&key), value); err != nil {
-		r.tb.Fatal(err)
-	}
+	*(*planned)(unsafe.Pointer(&r.plan[index*plannedSize])) = p
 }
 
 // run runs prog once and returns what it returned.
