@@ -251,6 +251,11 @@ func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 		{"list id x", 2, `id "x": it must be a number`},
 		{"list pid -- -1", 2, `pid "-1": it must be a number`},
 		{"top -n -1", 2, "-n -1: it must not be negative"},
+		{"top -n x", 2, `invalid argument "x" for "-n, --iterations" flag: it must be a number: see ` +
+			`ringbuf top --help`},
+		{"top -n 99999999999999999999", 2, `invalid argument "99999999999999999999" for ` +
+			`"-n, --iterations" flag: the number is too large: see ringbuf top --help`},
+		{"tail -w f -o json id 1", 2, "-w prints nothing: leave out -o"},
 		{"top -d 0", 2, "-d 0: it must be 0.01 to 86400 seconds"},
 		{"top -d NaN", 2, "-d NaN: it must be 0.01 to 86400 seconds"},
 		{"man", 2, "accepts 1 arg(s), received 0: see ringbuf man --help"},

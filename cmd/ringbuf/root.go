@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -48,6 +51,16 @@ position, unless told to.`,
 	}
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var number *strconv.NumError
+		if errors.As(err, &number) {
+			problem := "it must be a number"
+			if number.Err == strconv.ErrRange {
+				problem = "the number is too large"
+			}
+			// All before Go's own words is pflag's.
+			before, _, _ := strings.Cut(err.Error(), number.Error())
+			err = errors.New(before + problem)
+		}
 		return usageErrorf("%w: see %s --help", err, cmd.CommandPath())
 	})
 	root.PersistentFlags().Bool("no-color", os.Getenv("NO_COLOR") != "",

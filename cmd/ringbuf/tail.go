@@ -96,6 +96,9 @@ An interrupt ends tail, with totals on standard error and exit code 0.
 		if err := f.check(args); err != nil {
 			return usageError{err}
 		}
+		if f.write != "" && cmd.Flags().Changed("output") {
+			return usageErrorf("-w prints nothing: leave out -o")
+		}
 		q, err := rings.ParseQuery(args)
 		if err != nil {
 			return usageError{err}
