@@ -101,8 +101,9 @@ func afterLastCPU(list string) int {
 // A CPU's slot keeps the position of its first loss until the consumer gets there. So if the
 // consumer was not yet there at the last call, the losses since may be on both sides of
 // it: consumer is where it was then. That a position is too high is possible only if the consumer
-// got to the first loss and the ring was full again, all since the last call, which a call
-// after each drain excludes, unless one drain goes round the whole ring.
+// got to the first loss and the ring was full again, all since the last call. A call after each
+// look at the ring excludes that, since a program counts a loss before it notes where the producer
+// is; unless the ring was empty just then, because the program was interrupted in between.
 //
 // One goroutine at a time may call it, until close.
 func (c *lossCounter) look(consumer uint64) (lost, position uint64) {

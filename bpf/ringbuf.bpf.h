@@ -74,6 +74,15 @@ static __always_inline void ringbuf_lose(void *ring, void *counter)
 
 	if (!slot)
 		return;
+	/*
+	 * First, so that a place which is found below is ahead of all that the Reader has looked at
+	 * without this loss, however long the program is interrupted here: it cannot get there, and
+	 * the place be lost to that of a later loss, before it has told of this one. What it may
+	 * find meanwhile is an older place. Atomic, since programs interrupt each other; relaxed is
+	 * what clang compiles to an instruction that kernels before 5.12 have.
+	 */
+	__atomic_fetch_add(&slot->lost, 1, __ATOMIC_RELAXED);
+	asm volatile("" ::: "memory");
 	consumer = bpf_ringbuf_query(ring, BPF_RB_CONS_POS);
 	producer = bpf_ringbuf_query(ring, BPF_RB_PROD_POS);
 	/*
@@ -83,13 +92,6 @@ static __always_inline void ringbuf_lose(void *ring, void *counter)
 	 */
 	if (slot->position - consumer - 1 >= producer - consumer)
 		slot->position = producer;
-	/*
-	 * The compiler is to keep the order; arm64 may not, and then the Reader finds an
-	 * older place. Atomic, since programs interrupt each other; relaxed is what clang
-	 * compiles to an instruction that kernels before 5.12 have.
-	 */
-	asm volatile("" ::: "memory");
-	__atomic_fetch_add(&slot->lost, 1, __ATOMIC_RELAXED);
 }
 
 /*
