@@ -241,6 +241,9 @@ vmtest: ## run selftests and tests in virtual machines (KERNEL='6.1 ./bzImage' A
 	@scripts/kernel.sh $(ARCH) $(OUTPUT)/kernels $(KERNEL) >$(OUTPUT)/kernels/chosen
 	@$(MAKE) --no-print-directory static
 	@go test -c $(STATIC_FLAGS) -o $(OUTPUT)/static/ringbuf.test .
+	@cd cmd/ringbuf && go build $(STATIC_FLAGS) -o $(OUTPUT)/static/ . && \
+		go test -c $(STATIC_FLAGS) -o $(OUTPUT)/static/tool.test . && \
+		go test -c $(STATIC_FLAGS) -o $(OUTPUT)/static/tail.test ./internal/tail
 	@CGO_ENABLED=0 go build -o $(OUTPUT)/static/init ./internal/vmtest
 	@cd $(OUTPUT)/static && find . | cpio --quiet -o -H newc -R 0:0 >../initramfs
 	@GOARCH= go build -o $(OUTPUT)/vmtest ./internal/vmtest

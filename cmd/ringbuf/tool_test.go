@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 }
 
 func buildAndRun(m *testing.M) (int, error) {
+	if tool = os.Getenv("RINGBUF_TOOL"); tool != "" { // where there is no compiler
+		return m.Run(), nil
+	}
 	dir, err := os.MkdirTemp("", "")
 	if err != nil {
 		return 0, err

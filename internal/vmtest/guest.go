@@ -24,6 +24,13 @@ var commands = []struct {
 		"-rallies=5000", "-test.skip=^(TestProgramInAnotherModule|TestWatcherWorksWithoutCgo|" +
 			"TestWatcherYieldsAllThatIsSubmitted|TestNoRecordIsTornThatIsOverwrittenMeanwhile|" +
 			"TestMerged(OrderIsPerfect.*|CountsWhat.*|LeavesRoom.*|OrdersABacklog|LeavesTheRest.*))$"}},
+	// Without what needs other programs, a terminal, or the speed of a real processor.
+	{"tool", "ringbuf ", []string{"/tool.test", "-test.v=test2json", "-test.timeout=5m", "-test.short",
+		"-test.skip=^(TestListSaysThatNothingCanBePinned|TestPrivileges|TestTop(OnATerminal|" +
+			"EndsWithASignal|HasNoColors.*|Scrolls|IsCheap|CountsWhatIsProduced|Estimates.*))$"}},
+	{"tail", "ringbuf tail: ", []string{"/tail.test", "-test.v=test2json", "-test.timeout=5m",
+		"-test.skip=^(TestAMillion.*|TestWritingAMillion.*|TestWithoutCgo.*|TestWatchingTakes.*|" +
+			"TestTshark.*)$"}},
 }
 
 // What the guest and the host tell each other.
@@ -77,7 +84,7 @@ func runCommands() error {
 		fmt.Println(beginMark + c.name)
 		cmd := exec.Command(c.args[0], c.args[1:]...)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
-		cmd.Env = []string{"RINGBUF_KERNEL_TESTS=require"}
+		cmd.Env = []string{"RINGBUF_KERNEL_TESTS=require", "RINGBUF_TOOL=/ringbuf"}
 		status := "ok"
 		if err := cmd.Run(); err != nil {
 			status = err.Error()

@@ -34,6 +34,9 @@ import (
 var tool, toolWithoutCgo string
 
 func TestMain(m *testing.M) {
+	if tool = os.Getenv("RINGBUF_TOOL"); tool != "" { // where there is no compiler
+		os.Exit(m.Run())
+	}
 	dir, err := os.MkdirTemp("", "")
 	if err != nil {
 		panic(err)
@@ -506,6 +509,57 @@ func TestWatchingTakesNothingFromTheReader(t *testing.T) {
 	if !strings.HasSuffix(last, " 0 lost") {
 		t.Errorf("execsnoop ends with %q", last)
 	}
+}
+
+// TestWritingAMillionRecordsASecondIsCheap lets tail -w catch up a few times with most of a ring
+// that is filled at once, and counts its processor time: at a million records a second a third of a
+// processor is left.
+func TestWritingAMillionRecordsASecondIsCheap(t *testing.T) {
+	const size, rounds, most = 1 << 24, 5, 700 * time.Nanosecond
+	s := kinds.New(t, size)
+	reader := discard(t, s)
+	file := filepath.Join(t.TempDir(), "fast.pcapng")
+	p := start(t, append(idOf(t, s), "-w", file)...)
+	const round = size / kinds.RecordSize * 7 / 8
+	for i := range rounds {
+		for n := 0; n < round; {
+			n += s.Flood(i*round+n, round-n)
+		}
+		const block = 32 + kinds.NumberedSize // of pcapng, for each
+		awaitSize(t, file, (i+1)*round*block)
+	}
+	reader.Close()
+	p.interrupt()
+	_, stderr, code := p.wait()
+	if want := fmt.Sprintf("ringbuf: %d records seen, 0 bytes missed, %[1]d written ", rounds*round); code != 0 ||
+		!strings.Contains(stderr, want) {
+		t.Errorf("ended with %d, %q, want %q", code, stderr, want)
+	}
+	took := (p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()) / (rounds * round)
+	t.Logf("%v of processor time for each of %d records", took, rounds*round)
+	if took > most {
+		t.Errorf("each record took %v of processor time, want at most %v", took, most)
+	}
+}
+
+// awaitSize waits until tail has flushed so much, which it does every second.
+func awaitSize(t *testing.T, file string, size int) {
+	t.Helper()
+	last := int64(-1)
+	for still := 0; still < 1000; still++ {
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Size() >= int64(size) {
+			return
+		}
+		if info.Size() > last {
+			last, still = info.Size(), 0
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("the file stays at %d bytes, want %d: records were missed", last, size)
 }
 
 // TestWhatIsMissedIsTold stops tail while more than the ring is submitted.
