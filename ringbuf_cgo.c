@@ -69,14 +69,22 @@ static bool discarded(struct cgo_ring *ring, __u64 from, __u64 to)
  * tells, whatever somebody writes to the consumer position. Else that is it, because libbpf
  * moves it after the callback.
  */
-static __u64 start_of(const struct cgo_ring *ring, const void *sample)
+static __u64 start_of(struct cgo_ring *ring, const void *sample)
 {
-	__u64 offset;
+	__u64 offset, start;
 
 	if (ring->own)
 		return cgo_ringbuf_load(ring->consumer_pos);
 	offset = sample - HEADER_SIZE - ring->data;
-	return ring->consumer + ((offset - ring->consumer) & (ring->size - 1));
+	start = ring->consumer + ((offset - ring->consumer) & (ring->size - 1));
+	if (start < ring->producer)
+		return start;
+	/*
+	 * Behind what somebody has looked at, libbpf may have passed more discarded records than
+	 * the ring has room for. Of what was produced, the ring has the last.
+	 */
+	ring->producer = cgo_ringbuf_load(ring->producer_pos);
+	return ring->producer - 1 - ((ring->producer - 1 - offset) & (ring->size - 1));
 }
 
 /*
