@@ -270,9 +270,12 @@ func TestDeadlineActsDuringATick(t *testing.T) {
 	ring.Emit(text("a"), text("b"))
 	result := goRead(t, r)
 	wantWaiting(t, result)
-	r.SetDeadline(time.Now().Add(30 * time.Millisecond))
-	wantWaiting(t, result)
+	deadline := time.Now().Add(30 * time.Millisecond)
+	r.SetDeadline(deadline)
 	wantResult(t, result, "a", nil)
+	if early := time.Until(deadline); early > 0 {
+		t.Errorf("Read returned %v before its deadline", early)
+	}
 	wantSample(t, r, "b")
 	wantReadError(t, r, os.ErrDeadlineExceeded)
 }
