@@ -17,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
 )
@@ -28,6 +29,7 @@ import (
 var tool string
 
 func TestMain(m *testing.M) {
+	_ = rlimit.RemoveMemlock() // for kernels before 5.11
 	code, err := buildAndRun(m)
 	if err != nil {
 		fmt.Println(err)
