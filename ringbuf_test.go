@@ -617,12 +617,13 @@ func TestDeadlineIsFinerThanAMillisecond(t *testing.T) {
 			}
 			slices.Sort(late)
 			slices.Sort(machine)
-			median := len(late) / 2
-			// Were either wait rounded to milliseconds, it would be 900 µs late.
-			limit := max(500*time.Microsecond, min(4*machine[median], 800*time.Microsecond))
-			if late[0] < 0 || late[median] > limit {
+			// Were either wait rounded to milliseconds, it would be 900 µs late, each time. On a busy
+			// machine many are late by more.
+			few := len(late) / 4
+			limit := max(500*time.Microsecond, min(4*machine[few], 800*time.Microsecond))
+			if late[0] < 0 || late[few] > limit {
 				t.Errorf("a deadline %v away is met %v late, want %v at most (nanosleep: %v), and %v at the earliest",
-					wait, late[median], limit, machine[median], late[0])
+					wait, late[few], limit, machine[few], late[0])
 			}
 		}
 	})
