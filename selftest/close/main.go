@@ -18,9 +18,9 @@ const (
 	rounds     = 300
 	goroutines = 3
 
-	// What Close may lose: a batch of 16 KiB and one event, see Reader.Close. In a
-	// batch, an event has a header of 16 bytes.
-	maxLost = 16<<10/(workload.EventSize+16) + 1
+	// What Close may lose: a batch of 16 KiB of the ring and one event, see Reader.Close. In
+	// the ring, an event has a header of 8 bytes.
+	maxLost = 16<<10/(workload.EventSize+8) + 1
 )
 
 func main() {
