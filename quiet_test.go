@@ -199,11 +199,13 @@ func TestANotificationDoesNotMakeAPauseSpin(t *testing.T) {
 			if err := read(r); err != nil {
 				t.Error(err)
 			}
-			if took := time.Since(begin); took < pause/2 {
+			took := time.Since(begin)
+			if took < pause/2 {
 				t.Errorf("the pause ended after %v, want %v", took, pause)
 			}
-			if got := threadTime() - before; got > pause/5 {
-				t.Errorf("a pause of %v took %v of processor time", pause, got)
+			// In a virtual machine, time in which that did not run counts for who ran there.
+			if got := threadTime() - before; got > took/2 {
+				t.Errorf("a pause of %v took %v of processor time", took, got)
 			}
 		})
 	}
