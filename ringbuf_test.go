@@ -615,15 +615,13 @@ func TestDeadlineIsFinerThanAMillisecond(t *testing.T) {
 					syscall.Nanosleep(&left, nil)
 				}))
 			}
-			slices.Sort(late)
-			slices.Sort(machine)
 			// Were either wait rounded to milliseconds, it would be 900 µs late, each time. On a busy
-			// machine many are late by more.
-			few := len(late) / 4
-			limit := max(500*time.Microsecond, min(4*machine[few], 800*time.Microsecond))
-			if late[0] < 0 || late[few] > limit {
-				t.Errorf("a deadline %v away is met %v late, want %v at most (nanosleep: %v), and %v at the earliest",
-					wait, late[few], limit, machine[few], late[0])
+			// machine all but the best may be.
+			best := slices.Min(late)
+			limit := max(500*time.Microsecond, min(4*slices.Min(machine), 800*time.Microsecond))
+			if best < 0 || best > limit {
+				t.Errorf("a deadline %v away is met %v late at best, want %v at most (nanosleep: %v)",
+					wait, best, limit, slices.Min(machine))
 			}
 		}
 	})
