@@ -21,8 +21,8 @@ func TestNamesOfKernels(t *testing.T) {
 	}
 }
 
-// consoleOf is what a guest prints in which a selftest passes and tests of the package print
-// lines in the format of go test -v.
+// consoleOf is what a guest prints in which a selftest and two tests of the tool pass, and tests of
+// the package print lines in the format of go test -v.
 func consoleOf(lines ...string) string {
 	return strings.Join(append(append([]string{
 		"Booting",
@@ -33,7 +33,27 @@ func consoleOf(lines ...string) string {
 		"PASS",
 		"vmtest: end selftest: ok",
 		"vmtest: begin package",
-	}, lines...), "vmtest: end package: ok", "vmtest: done", ""), "\n")
+	}, lines...),
+		"vmtest: end package: ok",
+		"vmtest: begin tool",
+		"=== RUN   TestList",
+		"--- PASS: TestList (0.10s)",
+		"PASS",
+		"vmtest: end tool: ok",
+		"vmtest: begin tail",
+		"=== RUN   TestTail",
+		"--- PASS: TestTail (0.10s)",
+		"PASS",
+		"vmtest: end tail: ok",
+		"vmtest: done", ""), "\n")
+}
+
+// verdictsOf adds those of what passes in consoleOf.
+func verdictsOf(others map[string]verdict) map[string]verdict {
+	for _, name := range []string{"selftest read", "ringbuf TestList", "ringbuf tail: TestTail"} {
+		others[name] = verdict{"pass", ""}
+	}
+	return others
 }
 
 func TestResultsOfAConsole(t *testing.T) {
@@ -47,32 +67,29 @@ func TestResultsOfAConsole(t *testing.T) {
 		"all is well": {
 			console: consoleOf("=== RUN   TestA", "--- PASS: TestA (0.00s)",
 				"=== RUN   TestNew", "    a_test.go:1: needs Linux 6.19", "--- SKIP: TestNew (0.00s)", "PASS"),
-			want: map[string]verdict{
-				"selftest read": {"pass", ""}, "TestA": {"pass", ""}, "TestNew": {"skip",
-					"a_test.go:1: needs Linux 6.19"},
-			},
-			says: "2 passed, 1 skipped",
+			want: verdictsOf(map[string]verdict{
+				"TestA": {"pass", ""}, "TestNew": {"skip", "a_test.go:1: needs Linux 6.19"},
+			}),
+			says: "4 passed, 1 skipped",
 		},
 		"a test fails": {
 			console: strings.Replace(consoleOf("=== RUN   TestNew", "    a_test.go:2: wrong",
 				"--- FAIL: TestNew (0.00s)", "FAIL"),
 				"end package: ok", "end package: exit status 1", 1),
-			want: map[string]verdict{"selftest read": {"pass", ""},
-				"TestNew": {"fail", "a_test.go:2: wrong"}},
+			want:    verdictsOf(map[string]verdict{"TestNew": {"fail", "a_test.go:2: wrong"}}),
 			failure: "package failed: exit status 1",
-			says:    "1 passed, 1 FAILED, FAILED",
+			says:    "3 passed, 1 FAILED, FAILED",
 		},
 		"a test does not end": {
 			console: consoleOf("=== RUN   TestNew"),
-			want: map[string]verdict{"selftest read": {"pass", ""},
-				"TestNew": {"fail", "it did not end"}},
-			says: "1 passed, 1 FAILED",
+			want:    verdictsOf(map[string]verdict{"TestNew": {"fail", "it did not end"}}),
+			says:    "3 passed, 1 FAILED",
 		},
 		"no test runs": {
 			console: consoleOf(),
-			want:    map[string]verdict{"selftest read": {"pass", ""}},
+			want:    verdictsOf(map[string]verdict{}),
 			failure: "package ran no test",
-			says:    "1 passed, FAILED",
+			says:    "3 passed, FAILED",
 		},
 		"the kernel ends early": {
 			console: "Booting\nvmtest: Linux 6.1.0\nvmtest: begin selftest\n=== RUN   read\nOops\n",
