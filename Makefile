@@ -102,7 +102,7 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest asan test-tool ## lint, selftests, unit tests and kernel tests with -race and asan, benchmarks once
+test: lint selftest asan test-tool ## lint, selftests, tests with -race and asan and of the tool, benchmarks once
 	@scripts/deps.sh spin=spin
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
@@ -110,10 +110,10 @@ test: lint selftest asan test-tool ## lint, selftests, unit tests and kernel tes
 	cd metrics && go test -race -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 
 .PHONY: test-tool
-test-tool: bpf ## test the tool and what it records: cmd/ringbuf, capture (SHORT=-short)
+test-tool: bpf ## test the tool and what it records: cmd/ringbuf, capture
 	@scripts/deps.sh tmux=tmux setpriv=util-linux tshark=tshark
 	cd capture && go test -race -count=1 -timeout 5m -v ./...
-	cd cmd/ringbuf && go test $(SHORT) -count=1 -timeout 10m $(TEST_EXEC) -v ./...
+	cd cmd/ringbuf && go test -count=1 -timeout 10m $(TEST_EXEC) -v ./...
 
 # A number (2000x) where a failure must mean something: now and then Go takes the end of a
 # time for one, "context deadline exceeded". What is found to be of interest is kept in

@@ -7,7 +7,7 @@
 //
 //   - [Reader.Records] is a loop over samples in the ring's own memory, and [Samples] one over
 //     values of a type. Nothing is copied. A process that is killed loses nothing.
-//   - [Reader.Merged] is a loop over the records of all rings in the order of a key, such as the time.
+//   - [Reader.Merged] is a loop over the records of all rings in the order of a key, such as time.
 //   - [Reader.Lease] lends records in the same way, for who commits them when it suits: in
 //     another goroutine, or when somebody else has acknowledged them.
 //   - [Reader.Read] returns a copy that the caller may keep, and ReadContext does so until a

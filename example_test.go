@@ -141,7 +141,7 @@ func ExampleReader_Merged() {
 	}
 	defer reader.Close()
 
-	timeOf := func(record ringbuf.Record) uint64 { return binary.NativeEndian.Uint64(record.RawSample) }
+	timeOf := func(rec ringbuf.Record) uint64 { return binary.NativeEndian.Uint64(rec.RawSample) }
 	for record, err := range reader.Merged(context.Background(), timeOf, 50*time.Millisecond) {
 		if err != nil {
 			log.Fatal(err)

@@ -48,7 +48,8 @@ import (
 //
 // If others read at the same time, each gets some of the records, and Merged orders those that
 // it gets.
-func (r *Reader) Merged(ctx context.Context, key func(Record) uint64, hold time.Duration) iter.Seq2[Record, error] {
+func (r *Reader) Merged(ctx context.Context, key func(Record) uint64,
+	hold time.Duration) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		q := r.queue
 		defer context.AfterFunc(ctx, q.interrupt)()
@@ -301,7 +302,8 @@ func (m *merger) expire(now time.Time) {
 
 // deliver yields what is due, or all. If there is more in a ring than may be held back it yields
 // until a loan is given back: then there is room to look at that.
-func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, error) bool, full, all bool) error {
+func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, error) bool,
+	full, all bool) error {
 	for len(m.heap) > 0 {
 		r := m.heap[0].loan
 		e := r.keyed[r.next]
@@ -354,7 +356,8 @@ func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, e
 }
 
 // deliverAll yields all that is held back, unless an error ends the loop at once.
-func (m *merger) deliverAll(ctx context.Context, stop stopper, yield func(Record, error) bool, err error) error {
+func (m *merger) deliverAll(ctx context.Context, stop stopper, yield func(Record, error) bool,
+	err error) error {
 	if errors.Is(err, errClosed) || err != nil && err == ctx.Err() {
 		return err
 	}

@@ -146,7 +146,8 @@ func (s *simulatedRings) consume(i, samples, discards int, end uint64) error {
 	g := s.all[i]
 	n, d := g.count(window{start: g.consumed, end: end})
 	if n != samples || d != discards || end > g.lent {
-		s.t.Fatalf("%d samples and %d discarded records are to be consumed, up to %d; there are %d and %d, up to %d",
+		s.t.Fatalf("%d samples and %d discarded records are to be consumed, up to %d; "+
+			"there are %d and %d, up to %d",
 			samples, discards, end, n, d, g.lent)
 	}
 	g.consumed = end
@@ -159,8 +160,10 @@ func (s *simulatedRings) lookedTo(i int) uint64    { return s.all[i].lent }
 func (s *simulatedRings) view(i int) *ring         { return &s.all[i].ring }
 func (s *simulatedRings) consumerPos(i int) uint64 { return s.all[i].consumed }
 func (s *simulatedRings) producerPos(i int) uint64 { return s.all[i].produced }
-func (s *simulatedRings) stats() Stats             { return Stats{Rings: make([]RingStats, len(s.all))} }
-func (s *simulatedRings) close() error             { return nil }
+func (s *simulatedRings) stats() Stats {
+	return Stats{Rings: make([]RingStats, len(s.all))}
+}
+func (s *simulatedRings) close() error { return nil }
 
 func (s *simulatedRings) sizes() (sizes []int) {
 	for _, g := range s.all {
@@ -413,8 +416,9 @@ func TestMergedLeavesRoomInTheRings(t *testing.T) {
 	}
 }
 
-// TestMergedOrdersABacklog begins with rings that are full, of records that span the same time. Much
-// of the one is behind what may be held back of it, and goes before what is found of the other.
+// TestMergedOrdersABacklog begins with rings that are full, of records that span the same time.
+// Much of the one is behind what may be held back of it, and goes before what is found of the
+// other.
 func TestMergedOrdersABacklog(t *testing.T) {
 	eachSeed(t, 20, func(t *testing.T, rng *rand.Rand) {
 		s := newSimulation(t, rng, time.Second, 16<<10, 16<<10, 16<<10)
@@ -442,8 +446,8 @@ func TestMergedOrdersABacklog(t *testing.T) {
 	})
 }
 
-// TestMergedLeavesTheRestToOthers leaves loops in the middle, in which records that came and records
-// that did not are mixed in the rings, also while a flush is to be answered.
+// TestMergedLeavesTheRestToOthers leaves loops in the middle, in which records that came and
+// records that did not are mixed in the rings, also while a flush is to be answered.
 func TestMergedLeavesTheRestToOthers(t *testing.T) {
 	eachSeed(t, 200, func(t *testing.T, rng *rand.Rand) {
 		s := newSimulation(t, rng, someHold(rng), someRings(rng, 4096<<rng.IntN(3))...)

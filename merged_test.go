@@ -28,7 +28,8 @@ func keyOf(rec Record) uint64 { return uint64(rec.RawSample[0]) }
 
 // produceStamped has programs on several processors write records into all rings, each with the
 // time. It returns what says whether all came, and each once.
-func produceStamped(rings []*bpftest.Ring, producers, perRing int) (producing *group, left func(rec Record) int) {
+func produceStamped(rings []*bpftest.Ring, producers, perRing int) (producing *group,
+	left func(rec Record) int) {
 	producing = new(group)
 	for p := range producers {
 		producing.Go(func() {
@@ -232,7 +233,8 @@ func TestMergedEndsAsRecordsDoes(t *testing.T) {
 			r.SetDeadline(time.Now().Add(time.Millisecond))
 			wantMerged(t, result, "a", "b", "c", "d", "e", os.ErrDeadlineExceeded.Error())
 			emit(rings)
-			wantRecords(t, r.Merged(t.Context(), keyOf, forever), os.ErrDeadlineExceeded, "a", "b", "c", "d", "e")
+			wantRecords(t, r.Merged(t.Context(), keyOf, forever), os.ErrDeadlineExceeded,
+				"a", "b", "c", "d", "e")
 		})
 		run("context", func(t *testing.T, rings []*bpftest.Ring, r *Reader) {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -266,7 +268,9 @@ func TestMergedEndsAsRecordsDoes(t *testing.T) {
 // TestMergedEndsInTheLoop closes the Reader, or ends the context, in a body: no record comes any
 // more.
 func TestMergedEndsInTheLoop(t *testing.T) {
-	for name, want := range map[string][]string{"Close": {"a"}, "context": {"a", context.Canceled.Error()}} {
+	for name, want := range map[string][]string{
+		"Close": {"a"}, "context": {"a", context.Canceled.Error()},
+	} {
 		t.Run(name, func(t *testing.T) {
 			ring, r := newRingAndReader(t, 4096)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -557,7 +561,9 @@ func TestMergedRestsNoLongerThanAFloodTakes(t *testing.T) {
 	if given < 100*time.Millisecond {
 		t.Errorf("with a delay of 100 ms it rests for %v", given)
 	}
-	for name, rest := range map[string]time.Duration{"default": shortest(), "eager": shortest(WithMaxDelay(0))} {
+	for name, rest := range map[string]time.Duration{
+		"default": shortest(), "eager": shortest(WithMaxDelay(0)),
+	} {
 		if rest > given/2 {
 			t.Errorf("%s: it rests for %v", name, rest)
 		}
@@ -565,6 +571,7 @@ func TestMergedRestsNoLongerThanAFloodTakes(t *testing.T) {
 	// A ring that is nearly full is left alone for less than one that is empty.
 	g := ringPace{size: 1 << 20, record: 72}
 	if full, empty := g.flood(1<<18), g.flood(1<<20); full >= empty/2 || full <= 0 {
-		t.Errorf("a flood of what there is room for takes %v, and %v in a ring that is empty", full, empty)
+		t.Errorf("a flood of what there is room for takes %v, and %v in a ring that is empty", full,
+			empty)
 	}
 }

@@ -1231,7 +1231,8 @@ func TestDiscardsThatGoRoundTheRingInAWait(t *testing.T) {
 	}
 }
 
-// awaitPollOfLibbpf returns when a thread of this process is in libbpf's epoll_wait(), for one ring.
+// awaitPollOfLibbpf returns when a thread of this process is in libbpf's epoll_wait(), for one
+// ring.
 func awaitPollOfLibbpf(t *testing.T) {
 	t.Helper()
 	number := map[string]string{"amd64": "232", "arm64": "22"}[runtime.GOARCH] // epoll_(p)wait

@@ -118,7 +118,9 @@ func newRing(tb testing.TB, prepare func(events *bpf.BPFMap) error) *Ring {
 	}
 	r.plan = r.mapMemory("plan", maxSamples*plannedSize)
 	r.content = r.mapMemory("content", 2*contentSize)
-	for name, p := range map[string]**bpf.BPFProg{"emit": &r.emit, "count": &r.count, "stamp": &r.stamp, "discard_some": &r.giveUp} {
+	for name, p := range map[string]**bpf.BPFProg{
+		"emit": &r.emit, "count": &r.count, "stamp": &r.stamp, "discard_some": &r.giveUp,
+	} {
 		if *p, err = module.GetProgram(name); err != nil {
 			tb.Fatal(err)
 		}

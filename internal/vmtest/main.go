@@ -96,7 +96,8 @@ func (m machine) test(how string, accel []string, initramfs, kernel string) colu
 	// A processor that is emulated may not see at once that another one has replaced an
 	// instruction, which kernels do while they boot: "Oops: int3".
 	for range 2 {
-		if err == nil || strings.Contains(console, releaseMark) || !strings.Contains(console, "Oops: int3") {
+		if err == nil || strings.Contains(console, releaseMark) ||
+			!strings.Contains(console, "Oops: int3") {
 			break
 		}
 		fmt.Printf("Linux %s: the emulated processor failed while it booted: once more\n", name)

@@ -100,7 +100,8 @@ func readCalls(lines *bufio.Reader) (all, ours int, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	if _, err := fmt.Sscanf(head, "%d of %d system calls", &all, &inRing); err != nil || all != inRing {
+	_, err = fmt.Sscanf(head, "%d of %d system calls", &all, &inRing)
+	if err != nil || all != inRing {
 		return 0, 0, fmt.Errorf("it printed %q", head)
 	}
 	if _, err := lines.ReadString('\n'); err != nil { // the heads of columns

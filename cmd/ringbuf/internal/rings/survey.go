@@ -50,7 +50,9 @@ type Process struct {
 	Reads bool
 }
 
-func (p Process) String() string { return fmt.Sprintf("%s (pid %d)", text.Printable(p.Comm), p.PID) }
+func (p Process) String() string {
+	return fmt.Sprintf("%s (pid %d)", text.Printable(p.Comm), p.PID)
+}
 
 // Readers returns the processes that read the ring.
 func (u Usage) Readers() (readers []Process) {
@@ -134,7 +136,10 @@ func (p *process) uses(r *Ring, programs []Program) (via []Via) {
 	if p.held[r.ID] {
 		via = append(via, ViaDescriptor)
 	}
-	if slices.ContainsFunc(r.frames[:], func(frame uint64) bool { _, ok := p.frames[frame]; return ok }) {
+	if slices.ContainsFunc(r.frames[:], func(frame uint64) bool {
+		_, ok := p.frames[frame]
+		return ok
+	}) {
 		via = append(via, ViaMapping)
 	}
 	if slices.ContainsFunc(programs, func(prog Program) bool { return p.programs[prog.ID] }) {

@@ -293,7 +293,8 @@ func TestItDoesNotConsumeBesideAReader(t *testing.T) {
 	s := kinds.New(t, 1<<16)
 	discard(t, s)
 	_, stderr, code := run(t, append(idOf(t, s), "--consume", "-c", "1")...)
-	want := fmt.Sprintf("(pid %d), which would lose records: end that first, or watch, without --consume\n",
+	want := fmt.Sprintf("(pid %d), which would lose records: end that first, or watch, "+
+		"without --consume\n",
 		os.Getpid())
 	if code != 1 || !strings.HasSuffix(stderr, want) || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("it printed %q, and ended with %d", stderr, code)
@@ -531,8 +532,8 @@ func TestWritingAMillionRecordsASecondIsCheap(t *testing.T) {
 	reader.Close()
 	p.interrupt()
 	_, stderr, code := p.wait()
-	if want := fmt.Sprintf("ringbuf: %d records seen, 0 bytes missed, %[1]d written ", rounds*round); code != 0 ||
-		!strings.Contains(stderr, want) {
+	want := fmt.Sprintf("ringbuf: %d records seen, 0 bytes missed, %[1]d written ", rounds*round)
+	if code != 0 || !strings.Contains(stderr, want) {
 		t.Errorf("ended with %d, %q, want %q", code, stderr, want)
 	}
 	took := (p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()) / (rounds * round)
