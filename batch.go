@@ -142,6 +142,12 @@ func (u *unread) take(at uint64, sample []byte) bool {
 
 func entrySize(sample []byte) uint64 { return entryHeaderSize + uint64(len(sample)+7)&^7 }
 
+// firstOf returns the sample of the first of entries, and where its record ends in the ring.
+func firstOf(entries []byte) (sample []byte, end uint64) {
+	size := binary.NativeEndian.Uint32(entries[8:])
+	return entries[entryHeaderSize:][:size:size], binary.NativeEndian.Uint64(entries)
+}
+
 // takeAll removes all entries and returns them, with what peek and origin say of the oldest
 // one.
 func (u *unread) takeAll() (entries []byte, producer uint64, ring int, lost, lostAt uint64) {

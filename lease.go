@@ -219,10 +219,8 @@ func (l *loan) eachEntry(stop stopper, read *uint64, yield func(Record, error) b
 		if end := stop.now(); end != allRead {
 			return end
 		}
-		head := l.entries[offset:]
-		end := binary.NativeEndian.Uint64(head)
-		size := binary.NativeEndian.Uint32(head[8:])
-		rec := Record{head[entryHeaderSize:][:size:size], int(l.producer - end), l.ring, 0}
+		sample, end := firstOf(l.entries[offset:])
+		rec := Record{sample, int(l.producer - end), l.ring, 0}
 		if offset == l.lostAt {
 			rec.Lost = l.lost
 		}
@@ -452,7 +450,8 @@ func (l *loan) pick(unread []uint32) *loan {
 	rest := &loan{window: l.window, state: loanReleased}
 	rest.samples = len(unread)
 	for offset := uint64(0); len(unread) > 0; {
-		end := offset + entryHeaderSize + (uint64(binary.NativeEndian.Uint32(l.entries[offset+8:]))+7)&^7
+		sample, _ := firstOf(l.entries[offset:])
+		end := offset + entrySize(sample)
 		if end == uint64(unread[0]) {
 			rest.entries = append(rest.entries, l.entries[offset:end]...)
 			unread = unread[1:]

@@ -2,7 +2,6 @@ package ringbuf
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"iter"
 	"slices"
@@ -127,9 +126,8 @@ type keyed struct {
 func (a *heldLoan) record(e keyed) Record {
 	l := a.loan
 	if l.entries != nil {
-		head := l.entries[e.end-(e.size+7)&^7-entryHeaderSize:]
-		end := binary.NativeEndian.Uint64(head)
-		return Record{head[entryHeaderSize:][:e.size:e.size], int(l.producer - end), l.ring, 0}
+		sample, end := firstOf(l.entries[e.end-(e.size+7)&^7-entryHeaderSize:])
+		return Record{sample, int(l.producer - end), l.ring, 0}
 	}
 	end := l.start + uint64(e.end)
 	sample := unsafe.Add(a.view.at(end-recordEnd(0, e.size)), recordHeaderSize)

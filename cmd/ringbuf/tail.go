@@ -113,8 +113,8 @@ func (f *tailFlags) check(args []string) error {
 	rotates := f.fileSize > 0 || f.fileSeconds != 0
 	switch {
 	case f.read == "" && len(args) == 0:
-		return errors.New("which ring buffer? Name a MAP (ringbuf list shows all), or a recording with " +
-			"-r")
+		return errors.New("which ring buffer? Name a MAP (ringbuf list shows all), or a recording " +
+			"with -r")
 	case f.read != "" && len(args) > 0:
 		return fmt.Errorf("-r reads the rings of a recording: leave out %q", strings.Join(args, " "))
 	case f.read != "" && (f.consume || f.oldest):
@@ -146,8 +146,7 @@ func (f *tailFlags) run(cmd *cobra.Command, q rings.Query) (err error) {
 	}()
 	t := &tail.Tail{Count: f.count, Snaplen: f.snaplen}
 	say := func(format string, args ...any) {
-		fmt.Fprintf(cmd.ErrOrStderr(), "ringbuf: "+format+"\n",
-			args...)
+		fmt.Fprintf(cmd.ErrOrStderr(), "ringbuf: "+format+"\n", args...)
 	}
 
 	var source tail.Source

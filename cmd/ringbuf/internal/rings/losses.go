@@ -112,8 +112,7 @@ func (v *Survey) Counters(r *Ring) (counters []*Counter, shared bool) {
 	for _, c := range counters {
 		for _, p := range v.programs[c.ID] {
 			shared = shared || slices.ContainsFunc(p.Maps, func(id uint32) bool {
-				return id != r.ID &&
-					v.surveyor.kind(id).ring
+				return id != r.ID && v.surveyor.kind(id).ring
 			})
 		}
 	}

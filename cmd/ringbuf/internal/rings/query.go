@@ -39,9 +39,8 @@ func ParseQuery(args []string) (Query, error) {
 		switch t.kind {
 		case kindID, kindName, kindPinned, kindPID:
 			if len(args) < 2 {
-				return Query{}, fmt.Errorf(
-					"%q is the last word: a value must follow (for a ring buffer of that name: name "+
-						"%s)", args[0], args[0])
+				return Query{}, fmt.Errorf("%q is the last word: a value must follow (for a ring buffer "+
+					"of that name: name %s)", args[0], args[0])
 			}
 			t.value, args = args[1], args[2:]
 		default:
