@@ -41,9 +41,15 @@ func Watch(watchers []*ringbuf.Watcher) Source {
 func watch(ctx context.Context, w *ringbuf.Watcher, ring int,
 	yield func(*capture.Record) error) error {
 	var out capture.Record
+	var now time.Time
+	var produced uint64
 	for rec, err := range w.Records(ctx) {
 		out.Record, out.Ring = rec, ring
-		out.Time, out.Length, out.Missed = time.Now(), len(rec.RawSample), 0
+		// Those that are copied at once have one time: to ask for each took a sixth of all time.
+		if n := w.Position() + uint64(rec.Remaining); n != produced || now.IsZero() {
+			now, produced = time.Now(), n
+		}
+		out.Time, out.Length, out.Missed = now, len(rec.RawSample), 0
 		if err != nil {
 			var missed *ringbuf.MissedError
 			if !errors.As(err, &missed) {
