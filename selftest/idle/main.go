@@ -99,22 +99,19 @@ func run() error {
 		// Or Go gives memory back meanwhile, in the background, with up to a hundredth of a processor.
 		debug.FreeOSMemory()
 		time.Sleep(500 * time.Millisecond)
-		before, err := processorTime()
+		more, used, err := measure()
+		// An emulated processor takes long for code that it has not yet run. What a Reader did while it
+		// waits it would do each time.
+		for i := 0; i < 2 && err == nil && used > maxTime; i++ {
+			more, used, err = measure()
+		}
 		if err != nil {
 			return err
 		}
-		time.Sleep(window)
-		after, err := processorTime()
-		if err != nil {
-			return err
-		}
-		threadsAfter, err := threads()
-		if err != nil {
-			return err
-		}
+		more -= threadsBefore
 		fmt.Printf("%d Readers waiting %s their first sample: %d threads more, %v of processor time in %v\n",
-			rings, when, threadsAfter-threadsBefore, after-before, window)
-		if threadsAfter-threadsBefore > maxThreads || after-before > maxTime {
+			rings, when, more, used, window)
+		if more > maxThreads || used > maxTime {
 			return fmt.Errorf("want at most %d threads more and %v", maxThreads, maxTime)
 		}
 		for i := range rings {
@@ -135,6 +132,21 @@ func run() error {
 		}
 	}
 	return nil
+}
+
+// measure waits, and returns the number of threads then and the processor time meanwhile.
+func measure() (threadsAfter int, used time.Duration, err error) {
+	before, err := processorTime()
+	if err != nil {
+		return 0, 0, err
+	}
+	time.Sleep(window)
+	after, err := processorTime()
+	if err != nil {
+		return 0, 0, err
+	}
+	threadsAfter, err = threads()
+	return threadsAfter, after - before, err
 }
 
 // threads returns the number of this process's threads.
