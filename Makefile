@@ -102,7 +102,7 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest asan test-tool ## lint, selftests, tests with -race and asan and of the tool, benchmarks once
+test: lint selftest asan test-tool ## lint, selftests, tests with -race and asan, benchmarks once
 	@scripts/deps.sh spin=spin
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
