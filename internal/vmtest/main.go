@@ -211,6 +211,9 @@ type verdict struct{ action, output string }
 // when it is skipped.
 const needsMark = "needs Linux "
 
+// unended is the verdict of a test of which only the begin is known.
+var unended = verdict{"fail", "it did not end"}
+
 func resultsOf(console string, err error) results {
 	r := results{verdicts: make(map[string]verdict), err: err}
 	var ok bool
@@ -249,6 +252,16 @@ func (r results) add(prefix, output string) error {
 		return fmt.Errorf("go tool test2json: %w", err)
 	}
 	outputs := make(map[string]string)
+	defer func() {
+		for name, v := range r.verdicts {
+			if v == unended {
+				// With the stacks of all goroutines, if it took too long.
+				said := outputs[strings.TrimPrefix(name, prefix)]
+				v.output += said[:min(len(said), 4000)]
+				r.verdicts[name] = v
+			}
+		}
+	}()
 	for d := json.NewDecoder(bytes.NewReader(events)); ; {
 		var e struct{ Action, Test, Output string }
 		if err := d.Decode(&e); err == io.EOF {
@@ -259,7 +272,7 @@ func (r results) add(prefix, output string) error {
 		switch line := strings.TrimSpace(e.Output); {
 		case e.Test == "":
 		case e.Action == "run":
-			r.verdicts[prefix+e.Test] = verdict{"fail", "it did not end"}
+			r.verdicts[prefix+e.Test] = unended
 		case e.Action == "pass" || e.Action == "fail" || e.Action == "skip":
 			r.verdicts[prefix+e.Test] = verdict{e.Action, strings.TrimPrefix(outputs[e.Test], "; ")}
 		case line != "" && !strings.HasPrefix(line, "=== ") && !strings.HasPrefix(line, "--- "):

@@ -81,9 +81,11 @@ func TestResultsOfAConsole(t *testing.T) {
 			says:    "3 passed, 1 FAILED, FAILED",
 		},
 		"a test does not end": {
-			console: consoleOf("=== RUN   TestNew"),
-			want:    verdictsOf(map[string]verdict{"TestNew": {"fail", "it did not end"}}),
-			says:    "3 passed, 1 FAILED",
+			console: consoleOf("=== RUN   TestNew", "    a_test.go:2: stuck"),
+			want: verdictsOf(map[string]verdict{
+				"TestNew": {"fail", "it did not end; a_test.go:2: stuck"},
+			}),
+			says: "3 passed, 1 FAILED",
 		},
 		"no test runs": {
 			console: consoleOf(),
@@ -94,7 +96,7 @@ func TestResultsOfAConsole(t *testing.T) {
 		"the kernel ends early": {
 			console: "Booting\nvmtest: Linux 6.1.0\nvmtest: begin selftest\n=== RUN   read\nOops\n",
 			err:     errors.New("the kernel ended"),
-			want:    map[string]verdict{"selftest read": {"fail", "it did not end"}},
+			want:    map[string]verdict{"selftest read": {"fail", "it did not end; Oops"}},
 			failure: "the kernel ended\nselftest failed: \npackage did not start",
 			says:    "0 passed, 1 FAILED, FAILED",
 		},
