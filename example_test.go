@@ -16,7 +16,8 @@ import (
 )
 
 func Example() {
-	module, err := bpf.NewModuleFromFileArgs(bpf.NewModuleArgs{BPFObjPath: "program.bpf.o", SkipMemlockBump: true})
+	module, err := bpf.NewModuleFromFileArgs(bpf.NewModuleArgs{BPFObjPath: "program.bpf.o",
+		SkipMemlockBump: true})
 	if err != nil {
 		log.Fatal(err)
 	}

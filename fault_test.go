@@ -73,8 +73,10 @@ func testAddressSpace(t *testing.T) {
 			r.Close()
 			t.Fatalf("NewReader succeeded with %d pages", pages)
 		}
-		if !errors.Is(err, syscall.ENOMEM) || !strings.Contains(err.Error(), `map "events" of type ringbuf: `+step) {
-			t.Errorf("with %d pages NewReader returned %v, want %v from %q", pages, err, syscall.ENOMEM, step)
+		if !errors.Is(err, syscall.ENOMEM) || !strings.Contains(err.Error(),
+			`map "events" of type ringbuf: `+step) {
+			t.Errorf("with %d pages NewReader returned %v, want %v from %q", pages, err, syscall.ENOMEM,
+				step)
 		}
 		if warnings := bpfobj.Warnings(); warnings != "" {
 			t.Errorf("with %d pages libbpf printed %q", pages, warnings)
@@ -127,7 +129,8 @@ func testSignals(t *testing.T) {
 	const interval = 100 * time.Microsecond
 	every := syscall.Timeval{Usec: interval.Microseconds()}
 	timer := [2]syscall.Timeval{every, every} // struct itimerval, ITIMER_REAL
-	if _, _, errno := syscall.Syscall(syscall.SYS_SETITIMER, 0, uintptr(unsafe.Pointer(&timer)), 0); errno != 0 {
+	if _, _, errno := syscall.Syscall(syscall.SYS_SETITIMER, 0, uintptr(unsafe.Pointer(&timer)),
+		0); errno != 0 {
 		t.Fatal(errno)
 	}
 	var waiting atomic.Int64 // the thread that waits
@@ -286,7 +289,8 @@ func testStopped(t *testing.T, pace string) {
 		if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
-		await(t, "the process to stop, or end", func() bool { return strings.ContainsRune("TZ", processState(t, cmd.Process.Pid)) })
+		await(t, "the process to stop, or end",
+			func() bool { return strings.ContainsRune("TZ", processState(t, cmd.Process.Pid)) })
 		filled := false
 		for end := time.Now().Add(time.Second); time.Now().Before(end); {
 			const n = 100
@@ -383,7 +387,8 @@ func processState(t *testing.T, pid int) rune {
 func monotonic() int64 {
 	const clockMonotonic = 1
 	var now syscall.Timespec
-	if _, _, errno := syscall.Syscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic, uintptr(unsafe.Pointer(&now)), 0); errno != 0 {
+	if _, _, errno := syscall.Syscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic,
+		uintptr(unsafe.Pointer(&now)), 0); errno != 0 {
 		panic(errno)
 	}
 	return now.Nano()
@@ -478,7 +483,8 @@ func testLostDescriptors(t *testing.T) {
 	ring, r := newRingAndReader(t, os.Getpagesize())
 	r.Close()                                 // what Go opens by itself is open now
 	const libbpfs = "libbpf's epoll instance" // nobody but libbpf needs that one
-	for i, kind := range []string{"netpoller's descriptor", libbpfs, "epoll instance", "eventfd", "netpoller's epoll instance"} {
+	for i, kind := range []string{"netpoller's descriptor", libbpfs, "epoll instance", "eventfd",
+		"netpoller's epoll instance"} {
 		for _, tt := range []struct {
 			name    string
 			prepare func(r *libbpfRings)
@@ -596,7 +602,8 @@ func (l *loss) test(t *testing.T) {
 		call func() error
 		want error
 	}{
-		{"SetDeadline", func() error { l.r.SetDeadline(time.Unix(0, 1)); return nil }, os.ErrDeadlineExceeded},
+		{"SetDeadline", func() error { l.r.SetDeadline(time.Unix(0, 1)); return nil },
+			os.ErrDeadlineExceeded},
 		{"Flush", l.r.Flush, ErrFlushed},
 		{"Close", l.r.Close, ErrClosed},
 	} {
@@ -637,7 +644,8 @@ func (l *loss) check(t *testing.T, got readResult, want error) {
 		}
 		l.read++
 	case errors.Is(got.err, syscall.EBADF) && !l.harmless:
-		if !strings.Contains(got.err.Error(), `map "events": wait for samples: somebody closed a descriptor`) {
+		if !strings.Contains(got.err.Error(),
+			`map "events": wait for samples: somebody closed a descriptor`) {
 			t.Errorf("Read returned %v", got.err)
 		}
 	case want == nil || !errors.Is(got.err, want):

@@ -251,7 +251,8 @@ func (m *batchModel) take() {
 		m.t.Fatalf("%d bytes remain, want %d", remaining, want)
 	}
 	if cap(sample) != len(sample) {
-		m.t.Fatalf("an append to a sample of %d bytes reaches %d more", len(sample), cap(sample)-len(sample))
+		m.t.Fatalf("an append to a sample of %d bytes reaches %d more", len(sample),
+			cap(sample)-len(sample))
 	}
 	m.buf = append(m.buf[:0], sample...)
 	if !m.u.take(at, sample) || m.u.take(at, sample) {
@@ -343,7 +344,8 @@ func FuzzPeek(f *testing.F) {
 				return
 			}
 			if at != taken || uint64(len(sample)) != size || cap(sample) != len(sample) {
-				t.Fatalf("peek returned %d bytes (capacity %d) at %d; want %d at %d", len(sample), cap(sample), at, size, taken)
+				t.Fatalf("peek returned %d bytes (capacity %d) at %d; want %d at %d", len(sample), cap(sample),
+					at, size, taken)
 			}
 			if size > 0 && &sample[0] != &bytes[offset+entryHeaderSize] {
 				t.Fatal("peek returned other bytes")
@@ -417,25 +419,35 @@ const largeRing = 1 << 7 // beside the options
 var readerSeeds = [][]byte{
 	// Order, positions with discarded records, and memory.
 	{
-		1, readerEmit, 0, 5, 0, readerDiscard, 2, readerEmit, 0, 15, 0, readerDiscard, 3, readerEmit, 0, 25, 4, readerDiscard, 0,
-		readerRead, 0, readerReadInto, 0, readerReadAll, readerSetDeadline, pastDeadline, 0, readerRead, 0,
-		readerEmit, 0, 0, 1, readerEmit, 0, 1, 0, readerReadInto, 1, readerReadInto, 0, readerReadInto, 0, readerDiscard, 5, readerRead, 0,
+		1, readerEmit, 0, 5, 0, readerDiscard, 2, readerEmit, 0, 15, 0, readerDiscard, 3, readerEmit, 0,
+		25, 4, readerDiscard, 0,
+		readerRead, 0, readerReadInto, 0, readerReadAll, readerSetDeadline, pastDeadline, 0, readerRead,
+		0,
+		readerEmit, 0, 0, 1, readerEmit, 0, 1, 0, readerReadInto, 1, readerReadInto, 0, readerReadInto,
+		0, readerDiscard, 5, readerRead, 0,
 	},
 	// Samples before ErrFlushed, once for each Flush, before the deadline.
 	{
-		0, readerEmit, 0, 5, 1, readerEmit, 0, 7, 5, readerFlush, readerFlush, readerSetDeadline, pastDeadline, 0,
-		readerRead, 15, readerEmit, 0, 9, 1, readerRead, 15, readerSetDeadline, nearDeadline, 10, readerReadInto, 15,
+		0, readerEmit, 0, 5, 1, readerEmit, 0, 7, 5, readerFlush, readerFlush, readerSetDeadline,
+		pastDeadline, 0,
+		readerRead, 15, readerEmit, 0, 9, 1, readerRead, 15, readerSetDeadline, nearDeadline, 10,
+		readerReadInto, 15,
 		readerFlush, readerSetDeadline, nearDeadline, 255, readerRead, 0, readerRead, 0,
-		readerSetDeadline, farDeadline, 0, readerFlush, readerEmit, 0, 9, 0, readerReadInto, 0, readerReadInto, 0,
+		readerSetDeadline, farDeadline, 0, readerFlush, readerEmit, 0, 9, 0, readerReadInto, 0,
+		readerReadInto, 0,
 	},
 	// The largest samples, and what is larger than memory for a batch.
 	{
-		largeRing | 1, readerEmit, 4, 0, 0, readerRead, 0, readerEmit, 4, 0, 0, readerReadInto, 0, readerEmit, 4, 1, 0, readerFill, 0, 9,
-		readerReadAll, readerEmit, 0, 9, 0, readerEmit, 3, 140, 0, readerEmit, 0, 9, 0, readerRead, 2, readerHandOver,
+		largeRing | 1, readerEmit, 4, 0, 0, readerRead, 0, readerEmit, 4, 0, 0, readerReadInto, 0,
+		readerEmit, 4, 1, 0, readerFill, 0, 9,
+		readerReadAll, readerEmit, 0, 9, 0, readerEmit, 3, 140, 0, readerEmit, 0, 9, 0, readerRead, 2,
+		readerHandOver,
 	},
 	{
-		0, readerEmit, 4, 0, 0, readerEmit, 0, 0, 0, readerReadAll, readerEmit, 2, 128, 0, readerEmit, 5, 0, 0, readerReadAll,
-		readerFill, 0, 0, readerReadAll, readerEmit, 2, 129, 0, readerEmit, 5, 8, 0, readerEmit, 5, 8, 0, readerHandOver,
+		0, readerEmit, 4, 0, 0, readerEmit, 0, 0, 0, readerReadAll, readerEmit, 2, 128, 0, readerEmit, 5,
+		0, 0, readerReadAll,
+		readerFill, 0, 0, readerReadAll, readerEmit, 2, 129, 0, readerEmit, 5, 8, 0, readerEmit, 5, 8, 0,
+		readerHandOver,
 	},
 	// A second sample that memory for a batch just has room for, and one that is too large.
 	{
@@ -444,26 +456,34 @@ var readerSeeds = [][]byte{
 	},
 	// Close loses what was drained, and no more.
 	{
-		largeRing, readerFill, 0, 200, readerRead, 5, readerEmit, 0, 8, 0, readerClose, readerClose, readerReadIfClosed, readerEmit, 0, 9, 0, readerOpen, 1,
-		readerRead, 7, readerOpen, 2, readerRead, 0, readerHandOver, readerEmit, 0, 8, 0, readerOpen, 0, readerReadAll, readerClose,
+		largeRing, readerFill, 0, 200, readerRead, 5, readerEmit, 0, 8, 0, readerClose, readerClose,
+		readerReadIfClosed, readerEmit, 0, 9, 0, readerOpen, 1,
+		readerRead, 7, readerOpen, 2, readerRead, 0, readerHandOver, readerEmit, 0, 8, 0, readerOpen, 0,
+		readerReadAll, readerClose,
 	},
 	{
-		3, readerEmit, 0, 30, 60, readerRead, 0, readerEmit, 0, 30, 0, readerFlush, readerOpen, 3, readerReadInto, 0, readerClose,
-		readerDiscard, 3, readerSetDeadline, pastDeadline, 0, readerFlush, readerReadIfClosed, readerOpen, 0, readerReadAll,
+		3, readerEmit, 0, 30, 60, readerRead, 0, readerEmit, 0, 30, 0, readerFlush, readerOpen, 3,
+		readerReadInto, 0, readerClose,
+		readerDiscard, 3, readerSetDeadline, pastDeadline, 0, readerFlush, readerReadIfClosed,
+		readerOpen, 0, readerReadAll,
 	},
 	// A wait that parks, before the first sample, and one that blocks, behind it.
 	{
 		0, readerSetDeadline, nearDeadline, 255, readerRead, 0, readerEmit, 0, 9, 1, readerReadInto, 0,
-		readerSetDeadline, nearDeadline, 255, readerDiscard, 1, readerReadInto, 0, readerEmit, 0, 9, 0, readerRead, 1,
+		readerSetDeadline, nearDeadline, 255, readerDiscard, 1, readerReadInto, 0, readerEmit, 0, 9, 0,
+		readerRead, 1,
 	},
 	// Ticks.
 	{
-		3, readerPingPong, 31, 8, readerEmit, 0, 8, 44, readerRead, 3, readerDiscard, 4, readerReadAll, readerEmit, 0, 9, 0,
+		3, readerPingPong, 31, 8, readerEmit, 0, 8, 44, readerRead, 3, readerDiscard, 4, readerReadAll,
+		readerEmit, 0, 9, 0,
 		readerSetDeadline, pastDeadline, 0, readerReadAll, readerFlush, readerRead, 1,
 	},
 	{
-		largeRing | 1, readerPingPong, 31, 100, readerFill, 1, 30, readerRead, 15, readerSetDeadline, nearDeadline, 200, readerReadAll, readerRead, 0,
-		readerPingPong, 9, 100, readerEmit, 0, 5, 8, readerRead, 0, readerOpen, 2, readerPingPong, 31, 1, readerHandOver, readerClose,
+		largeRing | 1, readerPingPong, 31, 100, readerFill, 1, 30, readerRead, 15, readerSetDeadline,
+		nearDeadline, 200, readerReadAll, readerRead, 0,
+		readerPingPong, 9, 100, readerEmit, 0, 5, 8, readerRead, 0, readerOpen, 2, readerPingPong, 31, 1,
+		readerHandOver, readerClose,
 	},
 }
 
@@ -647,7 +667,8 @@ func (m *readerModel) emit(n int, s bpftest.Sample) {
 		samples[i].Data = noisySample(m.number+i, len(s.Data))
 	}
 	refused := m.ring.TryEmit(samples...)
-	m.logf("emit %d of %d bytes, flags %d, discard %v: %d refused", n, len(s.Data), s.Flags, s.Discard, refused)
+	m.logf("emit %d of %d bytes, flags %d, discard %v: %d refused", n, len(s.Data), s.Flags,
+		s.Discard, refused)
 	for _, s := range samples[:n-refused] {
 		m.number++
 		m.produced += s.RecordSize()
@@ -655,7 +676,8 @@ func (m *readerModel) emit(n int, s bpftest.Sample) {
 	}
 	// One byte of a ring stays free. There is at least as much room as the caller knows.
 	if refused > 0 && m.produced-m.returned+s.RecordSize() < m.size {
-		m.t.Fatalf("the kernel refused a record of %d bytes, though only %d of %d were not returned", s.RecordSize(), m.produced-m.returned, m.size)
+		m.t.Fatalf("the kernel refused a record of %d bytes, though only %d of %d were not returned",
+			s.RecordSize(), m.produced-m.returned, m.size)
 	}
 }
 
@@ -716,13 +738,15 @@ func (m *readerModel) read(into bool) {
 	want := m.pending[i]
 	m.pending, m.returned = m.pending[i+1:], want.end
 	if !bytes.Equal(rec.RawSample, want.sample) {
-		m.t.Fatalf("a sample of %d bytes came as one of %d bytes with other content", len(want.sample), len(rec.RawSample))
+		m.t.Fatalf("a sample of %d bytes came as one of %d bytes with other content", len(want.sample),
+			len(rec.RawSample))
 	}
 	switch counted := want.end + rec.Remaining; counted {
 	case m.counted, m.produced:
 		m.counted = counted
 	default:
-		m.t.Fatalf("%d bytes remain, want %d or %d", rec.Remaining, m.counted-want.end, m.produced-want.end)
+		m.t.Fatalf("%d bytes remain, want %d or %d", rec.Remaining, m.counted-want.end,
+			m.produced-want.end)
 	}
 	if rec.Remaining < 0 {
 		m.t.Fatalf("%d bytes remain", rec.Remaining)
@@ -789,7 +813,8 @@ func (m *readerModel) reopen(options []Option) {
 	m.open(options)
 	from := m.produced - m.reader.AvailableBytes()
 	if from < m.returned || from > max(m.returned, m.polled) {
-		m.t.Fatalf("the next Reader begins at %d; %d was returned, %d there to drain", from, m.returned, m.polled)
+		m.t.Fatalf("the next Reader begins at %d; %d was returned, %d there to drain", from, m.returned,
+			m.polled)
 	}
 	lost, last := 0, 0
 	for m.returned < from && len(m.pending) > 0 {
@@ -802,7 +827,8 @@ func (m *readerModel) reopen(options []Option) {
 	}
 	m.logf("reopen: %d bytes lost", lost)
 	if m.returned != from {
-		m.t.Fatalf("the next Reader begins at %d, in the middle of a record that ends at %d", from, m.returned)
+		m.t.Fatalf("the next Reader begins at %d, in the middle of a record that ends at %d", from,
+			m.returned)
 	}
 	if lost-last > maxBatchSize {
 		m.t.Fatalf("%d bytes were lost, the last %d of them with one record", lost, last)

@@ -42,7 +42,8 @@ func must(err error) {
 
 func main() {
 	runtime.LockOSThread()
-	module, err := bpf.NewModuleFromFileArgs(bpf.NewModuleArgs{BPFObjPath: os.Args[1], SkipMemlockBump: true})
+	module, err := bpf.NewModuleFromFileArgs(
+		bpf.NewModuleArgs{BPFObjPath: os.Args[1], SkipMemlockBump: true})
 	must(err)
 	var namespace syscall.Stat_t
 	must(syscall.Stat("/proc/self/ns/pid", &namespace))

@@ -120,7 +120,8 @@ func testOpenAndClose(t *testing.T) {
 		{"bytes of Go", before.liveBytes, after.liveBytes, 64 << 10},
 	} {
 		if tt.after > tt.before+tt.more {
-			t.Errorf("%d %s before, %d after %d cycles, want at most %d more", tt.before, tt.what, tt.after, *cycles, tt.more)
+			t.Errorf("%d %s before, %d after %d cycles, want at most %d more", tt.before, tt.what, tt.after,
+				*cycles, tt.more)
 		}
 	}
 }

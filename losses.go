@@ -52,7 +52,9 @@ func openLossCounter(m Map) (*lossCounter, error) {
 	}
 	mem, err := syscall.Mmap(fd, 0, slots*lossSlotSize, syscall.PROT_READ, syscall.MAP_SHARED)
 	if err != nil {
-		return nil, fmt.Errorf("map %q: mmap loss counter, through a descriptor that must be for reading and writing: %w", info.name, err)
+		return nil, fmt.Errorf(
+			"map %q: mmap loss counter, through a descriptor that must be for reading and writing: %w",
+			info.name, err)
 	}
 	c := &lossCounter{mem: mem, seen: make([]seenSlot, slots)}
 	// SAFETY: the mapping is page-aligned, has that many slots and stays until close.

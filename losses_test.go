@@ -286,11 +286,16 @@ func TestWhatIsNoLossCounterIsRefused(t *testing.T) {
 		{"closed descriptor", FD(1 << 20), syscall.EBADF, []string{"descriptor 1048576"}},
 		{"file", FD(0), 0, []string{"is not a BPF map"}},
 		{"ring buffer", ring, 0, []string{no, `"events"`, "type ringbuf"}},
-		{"per-CPU array", create("percpu", bpf.MapTypePerCPUArray, 64, 0), 0, []string{no, `"percpu"`, "type percpu_array"}},
-		{"other values", create("narrow", bpf.MapTypeArray, 8, flagMmapable), 0, []string{no, `"narrow"`, "values of 8 bytes"}},
-		{"not to be mapped", create("unmapped", bpf.MapTypeArray, 64, 0), 0, []string{no, `"unmapped"`, "flags 0x0"}},
-		{"read-only descriptor", withFlags(readOnly), syscall.EINVAL, []string{`"losses"`, "for reading and writing"}},
-		{"write-only descriptor", withFlags(writeOnly), syscall.EACCES, []string{`"losses"`, "for reading and writing"}},
+		{"per-CPU array", create("percpu", bpf.MapTypePerCPUArray, 64, 0), 0,
+			[]string{no, `"percpu"`, "type percpu_array"}},
+		{"other values", create("narrow", bpf.MapTypeArray, 8, flagMmapable), 0,
+			[]string{no, `"narrow"`, "values of 8 bytes"}},
+		{"not to be mapped", create("unmapped", bpf.MapTypeArray, 64, 0), 0,
+			[]string{no, `"unmapped"`, "flags 0x0"}},
+		{"read-only descriptor", withFlags(readOnly), syscall.EINVAL,
+			[]string{`"losses"`, "for reading and writing"}},
+		{"write-only descriptor", withFlags(writeOnly), syscall.EACCES,
+			[]string{`"losses"`, "for reading and writing"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before := resources()
@@ -326,7 +331,8 @@ func TestLossCounterOutlivesItsDescriptor(t *testing.T) {
 
 func TestLossCounterMayHaveFewerSlotsThanThereAreCPUs(t *testing.T) {
 	bpftest.NewLoss(t, os.Getpagesize(), 0) // skips where there is no BPF
-	m, err := bpf.CreateMap(bpf.MapTypeArray, "small", 4, lossSlotSize, 1, &bpf.BPFMapCreateOpts{MapFlags: flagMmapable})
+	m, err := bpf.CreateMap(bpf.MapTypeArray, "small", 4, lossSlotSize, 1,
+		&bpf.BPFMapCreateOpts{MapFlags: flagMmapable})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +344,8 @@ func TestLossCounterMayHaveFewerSlotsThanThereAreCPUs(t *testing.T) {
 }
 
 func TestPossibleCPUsMayHaveGaps(t *testing.T) {
-	for list, want := range map[string]int{"0\n": 1, "0-3\n": 4, "0,2\n": 3, "0-3,8-11\n": 12, "": 0, "\n": 0} {
+	for list, want := range map[string]int{"0\n": 1, "0-3\n": 4, "0,2\n": 3, "0-3,8-11\n": 12,
+		"": 0, "\n": 0} {
 		if got := afterLastCPU(list); got != want {
 			t.Errorf("the CPUs %q end before %d, want %d", list, got, want)
 		}
@@ -468,14 +475,16 @@ func TestNoLossIsToldOfTooLate(t *testing.T) {
 				}
 			}
 			if read != p.accepted {
-				t.Errorf("ring of %d bytes: %d of the producers' records were read, %d accepted", size, read, p.accepted)
+				t.Errorf("ring of %d bytes: %d of the producers' records were read, %d accepted", size, read,
+					p.accepted)
 			}
 			var total uint64
 			for _, n := range p.lost() {
 				total += n
 			}
 			if got := r.Stats().Lost; got != total || lost > total {
-				t.Errorf("ring of %d bytes: %d were lost, Stats tell of %d, records of %d", size, total, got, lost)
+				t.Errorf("ring of %d bytes: %d were lost, Stats tell of %d, records of %d", size, total, got,
+					lost)
 			}
 			if least := atOnce * uint64(stalls-1); total < least || stalls < 10 {
 				t.Errorf("ring of %d bytes: only %d were lost while the reader waited %d times for %d", size,
@@ -507,10 +516,12 @@ func TestLossesOfSeveralRingsComeWithTheNextRecord(t *testing.T) {
 func TestWithLossCounterRefusesOtherMaps(t *testing.T) {
 	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
 	counter := WithLossCounter(ring.Counter())
-	if r, err := NewReader(ring, counter, counter); err == nil || !strings.Contains(err.Error(), "2 loss counters") {
+	if r, err := NewReader(ring, counter, counter); err == nil ||
+		!strings.Contains(err.Error(), "2 loss counters") {
 		t.Errorf("with two counters NewReader returned %v, %v", r, err)
 	}
-	for m, want := range map[Map]string{nil: "loss counter: no map", Map(ring): "loss counter: descriptor"} {
+	for m, want := range map[Map]string{nil: "loss counter: no map",
+		Map(ring): "loss counter: descriptor"} {
 		before := resources()
 		r, err := NewReader(ring, WithLossCounter(m))
 		if err == nil {

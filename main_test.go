@@ -65,7 +65,8 @@ func awaitResources(want resourceCount) error {
 	var got resourceCount
 	for p := (patience{left: 5 * time.Second}); !p.over(); {
 		got = resources()
-		if got.goroutines <= want.goroutines && got.descriptors <= want.descriptors && got.mappings <= want.mappings {
+		if got.goroutines <= want.goroutines && got.descriptors <= want.descriptors &&
+			got.mappings <= want.mappings {
 			return nil
 		}
 		runtime.Gosched()

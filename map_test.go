@@ -166,7 +166,8 @@ func TestMapTypesHaveTheNamesOfLibbpf(t *testing.T) {
 
 func TestOverwriteModeIsRefused(t *testing.T) {
 	info := mapInfo{name: "events", kind: mapTypeRingbuf, flags: flagOverwrite, size: 4096}
-	if err := info.check(); err == nil || !strings.Contains(err.Error(), "overwrite") || !strings.Contains(err.Error(), `"events"`) {
+	if err := info.check(); err == nil || !strings.Contains(err.Error(), "overwrite") ||
+		!strings.Contains(err.Error(), `"events"`) {
 		t.Errorf("check returned %v", err)
 	}
 	info.flags = 0
@@ -178,7 +179,8 @@ func TestOverwriteModeIsRefused(t *testing.T) {
 
 func TestNewReaderRefusesAMapInOverwriteMode(t *testing.T) {
 	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
-	m, err := bpf.CreateMap(bpf.MapTypeRingbuf, "overwriting", 0, 0, os.Getpagesize(), &bpf.BPFMapCreateOpts{MapFlags: flagOverwrite})
+	m, err := bpf.CreateMap(bpf.MapTypeRingbuf, "overwriting", 0, 0, os.Getpagesize(),
+		&bpf.BPFMapCreateOpts{MapFlags: flagOverwrite})
 	if errors.Is(err, syscall.EINVAL) {
 		t.Skip("needs Linux 6.19") // in these words: see internal/vmtest
 	}
@@ -208,7 +210,8 @@ func TestEveryKindOfMapWorks(t *testing.T) {
 // map may write it.
 func consumerPosition(t *testing.T, m Map) *uint64 {
 	t.Helper()
-	page, err := syscall.Mmap(m.FileDescriptor(), 0, os.Getpagesize(), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	page, err := syscall.Mmap(m.FileDescriptor(), 0, os.Getpagesize(),
+		syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}

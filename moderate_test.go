@@ -15,7 +15,8 @@ const recordSize = 72 // of a sample of 64 bytes
 
 // pacedDrains tells m of n drains, one every interval, of so many samples each, and
 // returns the time of the last.
-func pacedDrains(m *moderator, now time.Time, n int, interval time.Duration, samples uint64) time.Time {
+func pacedDrains(m *moderator, now time.Time, n int, interval time.Duration,
+	samples uint64) time.Time {
 	for range n {
 		now = now.Add(interval)
 		m.note(now, drained{moved: samples * recordSize, samples: samples, bytes: samples * recordSize})
@@ -34,17 +35,24 @@ func TestModeratorTicksWhileSamplesFlow(t *testing.T) {
 		{"1k/s", options{maxDelay: -1}, 16 << 20, time.Millisecond, 0},
 		{"5k/s", options{maxDelay: -1}, 16 << 20, 200 * time.Microsecond, time.Millisecond},
 		{"5k/s, no moderation", options{maxDelay: 0}, 16 << 20, 200 * time.Microsecond, 0},
-		{"5k/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20, 200 * time.Microsecond, 20 * time.Millisecond},
-		{"100/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20, 10 * time.Millisecond, 20 * time.Millisecond},
-		{"20/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20, 50 * time.Millisecond, 0},
+		{"5k/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20,
+			200 * time.Microsecond, 20 * time.Millisecond},
+		{"100/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20,
+			10 * time.Millisecond, 20 * time.Millisecond},
+		{"20/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20,
+			50 * time.Millisecond, 0},
 		// 256 KiB are 3640 records, at 52 ns each, less 90 µs.
-		{"20k/s, smaller ring", options{maxDelay: -1}, 256 << 10, 50 * time.Microsecond, 99280 * time.Nanosecond},
+		{"20k/s, smaller ring", options{maxDelay: -1}, 256 << 10, 50 * time.Microsecond,
+			99280 * time.Nanosecond},
 		{"5k/s, smaller ring", options{maxDelay: -1}, 256 << 10, 200 * time.Microsecond, 0},
 		{"20k/s, small ring", options{maxDelay: -1}, 64 << 10, 50 * time.Microsecond, 0},
 		{"20k/s, smallest ring", options{maxDelay: -1}, 4 << 10, 50 * time.Microsecond, 0},
-		{"20k/s, smallest ring, given delay", options{maxDelay: time.Millisecond}, 4 << 10, 50 * time.Microsecond, time.Millisecond},
-		{"5k/s, longest delay", options{maxDelay: math.MaxInt64}, 16 << 20, 200 * time.Microsecond, math.MaxInt64},
-		{"delay too short for ticks", options{maxDelay: 20 * time.Microsecond}, 16 << 20, 5 * time.Microsecond, 0},
+		{"20k/s, smallest ring, given delay", options{maxDelay: time.Millisecond}, 4 << 10,
+			50 * time.Microsecond, time.Millisecond},
+		{"5k/s, longest delay", options{maxDelay: math.MaxInt64}, 16 << 20, 200 * time.Microsecond,
+			math.MaxInt64},
+		{"delay too short for ticks", options{maxDelay: 20 * time.Microsecond}, 16 << 20,
+			5 * time.Microsecond, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := newModerator(tt.options, tt.ring)
@@ -80,7 +88,10 @@ func TestModeratorMakesUpItsMind(t *testing.T) {
 	for _, tt := range []struct {
 		rate uint64 // samples per second
 		want bool   // ticks, a millisecond apart
-	}{{500, false}, {1000, false}, {1300, false}, {1500, true}, {2000, true}, {2500, true}, {3000, true}, {20000, true}} {
+	}{
+		{500, false}, {1000, false}, {1300, false}, {1500, true}, {2000, true}, {2500, true},
+		{3000, true}, {20000, true},
+	} {
 		m := newModerator(options{maxDelay: -1}, 16<<20)
 		begin := time.Now()
 		var now, read uint64 // ns since begin, samples
@@ -100,7 +111,8 @@ func TestModeratorMakesUpItsMind(t *testing.T) {
 				n = 1
 			}
 			read += n
-			m.note(begin.Add(time.Duration(now)), drained{moved: n * recordSize, samples: n, bytes: n * recordSize, idle: tick && n == 0})
+			m.note(begin.Add(time.Duration(now)), drained{moved: n * recordSize, samples: n,
+				bytes: n * recordSize, idle: tick && n == 0})
 			if m.ticking != tick {
 				changes++
 			}
@@ -118,10 +130,12 @@ func TestModeratorStops(t *testing.T) {
 		ticks []drained
 		want  bool // it still ticks
 	}{
-		{"at a tick without anything new", []drained{{moved: recordSize, samples: 1, bytes: recordSize, idle: true}}, false},
+		{"at a tick without anything new", []drained{{moved: recordSize, samples: 1, bytes: recordSize,
+			idle: true}}, false},
 		{"not when three ticks gather one record each", []drained{one, one, one}, true},
 		{"when four do", []drained{one, one, one, one}, false},
-		{"not when there were many discarded records", []drained{{moved: 5 * recordSize}, {moved: 5 * recordSize}}, true},
+		{"not when there were many discarded records", []drained{{moved: 5 * recordSize},
+			{moved: 5 * recordSize}}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m, now := tickingModerator(t)
@@ -246,7 +260,8 @@ func TestBytesOfTheRecordThatATickLeft(t *testing.T) {
 	for i, want := range []string{"a", "b", "c"} {
 		rec := mustRead(t, r)
 		if left := (2 - i) * 16; string(rec.RawSample) != want || rec.Remaining != left {
-			t.Errorf("Read returned %q with %d bytes remaining, want %q and %d", rec.RawSample, rec.Remaining, want, left)
+			t.Errorf("Read returned %q with %d bytes remaining, want %q and %d", rec.RawSample,
+				rec.Remaining, want, left)
 		} else {
 			wantAvailable(t, r, left)
 		}

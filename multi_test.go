@@ -64,7 +64,8 @@ func TestMultiReaderReturnsTheRecordsOfEachRingInOrder(t *testing.T) {
 	}
 	rings[1].Emit(text("e"))
 	rec := Record{RawSample: make([]byte, 0, 100), Ring: 17, Remaining: 17, Lost: 17}
-	if err := r.ReadInto(&rec); err != nil || string(rec.RawSample) != "e" || rec.Ring != 1 || rec.Remaining != 0 || rec.Lost != 0 {
+	if err := r.ReadInto(&rec); err != nil || string(rec.RawSample) != "e" || rec.Ring != 1 ||
+		rec.Remaining != 0 || rec.Lost != 0 {
 		t.Errorf("ReadInto returned %+v, %v", rec, err)
 	}
 	rings[2].Emit(text("f"))
@@ -283,7 +284,8 @@ func testManyRings(t *testing.T, pace Option) {
 // moveConsumer adds to the consumer position, as anybody can who has the map.
 func moveConsumer(t *testing.T, m Map, by int) {
 	t.Helper()
-	page, err := syscall.Mmap(m.FileDescriptor(), 0, os.Getpagesize(), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	page, err := syscall.Mmap(m.FileDescriptor(), 0, os.Getpagesize(),
+		syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -415,7 +417,8 @@ func TestModeratorGoesByTheFullestRing(t *testing.T) {
 	round := func(bytes ...uint64) time.Duration {
 		now = now.Add(time.Hour)
 		for ring, n := range bytes {
-			m.note(now, drained{ring: ring, moved: n, samples: n / recordSize, bytes: n, more: ring < len(bytes)-1})
+			m.note(now, drained{ring: ring, moved: n, samples: n / recordSize, bytes: n,
+				more: ring < len(bytes)-1})
 		}
 		return m.interval
 	}

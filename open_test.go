@@ -202,7 +202,8 @@ func TestTheDescriptorOfAHandleIsCloseOnExec(t *testing.T) {
 	byID, err := OpenID(mapID(t, ring))
 	mustOpen(t, byID, err)
 	for _, h := range []*MapHandle{byPath, byID} {
-		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(h.FileDescriptor()), syscall.F_GETFD, 0)
+		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(h.FileDescriptor()),
+			syscall.F_GETFD, 0)
 		if errno != 0 || flags != syscall.FD_CLOEXEC {
 			t.Errorf("the flags of the descriptor are %d, %v, want FD_CLOEXEC", flags, errno)
 		}

@@ -24,7 +24,8 @@ const (
 
 // runPrivileged runs tests in a process of another user, or the same unless that is root,
 // with exactly these capabilities, and returns what it printed.
-func runPrivileged(t *testing.T, pattern string, capabilities []uintptr, files []*os.File, env ...string) string {
+func runPrivileged(t *testing.T, pattern string, capabilities []uintptr, files []*os.File,
+	env ...string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "")
 	if err != nil {
@@ -87,7 +88,8 @@ func TestReadingTakesNoCapability(t *testing.T) {
 		return
 	}
 	ring := bpftest.New(t, os.Getpagesize())
-	files := []*os.File{os.NewFile(uintptr(mapByID(t, ring, 0)), "events"), dupProgram(t, ring, "count")}
+	files := []*os.File{os.NewFile(uintptr(mapByID(t, ring, 0)), "events"),
+		dupProgram(t, ring, "count")}
 	for _, f := range files {
 		defer f.Close()
 	}

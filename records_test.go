@@ -174,7 +174,8 @@ func TestADoneContextTakesNothing(t *testing.T) {
 	}
 	wantRecords(t, r.Records(ctx), context.Canceled)
 	wantAvailable(t, r, 2*16)
-	if rec, err := r.ReadContext(t.Context()); err != nil || string(rec.RawSample) != "a" || rec.Remaining != 16 {
+	if rec, err := r.ReadContext(t.Context()); err != nil || string(rec.RawSample) != "a" ||
+		rec.Remaining != 16 {
 		t.Errorf("ReadContext returned %q with %d bytes remaining, %v", rec.RawSample, rec.Remaining, err)
 	}
 	wantSample(t, r, "b")
@@ -200,7 +201,8 @@ func TestReadContextEndsAsReadDoes(t *testing.T) {
 
 // wantRecords wants exactly these samples of an iterator, and then the error, unless that is
 // nil.
-func wantRecords(t *testing.T, records func(func(Record, error) bool), end error, samples ...string) {
+func wantRecords(t *testing.T, records func(func(Record, error) bool), end error,
+	samples ...string) {
 	t.Helper()
 	var got []string
 	var err error

@@ -118,7 +118,8 @@ func wantResult(t testing.TB, result <-chan readResult, sample string, want erro
 	select {
 	case got := <-result:
 		if !errors.Is(got.err, want) || string(got.rec.RawSample) != sample {
-			t.Fatalf("the waiting Read returned %q, %v; want %q, %v", got.rec.RawSample, got.err, sample, want)
+			t.Fatalf("the waiting Read returned %q, %v; want %q, %v", got.rec.RawSample, got.err, sample,
+				want)
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("Read still waits")
@@ -196,12 +197,14 @@ func TestReadReturnsSamplesWithTheirRemainingBytes(t *testing.T) {
 			name:      "the second of three is discarded",
 			samples:   []bpftest.Sample{text("12345"), discarded(10), text("123456789012345")},
 			available: 16 + 24 + 24,
-			want:      []Record{{RawSample: []byte("12345"), Remaining: 24 + 24}, {RawSample: []byte("123456789012345"), Remaining: 0}},
+			want: []Record{{RawSample: []byte("12345"), Remaining: 24 + 24},
+				{RawSample: []byte("123456789012345"), Remaining: 0}},
 		},
 		{
 			name: "every second of five is discarded",
 			samples: []bpftest.Sample{
-				text("12345"), discarded(10), text("123456789012345"), discarded(20), text("1234567890123456789012345"),
+				text("12345"), discarded(10), text("123456789012345"), discarded(20),
+				text("1234567890123456789012345"),
 			},
 			available: 16 + 24 + 24 + 32 + 40,
 			want: []Record{
@@ -225,7 +228,8 @@ func TestReadReturnsSamplesWithTheirRemainingBytes(t *testing.T) {
 			for i, want := range tt.want {
 				got := mustRead(t, r)
 				if !bytes.Equal(got.RawSample, want.RawSample) || got.Remaining != want.Remaining {
-					t.Errorf("record %d is %q, %d; want %q, %d", i, got.RawSample, got.Remaining, want.RawSample, want.Remaining)
+					t.Errorf("record %d is %q, %d; want %q, %d", i, got.RawSample, got.Remaining, want.RawSample,
+						want.Remaining)
 				}
 				// Also while the rest of the batch is in memory.
 				wantAvailable(t, r, want.Remaining)
@@ -269,7 +273,8 @@ func TestEverySizeThatTheKernelAcceptsIsRead(t *testing.T) {
 				ring.Emit(want)
 				rec := mustRead(t, r)
 				if !bytes.Equal(rec.RawSample, want.Data) {
-					t.Fatalf("sample of %d bytes came as one of %d bytes with other content", size, len(rec.RawSample))
+					t.Fatalf("sample of %d bytes came as one of %d bytes with other content", size,
+						len(rec.RawSample))
 				}
 				if rec.RawSample == nil {
 					t.Fatalf("RawSample of %d bytes is nil", size)
@@ -381,7 +386,8 @@ func TestReadIntoReusesMemory(t *testing.T) {
 	}
 	rec.RawSample = append(rec.RawSample, "kept"...)
 	r.SetDeadline(time.Unix(0, 1))
-	if err := r.ReadInto(&rec); !errors.Is(err, os.ErrDeadlineExceeded) || string(rec.RawSample) != "kept" {
+	if err := r.ReadInto(&rec); !errors.Is(err, os.ErrDeadlineExceeded) ||
+		string(rec.RawSample) != "kept" {
 		t.Errorf("a failed ReadInto returned %v and left %q in RawSample", err, rec.RawSample)
 	}
 }
@@ -473,7 +479,8 @@ func TestDiscardedRecordsAreSkipped(t *testing.T) {
 		result := goRead(t, r)
 		for range 100 { // several times around the ring
 			ring.Emit(discarded(100))
-			await(t, "the discarded record to be skipped", func() bool { return r.queue.rings.consumerPos(0) == r.queue.rings.producerPos(0) })
+			await(t, "the discarded record to be skipped",
+				func() bool { return r.queue.rings.consumerPos(0) == r.queue.rings.producerPos(0) })
 		}
 		ring.Emit(discarded(8), text("sample"))
 		wantResult(t, result, "sample", nil)
@@ -563,7 +570,8 @@ func TestReadIsInterruptedWhileARecordIsBusy(t *testing.T) {
 	}{
 		{"Close", (*Reader).Close, os.ErrClosed},
 		{"Flush", (*Reader).Flush, ErrFlushed},
-		{"SetDeadline", func(r *Reader) error { r.SetDeadline(time.Now()); return nil }, os.ErrDeadlineExceeded},
+		{"SetDeadline", func(r *Reader) error { r.SetDeadline(time.Now()); return nil },
+			os.ErrDeadlineExceeded},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
@@ -1092,7 +1100,8 @@ func testCloseUnderLoad(t *testing.T, pace Option) {
 					}
 					if errors.Is(err, os.ErrClosed) {
 						return
-					} else if err != nil && !errors.Is(err, ErrFlushed) && !errors.Is(err, os.ErrDeadlineExceeded) {
+					} else if err != nil && !errors.Is(err, ErrFlushed) &&
+						!errors.Is(err, os.ErrDeadlineExceeded) {
 						t.Error(err)
 						return
 					}

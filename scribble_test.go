@@ -14,7 +14,8 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-var scribbleFor = flag.Duration("scribble", time.Second, "how long another process scribbles on the consumer position of each ring")
+var scribbleFor = flag.Duration("scribble", time.Second,
+	"how long another process scribbles on the consumer position of each ring")
 
 // TestNoScribblingMakesGarbage has another process write the consumer position, all the
 // time and mostly for some nanoseconds only, so that libbpf finds a wrong one at any

@@ -43,7 +43,8 @@ func watch(t *testing.T, what string, progress *atomic.Uint64) (stop func()) {
 			now := progress.Load()
 			if now == last {
 				debug.SetTraceback("all")
-				panic(fmt.Sprintf("%s %s: nothing happened for %v after %d samples", t.Name(), what, patience, now))
+				panic(fmt.Sprintf("%s %s: nothing happened for %v after %d samples", t.Name(), what, patience,
+					now))
 			}
 			last = now
 			t.Logf("%d samples so far", now)
@@ -160,14 +161,16 @@ func TestStress(t *testing.T) {
 	}
 	var total stressCounts
 	end := time.Now().Add(*stressFor)
-	for i := 0; (i < configurations && *stressSeed == 0 || time.Now().Before(end)) && !t.Failed(); i++ {
+	for i := 0; (i < configurations && *stressSeed == 0 || time.Now().Before(end)) &&
+		!t.Failed(); i++ {
 		n := int(seed % uint64(configurations))
 		size, pace := sizes[n%len(sizes)], paces[n/len(sizes)]
 		name := fmt.Sprintf("%s, %d KiB", pace.name, size>>10)
 		t.Run(name, func(t *testing.T) {
 			total.add(testStress(t, size, pace.options, seed, each))
 			if t.Failed() {
-				t.Logf("to try again, on %d CPUs: go test -v -race=%v -run TestStress . -stress 1m -seed %d", runtime.NumCPU(), raceEnabled, seed)
+				t.Logf("to try again, on %d CPUs: go test -v -race=%v -run TestStress . -stress 1m -seed %d",
+					runtime.NumCPU(), raceEnabled, seed)
 			}
 		})
 		if *stressSeed == 0 {
@@ -179,7 +182,8 @@ func TestStress(t *testing.T) {
 	}
 }
 
-func testStress(t *testing.T, size int, options []Option, seed uint64, duration time.Duration) stressCounts {
+func testStress(t *testing.T, size int, options []Option, seed uint64,
+	duration time.Duration) stressCounts {
 	ring := bpftest.NewStress(t, size, seed)
 	s := &stress{
 		ring:    ring,
@@ -396,7 +400,8 @@ func (s *stress) read(t *testing.T, r *Reader, rng *rand.Rand, last, lending boo
 
 // loop reads some records, the last iteration of which may be in the middle of a batch, and mixed
 // with records that do not come.
-func (s *stress) loop(t *testing.T, r *Reader, rng *rand.Rand, note func(Record, error) bool) (more bool) {
+func (s *stress) loop(t *testing.T, r *Reader, rng *rand.Rand,
+	note func(Record, error) bool) (more bool) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	n := rng.IntN(1 << rng.IntN(10))
@@ -521,7 +526,8 @@ func TestNoWakeupIsLost(t *testing.T) {
 func TestNoWakeupIsLostBesideOtherRings(t *testing.T) {
 	eachWaitUnderLoad(t, func(t *testing.T, opts ...Option) {
 		ring := bpftest.NewStress(t, os.Getpagesize(), uint64(time.Now().UnixNano()))
-		r, err := NewMultiReader([]Map{bpftest.New(t, os.Getpagesize()), ring, bpftest.New(t, os.Getpagesize())}, opts...)
+		r, err := NewMultiReader([]Map{bpftest.New(t, os.Getpagesize()), ring,
+			bpftest.New(t, os.Getpagesize())}, opts...)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -234,7 +234,8 @@ func unviewable(t reflect.Type) (path, why string) {
 	case reflect.Int:
 		return "", "is an int, whose size depends on the platform: use int64 or int32"
 	case reflect.Uint, reflect.Uintptr:
-		return "", fmt.Sprintf("is a %v, whose size depends on the platform: use uint64 or uint32", t.Kind())
+		return "", fmt.Sprintf("is a %v, whose size depends on the platform: use uint64 or uint32",
+			t.Kind())
 	case reflect.Bool:
 		return "", "is a bool, and a byte of a sample may be neither 0 nor 1: use uint8"
 	case reflect.Array:
@@ -249,7 +250,8 @@ func unviewable(t reflect.Type) (path, why string) {
 			}
 		}
 		if n := t.NumField(); n > 0 && t.Size() > 0 && t.Field(n-1).Type.Size() == 0 {
-			return t.Field(n - 1).Name, "is the last one and has size 0, for which Go adds padding that C does not"
+			return t.Field(n - 1).Name, "is the last one and has size 0, for which Go adds padding that C " +
+				"does not"
 		}
 		return "", ""
 	case reflect.Pointer, reflect.UnsafePointer:

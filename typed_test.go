@@ -64,7 +64,8 @@ func typedSample(more string) []byte {
 
 func wantTypedEvent(t *testing.T, got *typedEvent) {
 	t.Helper()
-	want := typedEvent{Kind: 7, When: 1<<63 + 1, Ratio: 0.5, Z: complex(-1.25, math.Inf(1)), Name: [5]byte([]byte("abcde")), Last: -128}
+	want := typedEvent{Kind: 7, When: 1<<63 + 1, Ratio: 0.5, Z: complex(-1.25, math.Inf(1)),
+		Name: [5]byte([]byte("abcde")), Last: -128}
 	want.At[0].X, want.At[0].Y = -300, 70_000
 	want.At[1].X, want.At[1].Y = 300, -70_000
 	if *got != want {
@@ -150,8 +151,10 @@ func TestAsTakesEveryTypeOfFixedLayout(t *testing.T) {
 		{viewed[uint64], u64},
 		{viewed[float32], math.Float32frombits(u32)},
 		{viewed[float64], math.Float64frombits(u64)},
-		{viewed[complex64], complex(math.Float32frombits(u32), math.Float32frombits(order.Uint32(sample[4:])))},
-		{viewed[complex128], complex(math.Float64frombits(u64), math.Float64frombits(order.Uint64(sample[8:])))},
+		{viewed[complex64], complex(math.Float32frombits(u32),
+			math.Float32frombits(order.Uint32(sample[4:])))},
+		{viewed[complex128], complex(math.Float64frombits(u64),
+			math.Float64frombits(order.Uint64(sample[8:])))},
 		{viewed[named], named(order.Uint16(sample))},
 		{viewed[[2][2]byte], [2][2]byte{{1, 2}, {3, 4}}},
 		{viewed[struct{ _ uint32 }], struct{ _ uint32 }{}},
@@ -161,7 +164,8 @@ func TestAsTakesEveryTypeOfFixedLayout(t *testing.T) {
 			t.Errorf("the view is %#v, %v; want %#v", got, err, tt.want)
 		}
 	}
-	if got, err := As[blank](Record{RawSample: sample}); err != nil || got.A != 1 || got.B != order.Uint32(sample[4:]) {
+	if got, err := As[blank](Record{RawSample: sample}); err != nil || got.A != 1 ||
+		got.B != order.Uint32(sample[4:]) {
 		t.Errorf("the view is %+v, %v", got, err)
 	}
 }
@@ -208,21 +212,34 @@ func TestAsRefusesTypesWithoutFixedLayout(t *testing.T) {
 		{viewed[func()], "func() cannot view a sample: it is a func, which has a pointer"},
 		{viewed[any], "interface {} cannot view a sample: it is an interface, which has a pointer"},
 		{viewed[error], "error cannot view a sample: it is an interface, which has a pointer"},
-		{viewed[int], "int cannot view a sample: it is an int, whose size depends on the platform: use int64 or int32"},
-		{viewed[uint], "uint cannot view a sample: it is a uint, whose size depends on the platform: use uint64 or uint32"},
-		{viewed[uintptr], "uintptr cannot view a sample: it is a uintptr, whose size depends on the platform: use uint64 or uint32"},
-		{viewed[bool], "bool cannot view a sample: it is a bool, and a byte of a sample may be neither 0 nor 1: use uint8"},
+		{viewed[int], "int cannot view a sample: it is an int, whose size depends on the platform: use " +
+			"int64 or int32"},
+		{viewed[uint], "uint cannot view a sample: it is a uint, whose size depends on the platform: " +
+			"use uint64 or uint32"},
+		{viewed[uintptr], "uintptr cannot view a sample: it is a uintptr, whose size depends on the " +
+			"platform: use uint64 or uint32"},
+		{viewed[bool], "bool cannot view a sample: it is a bool, and a byte of a sample may be neither " +
+			"0 nor 1: use uint8"},
 		{viewed[struct{}], "struct {} cannot view a sample: it has size 0"},
 		{viewed[[0]uint64], "[0]uint64 cannot view a sample: it has size 0"},
 		{viewed[structs.HostLayout], "structs.HostLayout cannot view a sample: it has size 0"},
-		{viewed[[0]int], "[0]int cannot view a sample: field [] is an int, whose size depends on the platform: use int64 or int32"},
-		{viewed[[2]bool], "[2]bool cannot view a sample: field [] is a bool, and a byte of a sample may be neither 0 nor 1: use uint8"},
-		{viewed[nested], "ringbuf.nested cannot view a sample: field Inner.Data[][].P is a string, which has a pointer"},
-		{viewed[embedded], "ringbuf.embedded cannot view a sample: field Stringer is an interface, which has a pointer"},
+		{viewed[[0]int], "[0]int cannot view a sample: field [] is an int, whose size depends on the " +
+			"platform: use int64 or int32"},
+		{viewed[[2]bool], "[2]bool cannot view a sample: field [] is a bool, and a byte of a sample " +
+			"may be neither 0 nor 1: use uint8"},
+		{viewed[nested], "ringbuf.nested cannot view a sample: field Inner.Data[][].P is a string, " +
+			"which has a pointer"},
+		{viewed[embedded], "ringbuf.embedded cannot view a sample: field Stringer is an interface, " +
+			"which has a pointer"},
 		{viewed[inside], "ringbuf.inside cannot view a sample: field F is a slice, which has a pointer"},
-		{viewed[struct{ _ int }], "struct { _ int } cannot view a sample: field _ is an int, whose size depends on the platform: use int64 or int32"},
-		{viewed[flexible], "ringbuf.flexible cannot view a sample: field Data is the last one and has size 0, for which Go adds padding that C does not"},
-		{viewed[[1]flexible], "[1]ringbuf.flexible cannot view a sample: field [].Data is the last one and has size 0, for which Go adds padding that C does not"},
+		{viewed[struct{ _ int }],
+			"struct { _ int } cannot view a sample: field _ is an int, whose size depends on the " +
+				"platform: use int64 or int32"},
+		{viewed[flexible], "ringbuf.flexible cannot view a sample: field Data is the last one and has " +
+			"size 0, for which Go adds padding that C does not"},
+		{viewed[[1]flexible],
+			"[1]ringbuf.flexible cannot view a sample: field [].Data is the last one and has size 0, for " +
+				"which Go adds padding that C does not"},
 	} {
 		// The second time as well.
 		for range 2 {
@@ -235,7 +252,8 @@ func TestAsRefusesTypesWithoutFixedLayout(t *testing.T) {
 func TestAsRefusesShortSamples(t *testing.T) {
 	for _, size := range []int{0, 1, 61} {
 		_, err := As[typedEvent](Record{RawSample: make([]byte, size)})
-		wantViewError(t, err, fmt.Sprintf("ringbuf: sample of %d bytes is too short for ringbuf.typedEvent of 64 bytes", size))
+		wantViewError(t, err,
+			fmt.Sprintf("ringbuf: sample of %d bytes is too short for ringbuf.typedEvent of 64 bytes", size))
 	}
 	_, err := As[uint8](Record{})
 	wantViewError(t, err, "ringbuf: sample of 0 bytes is too short for uint8 of 1 bytes")
@@ -255,7 +273,8 @@ func TestAsRefusesMemoryThatIsNotAligned(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := As[typedEvent](rec)
-	want := fmt.Sprintf("ringbuf: sample at address %p is not aligned to 8 bytes, as ringbuf.typedEvent must be: "+
+	want := fmt.Sprintf("ringbuf: sample at address %p is not aligned to 8 bytes, as "+
+		"ringbuf.typedEvent must be: "+
 		"the memory that RawSample had before ReadInto is not", &memory[4])
 	wantViewError(t, err, want)
 
@@ -265,7 +284,8 @@ func TestAsRefusesMemoryThatIsNotAligned(t *testing.T) {
 		t.Errorf("As returned %v, %v", view, err)
 	}
 	rec.RawSample = rec.RawSample[1:]
-	if _, err := As[uint16](rec); err == nil || !strings.Contains(err.Error(), "not aligned to 2 bytes") {
+	if _, err := As[uint16](rec); err == nil ||
+		!strings.Contains(err.Error(), "not aligned to 2 bytes") {
 		t.Errorf("at an odd address As returned the error %v", err)
 	}
 	if _, err := As[[63]byte](rec); err != nil {
@@ -341,7 +361,8 @@ func TestSamplesAreRecordsOfOneType(t *testing.T) {
 			cancel()
 		}
 	}
-	want := []string{"12345678", "ringbuf: sample of 7 bytes is too short for [8]uint8 of 8 bytes", "87654321", "canceled"}
+	want := []string{"12345678", "ringbuf: sample of 7 bytes is too short for [8]uint8 of 8 bytes",
+		"87654321", "canceled"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the loop saw %q, want %q", got, want)
 	}

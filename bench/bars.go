@@ -46,7 +46,8 @@ func (c comparison) bar(r *results) bar {
 }
 
 func limited(what string, x float64, comparator string, limit float64) bar {
-	return bar{what, times(x), fmt.Sprintf("%s %g×", comparator, limit), comparator == "≤" && x <= limit || comparator == "≥" && x >= limit}
+	met := comparator == "≤" && x <= limit || comparator == "≥" && x >= limit
+	return bar{what, times(x), fmt.Sprintf("%s %g×", comparator, limit), met}
 }
 
 // bars judges the results. Measurements of quickPlan suffice.
@@ -88,20 +89,25 @@ func bars(r *results) []bar {
 		{"stream of 64 B, CPU per sample", stream64, "cpu_ns",
 			ringbufReadInto, ciliumReadInto, "≤", 0.65},
 		{"stream of 512 B, throughput", stream512, "rate", ringbufReadInto, ciliumReadInto, "≥", 1.1},
-		{fmt.Sprintf("stream of 64 B, %d producers, throughput", manyProducers), streamOf(largeRing, 64, manyProducers), "rate", ringbufSharded, ringbufRecords, "≥", 1.5},
+		{fmt.Sprintf("stream of 64 B, %d producers, throughput", manyProducers),
+			streamOf(largeRing, 64, manyProducers), "rate", ringbufSharded, ringbufRecords, "≥", 1.5},
 		{"drain of 64 B, time", drain64, "ns", ciliumRead, ringbufReadEager, "≥", 1.7},
 		{"consumer CPU at 20k/s", at20k, "cpu", ringbufReadInto, ciliumReadInto, "≤", 0.4},
 		{"consumer CPU at 20k/s", at20k, "cpu", ringbufReadIntoEager, ciliumReadInto, "≤", 1.25},
-		{"latency at 1k/s, p50", latencyAt(1_000), "p50", ringbufReadInto, ringbufReadIntoEager, "≤", 1.15},
+		{"latency at 1k/s, p50", latencyAt(1_000), "p50",
+			ringbufReadInto, ringbufReadIntoEager, "≤", 1.15},
 		{"latency at 5k/s, p50", latencyAt(5_000), "p50",
 			ringbufReadIntoEager, ciliumReadInto, "≤", 0.9},
-		{"latency at 5k/s, p90", latencyAt(5_000), "p90", ringbufReadIntoEager, ciliumReadInto, "≤", 1.1},
+		{"latency at 5k/s, p90", latencyAt(5_000), "p90",
+			ringbufReadIntoEager, ciliumReadInto, "≤", 1.1},
 		{"latency after 100 ms of idleness, p50", latencyAt(10), "p50",
 			ringbufReadInto, ciliumReadInto, "≤", 1.1},
 		{"stream of 64 B, throughput", stream64, "rate", ringbufReadInto, libbpfgoChannel, "≥", 3},
-		{"stream of 64 B, CPU per sample", stream64, "cpu_ns", libbpfgoChannel, ringbufReadInto, "≥", 3},
+		{"stream of 64 B, CPU per sample", stream64, "cpu_ns",
+			libbpfgoChannel, ringbufReadInto, "≥", 3},
 		{"drain of 64 B, time", drain64, "ns", libbpfgoChannel, ringbufReadInto, "≥", 3},
-		{"drain of 64 B, allocations", drain64, "allocations", libbpfgoChannel, ringbufReadEager, "≥", 3},
+		{"drain of 64 B, allocations", drain64, "allocations",
+			libbpfgoChannel, ringbufReadEager, "≥", 3},
 		{"consumer CPU at 20k/s", at20k, "cpu", libbpfgoChannel, ringbufReadInto, "≥", 3},
 	} {
 		all = append(all, c.bar(r))
@@ -116,17 +122,25 @@ func bars(r *results) []bar {
 		}
 		return all
 	}
-	drops64, drops512 := r.median(stream64, ringbufReadInto, "refused"), r.median(stream512, ringbufReadInto, "refused")
-	ciliumDrops64, ciliumDrops512 := r.median(stream64, ciliumReadInto, "refused"), r.median(stream512, ciliumReadInto, "refused")
+	drops64 := r.median(stream64, ringbufReadInto, "refused")
+	drops512 := r.median(stream512, ringbufReadInto, "refused")
+	ciliumDrops64 := r.median(stream64, ciliumReadInto, "refused")
+	ciliumDrops512 := r.median(stream512, ciliumReadInto, "refused")
 	allocations := r.median(drain64, ringbufReadEager, "allocations")
-	threads := r.median(idleOf(1_000), ringbufReadInto, "threads") - r.median(idleOf(1), ringbufReadInto, "threads")
+	threads := r.median(idleOf(1_000), ringbufReadInto, "threads") -
+		r.median(idleOf(1), ringbufReadInto, "threads")
 	idleCPU := r.median(idleOf(1_000), ringbufReadInto, "cpu")
 	return append(all,
-		limited("excess cost to the traced workload at 20k/s: libbpfgo channel over ringbuf.ReadInto", ratio(excess(libbpfgoChannel), excess(ringbufReadInto)), "≥", 3),
-		bar{"stream of 64 B: drops", percent(drops64) + " (cilium ReadInto " + percent(ciliumDrops64) + ")", "0", drops64 == 0},
-		bar{"stream of 512 B: drops", percent(drops512) + " (cilium ReadInto " + percent(ciliumDrops512) + ")", "fewer, or 0", drops512 < ciliumDrops512 || drops512 == 0},
-		bar{"drain of 64 B: allocations of ringbuf.Read eager per sample", fmt.Sprintf("%.3f", allocations), "≤ 0.05", allocations <= 0.05},
-		bar{"1,000 idle Readers: OS threads more than of 1", fmt.Sprintf("%.0f", threads), "≤ 8", threads <= 8},
+		limited("excess cost to the traced workload at 20k/s: libbpfgo channel over ringbuf.ReadInto",
+			ratio(excess(libbpfgoChannel), excess(ringbufReadInto)), "≥", 3),
+		bar{"stream of 64 B: drops", percent(drops64) + " (cilium ReadInto " + percent(ciliumDrops64) +
+			")", "0", drops64 == 0},
+		bar{"stream of 512 B: drops", percent(drops512) + " (cilium ReadInto " +
+			percent(ciliumDrops512) + ")", "fewer, or 0", drops512 < ciliumDrops512 || drops512 == 0},
+		bar{"drain of 64 B: allocations of ringbuf.Read eager per sample",
+			fmt.Sprintf("%.3f", allocations), "≤ 0.05", allocations <= 0.05},
+		bar{"1,000 idle Readers: OS threads more than of 1", fmt.Sprintf("%.0f", threads), "≤ 8",
+			threads <= 8},
 		bar{"1,000 idle Readers: CPU", percent(idleCPU / 100), "≤ 0.5 %", idleCPU <= 0.5},
 	)
 }
@@ -145,7 +159,8 @@ func costBar(r *results, ring int) bar {
 	b := limited("cost to the traced workload, mean, at 20k, 100k and 500k/s, ring of "+
 		bytesName(ring)+": ringbuf.ReadInto over none", worst, "≤", 1.05)
 	ciliums, _ := overNone(ciliumReadInto)
-	b.measured = fmt.Sprintf("%s (cilium ReadInto %s)", strings.Join(ours, ", "), strings.Join(ciliums, ", "))
+	b.measured = fmt.Sprintf("%s (cilium ReadInto %s)", strings.Join(ours, ", "),
+		strings.Join(ciliums, ", "))
 	return b
 }
 

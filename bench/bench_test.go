@@ -56,7 +56,8 @@ func positive(t *testing.T, v values, names ...string) {
 func TestEveryReaderReadsWhatWasAccepted(t *testing.T) {
 	requireKernel(t)
 	const run = 20 * time.Millisecond
-	for _, reader := range append(slices.Clone(allReaders), ringbufSharded, ringbufDelayed, ringbufQuiet) {
+	for _, reader := range append(slices.Clone(allReaders), ringbufSharded, ringbufDelayed,
+		ringbufQuiet) {
 		for _, c := range []struct {
 			config
 			values []string
@@ -122,10 +123,12 @@ func TestTallyFindsGapsAndRepetitions(t *testing.T) {
 		seen    uint64
 		err     string
 	}{
-		"in order":   {[][]byte{sample(0, 0), sample(1, 0), sample(0, 1), make([]byte, endSize)}, 3, ""},
-		"gap":        {[][]byte{sample(0, 0), sample(0, 2)}, 1, "got sample 2 of producer 0 instead of 1"},
-		"repetition": {[][]byte{sample(7, 0), sample(7, 0)}, 1, "got sample 0 of producer 7 instead of 1"},
-		"short":      {[][]byte{make([]byte, 3)}, 0, "got a sample of 3 bytes"},
+		"in order": {[][]byte{sample(0, 0), sample(1, 0), sample(0, 1), make([]byte, endSize)}, 3, ""},
+		"gap": {[][]byte{sample(0, 0), sample(0, 2)}, 1,
+			"got sample 2 of producer 0 instead of 1"},
+		"repetition": {[][]byte{sample(7, 0), sample(7, 0)}, 1,
+			"got sample 0 of producer 7 instead of 1"},
+		"short": {[][]byte{make([]byte, 3)}, 0, "got a sample of 3 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tally := &tally{want: noLimit}
@@ -165,7 +168,8 @@ func fake(plan []step, rounds int) *results {
 		for range rounds {
 			for _, reader := range s.readers {
 				v := values{}
-				for _, name := range strings.Fields("ns allocations rate refused cpu_ns producer_ns cpu mean p50 p90 p99 p999 threads rss") {
+				for _, name := range strings.Fields(
+					"ns allocations rate refused cpu_ns producer_ns cpu mean p50 p90 p99 p999 threads rss") {
 					v[name] = 2
 				}
 				r.add(s.config, reader, v)
@@ -192,7 +196,8 @@ func TestReportIsComplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, chart := range []string{costChart(smallRing), costChart(largeRing), streamChart, drainChart, latencyChart} {
+	for _, chart := range []string{costChart(smallRing), costChart(largeRing), streamChart,
+		drainChart, latencyChart} {
 		if info, err := os.Stat(filepath.Join(dir, chart)); err != nil || info.Size() == 0 {
 			t.Errorf("%s is missing: %v", chart, err)
 		}
@@ -210,7 +215,8 @@ func TestReportIsComplete(t *testing.T) {
 		}
 	}
 	for _, ring := range quietRings {
-		_, quiet, _ := strings.Cut(string(report), "\n## Quiet notifications, ring of "+bytesName(ring)+"\n")
+		_, quiet, _ := strings.Cut(string(report),
+			"\n## Quiet notifications, ring of "+bytesName(ring)+"\n")
 		quiet, _, _ = strings.Cut(quiet, "\n## ")
 		cells := strings.Repeat(" | 0.002 / 0.002 / 0.002 / 2 % / 2", len(pacedRates))
 		for _, reader := range quietReaders {

@@ -52,7 +52,8 @@ func (t *tally) take(sample []byte) (more bool) {
 	}
 	producer, number := id>>56, id&(1<<56-1)
 	if number != t.next[producer] {
-		t.err = fmt.Errorf("got sample %d of producer %d instead of %d", number, producer, t.next[producer])
+		t.err = fmt.Errorf("got sample %d of producer %d instead of %d", number, producer,
+			t.next[producer])
 		return false
 	}
 	t.next[producer]++

@@ -29,8 +29,10 @@ func main() {
 }
 
 func run() error {
-	quick := flag.Bool("quick", false, "measure only what the table of bars needs, and print that table")
-	out := flag.String("out", ".", "directory for README.md, results.json and the charts; not used by -quick")
+	quick := flag.Bool("quick", false,
+		"measure only what the table of bars needs, and print that table")
+	out := flag.String("out", ".",
+		"directory for README.md, results.json and the charts; not used by -quick")
 	rounds := flag.Int("rounds", 7, "number of `rounds`")
 	duration := flag.Duration("run", 0, "duration of one run (default 400ms, with -quick 150ms)")
 	only := flag.String("only", "",

@@ -130,7 +130,8 @@ func trace(c config, reader string, d time.Duration) (t tracing, err error) {
 	for i := range c.Producers {
 		order := producerOrder{
 			Number: i, Size: c.Size, Duration: d,
-			Timed: c.Measure == measureLatency, Unread: reader == none, Quiet: quietThreshold(reader, c.Ring),
+			Timed: c.Measure == measureLatency, Unread: reader == none,
+			Quiet: quietThreshold(reader, c.Ring),
 		}
 		if c.Rate > 0 {
 			order.Interval = time.Second / time.Duration(c.Rate)
@@ -261,7 +262,8 @@ func measureWaiting(c config, reader string) (values, error) {
 	if err != nil {
 		return nil, consumer.fail(err)
 	}
-	return values{"threads": threads, "rss": rss, "cpu": 100 * (after - before).Seconds() / watching.Seconds()}, nil
+	return values{"threads": threads, "rss": rss,
+		"cpu": 100 * (after - before).Seconds() / watching.Seconds()}, nil
 }
 
 // threadsAndRSS returns a process's number of threads and its resident bytes.

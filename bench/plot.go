@@ -34,7 +34,8 @@ func costChart(ring int) string {
 
 // charted are the readers of the charts. More lines could not be told apart: Read
 // goes the way of ReadInto.
-var charted = []string{none, libbpfFloor, ringbufReadInto, ringbufReadIntoEager, ciliumReadInto, libbpfgoChannel}
+var charted = []string{none, libbpfFloor, ringbufReadInto, ringbufReadIntoEager, ciliumReadInto,
+	libbpfgoChannel}
 
 var colors = map[string]color.Color{
 	none:                 color.RGBA{0x77, 0x77, 0x77, 0xff},
@@ -56,7 +57,9 @@ func writeCharts(dir string, r *results) error {
 			x:     "samples per second",
 			y:     "µs, mean",
 			xs:    pacedRates,
-			at:    func(rate int, reader string) float64 { return r.median(pacedAt(ring, rate), reader, "mean") / 1e3 },
+			at: func(rate int, reader string) float64 {
+				return r.median(pacedAt(ring, rate), reader, "mean") / 1e3
+			},
 		})
 		if err != nil {
 			return err
@@ -75,8 +78,10 @@ func writeCharts(dir string, r *results) error {
 
 	stream := streamOf(largeRing, 64, 1)
 	err = writeBarCharts(filepath.Join(dir, streamChart),
-		barChart{"64 B, ring of 16 MiB: million samples/s", func(reader string) float64 { return r.median(stream, reader, "rate") / 1e6 }},
-		barChart{"CPU of the consumer: ns per sample", func(reader string) float64 { return r.median(stream, reader, "cpu_ns") }},
+		barChart{"64 B, ring of 16 MiB: million samples/s",
+			func(reader string) float64 { return r.median(stream, reader, "rate") / 1e6 }},
+		barChart{"CPU of the consumer: ns per sample",
+			func(reader string) float64 { return r.median(stream, reader, "cpu_ns") }},
 	)
 	if err != nil {
 		return err
@@ -108,8 +113,10 @@ func writeLines(path string, l lines) error {
 
 	// The legend has the order in which the lines end beside it.
 	last := func(reader string) float64 { return l.at(l.xs[len(l.xs)-1], reader) }
-	readers := slices.DeleteFunc(slices.Clone(charted), func(reader string) bool { return math.IsNaN(last(reader)) })
-	slices.SortStableFunc(readers, func(a, b string) int { return int(math.Copysign(1, last(b)-last(a))) })
+	readers := slices.DeleteFunc(slices.Clone(charted),
+		func(reader string) bool { return math.IsNaN(last(reader)) })
+	slices.SortStableFunc(readers,
+		func(a, b string) int { return int(math.Copysign(1, last(b)-last(a))) })
 	for _, reader := range readers {
 		var points plotter.XYs
 		for _, x := range l.xs {
@@ -230,9 +237,11 @@ func (b barChart) plot() (*plot.Plot, error) {
 func writeChart(path string, width, height, right vg.Length, plots ...*plot.Plot) error {
 	canvas := vgsvg.New(width, height)
 	all := draw.New(canvas)
-	all.FillPolygon(color.White, []vg.Point{all.Min, {X: all.Max.X, Y: all.Min.Y}, all.Max, {X: all.Min.X, Y: all.Max.Y}})
+	all.FillPolygon(color.White, []vg.Point{
+		all.Min, {X: all.Max.X, Y: all.Min.Y}, all.Max, {X: all.Min.X, Y: all.Max.Y}})
 	const pad = 6
-	tiles := draw.Tiles{Rows: 1, Cols: len(plots), PadX: 3 * pad, PadTop: pad, PadRight: right + pad, PadBottom: pad, PadLeft: pad}
+	tiles := draw.Tiles{Rows: 1, Cols: len(plots), PadX: 3 * pad,
+		PadTop: pad, PadRight: right + pad, PadBottom: pad, PadLeft: pad}
 	for i, c := range plot.Align([][]*plot.Plot{plots}, tiles, all)[0] {
 		plots[i].Draw(c)
 	}

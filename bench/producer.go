@@ -41,7 +41,8 @@ const (
 func produce(o producerOrder) error {
 	runtime.LockOSThread()
 	debug.SetGCPercent(-1)
-	p := newProgram(programFD, order{Seq: uint64(o.Number) << 56, Count: 1, Size: uint32(o.Size), Quiet: uint64(o.Quiet)})
+	p := newProgram(programFD, order{
+		Seq: uint64(o.Number) << 56, Count: 1, Size: uint32(o.Size), Quiet: uint64(o.Quiet)})
 	defer p.close()
 	if o.Timed {
 		p.order.Timed = 1

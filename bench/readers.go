@@ -88,7 +88,8 @@ func openReader(name string, rings ...int) (reader, error) {
 	return reader{}, errors.New("there is no reader " + name)
 }
 
-func openRingbuf(read func(*ringbuf.Reader, *tally) error, rings []int, options ...ringbuf.Option) (reader, error) {
+func openRingbuf(read func(*ringbuf.Reader, *tally) error, rings []int,
+	options ...ringbuf.Option) (reader, error) {
 	var maps []ringbuf.Map
 	for _, ring := range rings {
 		maps = append(maps, ringbuf.FD(ring))
@@ -201,7 +202,9 @@ func openCilium(into bool, ring int) (reader, error) {
 // openChannel opens libbpfgo's InitRingBuf. It polls from the first read on, and
 // then reads ahead.
 func openChannel(ring int) (reader, error) {
-	module, err := bpfobj.Load(object, func(module *bpf.Module) error { return reuseRing(module, ring) })
+	module, err := bpfobj.Load(object, func(module *bpf.Module) error {
+		return reuseRing(module, ring)
+	})
 	if err != nil {
 		return reader{}, err
 	}

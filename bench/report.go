@@ -62,8 +62,9 @@ func sections() []section {
 	for _, ring := range rings {
 		cost := section{
 			title: "Cost to the traced workload, ring of " + bytesName(ring),
-			text: "How long a run of a BPF program takes that submits one sample of 64 bytes, by the clock\n" +
-				"around BPF_PROG_TEST_RUN: mean / p50 / p99 in µs.\n\n![chart](" + costChart(ring) + ")",
+			text: "How long a run of a BPF program takes that submits one sample of 64 bytes, " +
+				"by the clock\naround BPF_PROG_TEST_RUN: mean / p50 / p99 in µs.\n\n" +
+				"![chart](" + costChart(ring) + ")",
 			readers: append([]string{none}, allReaders...),
 		}
 		cpu := section{
@@ -74,8 +75,9 @@ func sections() []section {
 		}
 		stream := section{
 			title: "Stream, ring of " + bytesName(ring),
-			text: "Producers flat out: million samples that were read per second / share of samples that the\n" +
-				"kernel refused because the ring was full / the consumer's CPU in ns per sample.",
+			text: "Producers flat out: million samples that were read per second / share " +
+				"of samples that the\nkernel refused because the ring was full / the consumer's CPU in " +
+				"ns per sample.",
 			readers: allReaders,
 		}
 		if ring == largeRing {
@@ -99,8 +101,9 @@ func sections() []section {
 
 	sharded := section{
 		title: "Sharded",
-		text: fmt.Sprintf("Streams of %d producers into one ring of %s, as above, and into one each, of which one Reader\n"+
-			"reads all: as above / CPU of a producer in ns per sample, whether accepted or refused.", manyProducers, bytesName(largeRing)),
+		text: fmt.Sprintf("Streams of %d producers into one ring of %s, as above, and into one each, "+
+			"of which one Reader\nreads all: as above / CPU of a producer in ns per sample, whether "+
+			"accepted or refused.", manyProducers, bytesName(largeRing)),
 		readers: []string{ringbufRecords, ringbufSharded},
 	}
 	for _, size := range streamSizes {
@@ -113,8 +116,9 @@ func sections() []section {
 	for _, ring := range quietRings {
 		quiet := section{
 			title: "Quiet notifications, ring of " + bytesName(ring),
-			text: "The cost to the traced workload, as above / CPU of the consumer / samples that the kernel refused.\n" +
-				"Quiet: programs that use ringbuf_quiet() with a quarter of the ring, and WithMaxDelay of 100 ms.",
+			text: "The cost to the traced workload, as above / CPU of the consumer / samples " +
+				"that the kernel refused.\nQuiet: programs that use ringbuf_quiet() with a quarter " +
+				"of the ring, and WithMaxDelay of 100 ms.",
 			readers: quietReaders,
 		}
 		for _, rate := range pacedRates {
@@ -127,8 +131,9 @@ func sections() []section {
 	}
 
 	drain := section{
-		title:   "Drain",
-		text:    "Reading a full ring of " + bytesName(largeRing) + ": ns per sample.\n\n![chart](" + drainChart + ")",
+		title: "Drain",
+		text: "Reading a full ring of " + bytesName(largeRing) + ": ns per sample.\n\n![chart](" +
+			drainChart + ")",
 		readers: allReaders,
 	}
 	cached := section{
@@ -144,20 +149,24 @@ func sections() []section {
 		drain.columns = append(drain.columns, column{head, drainOf(size), ns})
 		cached.columns = append(cached.columns, column{head, cachedOf(size), ns})
 	}
-	drain.columns = append(drain.columns, column{"allocations per sample, 64 B", drainOf(64), []value{{"allocations", "%.3f", 1}}})
+	drain.columns = append(drain.columns, column{"allocations per sample, 64 B", drainOf(64),
+		[]value{{"allocations", "%.3f", 1}}})
 
 	latency := section{
-		title:   "Latency",
-		text:    "From submission to the return of Read: p50 / p90 / p99 / p99.9 in µs.\n\n![chart](" + latencyChart + ")",
+		title: "Latency",
+		text: "From submission to the return of Read: p50 / p90 / p99 / p99.9 in µs.\n\n![chart](" +
+			latencyChart + ")",
 		readers: latencyReaders,
 	}
 	for _, rate := range latencyRates {
-		latency.columns = append(latency.columns, column{latencyName(rate), latencyAt(rate), micros("p50", "p90", "p99", "p999")})
+		latency.columns = append(latency.columns, column{latencyName(rate), latencyAt(rate),
+			micros("p50", "p90", "p99", "p999")})
 	}
 
 	idle := section{
 		title: "Idle",
-		text: "Readers that wait, each for a ring of its own: OS threads / resident MiB of the process / CPU.\n" +
+		text: "Readers that wait, each for a ring of its own: OS threads / resident MiB of the " +
+			"process / CPU.\n" +
 			fmt.Sprintf("Libbpfgo allows %d ring buffers in a process.", libbpfgoMost),
 		readers: idleReaders,
 	}

@@ -173,7 +173,8 @@ type environment struct {
 }
 
 func thisEnvironment() (environment, error) {
-	e := environment{CPU: runtime.GOARCH, CPUs: runtime.NumCPU(), Go: runtime.Version(), Libbpf: libbpfVersion()}
+	e := environment{CPU: runtime.GOARCH, CPUs: runtime.NumCPU(), Go: runtime.Version(),
+		Libbpf: libbpfVersion()}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return e, fmt.Errorf("uname: %w", err)

@@ -230,7 +230,8 @@ func execute(t *testing.T) *exec.Cmd {
 func TestExecsnoop(t *testing.T) {
 	e := start(t, "TIME PID PPID UID COMM FILENAME", "execsnoop")
 	cmd := execute(t)
-	e.want(fmt.Sprintf(`[\d:.]+ %s %s %d true %s`, pidPattern(t, cmd.Process.Pid), pidPattern(t, os.Getpid()), os.Getuid(), regexp.QuoteMeta(cmd.Path)))
+	e.want(fmt.Sprintf(`[\d:.]+ %s %s %d true %s`, pidPattern(t, cmd.Process.Pid),
+		pidPattern(t, os.Getpid()), os.Getuid(), regexp.QuoteMeta(cmd.Path)))
 	e.interrupt()
 	e.want(`[1-9]\d* programs seen, 0 lost`)
 	e.wantEnd("")
@@ -270,7 +271,8 @@ func TestTcpconnect(t *testing.T) {
 			t.Fatal(err)
 		}
 		connect(t, listener)
-		e.want(fmt.Sprintf(`[\d:.]+ %s %s %s %s`, pidPattern(t, os.Getpid()), regexp.QuoteMeta(strings.TrimSpace(string(comm))),
+		e.want(fmt.Sprintf(`[\d:.]+ %s %s %s %s`, pidPattern(t, os.Getpid()),
+			regexp.QuoteMeta(strings.TrimSpace(string(comm))),
 			tt.family, regexp.QuoteMeta(listener.Addr().String())))
 	}
 	e.interrupt()
@@ -297,7 +299,8 @@ type cpuSet [8192 / 64]uint64 // large enough for any kernel
 func (s *cpuSet) call(t *testing.T, trap uintptr) {
 	t.Helper()
 	// SAFETY: the kernel accesses s during the call only.
-	if _, _, errno := syscall.RawSyscall(trap, 0, unsafe.Sizeof(*s), uintptr(unsafe.Pointer(s))); errno != 0 {
+	if _, _, errno := syscall.RawSyscall(trap, 0, unsafe.Sizeof(*s),
+		uintptr(unsafe.Pointer(s))); errno != 0 {
 		t.Errorf("affinity: %v", errno)
 	}
 }
@@ -370,13 +373,15 @@ func TestFlightrecorder(t *testing.T) {
 }
 
 // unprivileged is what privsep's reader says of itself.
-const unprivileged = "Uid: 65534 65534 65534 65534, Gid: 65534 65534 65534 65534, Groups: , CapPrm: 0{16}, CapEff: 0{16}, NoNewPrivs: 1"
+const unprivileged = "Uid: 65534 65534 65534 65534, Gid: 65534 65534 65534 65534, Groups: , " +
+	"CapPrm: 0{16}, CapEff: 0{16}, NoNewPrivs: 1"
 
 func TestPrivsep(t *testing.T) {
 	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
 	if bpfIsDenied(t) {
 		out, err := exec.Command(filepath.Join(programs, "privsep")).CombinedOutput()
-		if hint := "kernel.unprivileged_bpf_disabled must be 0"; err == nil || !strings.Contains(string(out), hint) {
+		if hint := "kernel.unprivileged_bpf_disabled must be 0"; err == nil ||
+			!strings.Contains(string(out), hint) {
 			t.Errorf("there is no %q in %q: %v", hint, out, err)
 		}
 		return

@@ -110,7 +110,8 @@ func print(reader *ringbuf.Reader) (seen int, err error) {
 		if _, err := binary.Decode(record.RawSample, binary.NativeEndian, &e); err != nil {
 			return seen, fmt.Errorf("event of %d bytes: %w", len(record.RawSample), err)
 		}
-		fmt.Printf(row, time.Now().Format("15:04:05.000000"), e.PID, e.PPID, e.UID, cString(e.Comm[:]), cString(e.Filename[:]))
+		fmt.Printf(row, time.Now().Format("15:04:05.000000"), e.PID, e.PPID, e.UID, cString(e.Comm[:]),
+			cString(e.Filename[:]))
 	}
 }
 
@@ -137,7 +138,8 @@ func lostEvents(module *bpf.Module) (uint64, error) {
 // them that there are. In an empty container that is the last, which is this one.
 func startPrograms() {
 	for {
-		for _, args := range [][]string{{"true"}, {"uname", "-a"}, {"ls", "/"}, {"sh", "-c", "date; id"}, {"/proc/self/exe", "-help"}} {
+		for _, args := range [][]string{{"true"}, {"uname", "-a"}, {"ls", "/"}, {"sh", "-c", "date; id"},
+			{"/proc/self/exe", "-help"}} {
 			exec.Command(args[0], args[1:]...).Run()
 			time.Sleep(250 * time.Millisecond)
 		}

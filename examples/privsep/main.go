@@ -114,7 +114,8 @@ func attachAndSend(conn *net.UnixConn) (link *os.File, err error) {
 		return nil, err
 	}
 	// Not dup(2), which makes descriptors that the reader would inherit.
-	fd, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(attached.FileDescriptor()), syscall.F_DUPFD_CLOEXEC, 0)
+	fd, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(attached.FileDescriptor()),
+		syscall.F_DUPFD_CLOEXEC, 0)
 	if errno != 0 {
 		return nil, fmt.Errorf("duplicate link: %w", errno)
 	}
@@ -130,7 +131,8 @@ func startUnprivileged(cmd *exec.Cmd) error {
 	go func() {
 		runtime.LockOSThread()
 		const prSetNoNewPrivs = 38 // include/uapi/linux/prctl.h
-		if _, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetNoNewPrivs, 1, 0, 0, 0, 0); errno != 0 {
+		if _, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetNoNewPrivs, 1, 0, 0, 0,
+			0); errno != 0 {
 			started <- fmt.Errorf("prctl(PR_SET_NO_NEW_PRIVS): %w", errno)
 			return
 		}

@@ -179,7 +179,8 @@ func Status() string {
 	}
 	module, err := load(ofSize(os.Getpagesize()))
 	if err != nil {
-		return fmt.Sprintf("kernel tests do NOT run: Linux %s does not let this process load BPF programs: %v", release, err)
+		return fmt.Sprintf("kernel tests do NOT run: Linux %s does not let this process load BPF "+
+			"programs: %v", release, err)
 	}
 	module.Close()
 	return fmt.Sprintf("kernel tests run on Linux %s", release)

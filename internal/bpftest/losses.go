@@ -52,7 +52,8 @@ func NewLoss(tb testing.TB, size int, threshold uint64) *LossRing {
 			tb.Fatal(err)
 		}
 	}
-	for name, p := range map[string]**bpf.BPFProg{"try_some": &r.trySome, "hold_one": &r.holdOne, "try_inner": &r.inner} {
+	for name, p := range map[string]**bpf.BPFProg{"try_some": &r.trySome, "hold_one": &r.holdOne,
+		"try_inner": &r.inner} {
 		if *p, err = module.GetProgram(name); err != nil {
 			tb.Fatal(err)
 		}

@@ -49,7 +49,8 @@ type StressRing struct {
 func NewStress(tb testing.TB, size int, seed uint64) *StressRing {
 	tb.Helper()
 	// The kernel leaves the last 8 bytes of a ring unused.
-	r := &StressRing{tb: tb, seed: seed, Producers: min(runtime.NumCPU(), maxProducers), maxSample: uint64(size - HeaderSize - 8)}
+	r := &StressRing{tb: tb, seed: seed, Producers: min(runtime.NumCPU(), maxProducers),
+		maxSample: uint64(size - HeaderSize - 8)}
 	r.content = make([]byte, size+offsets)
 	rand.NewChaCha8([32]byte(binary.NativeEndian.AppendUint64(make([]byte, 24), seed))).Read(r.content)
 	module, err := r.load(size)
@@ -69,7 +70,8 @@ func NewStress(tb testing.TB, size int, seed uint64) *StressRing {
 	if r.variables, err = module.GetMap(".bss"); err != nil {
 		tb.Fatal(err)
 	}
-	for name, p := range map[string]**bpf.BPFProg{"produce": &r.produce, "serve": &r.serve, "fill": &r.fill} {
+	for name, p := range map[string]**bpf.BPFProg{"produce": &r.produce, "serve": &r.serve,
+		"fill": &r.fill} {
 		if *p, err = module.GetProgram(name); err != nil {
 			tb.Fatal(err)
 		}

@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-var whole = flag.Bool("whole", false, "check all, not only what is quick, and print how what is broken goes wrong")
+var whole = flag.Bool("whole", false,
+	"check all, not only what is quick, and print how what is broken goes wrong")
 
 // A variant is wakeup.pml with something defined.
 type variant struct {
@@ -112,7 +113,8 @@ var (
 	mebibyte = regexp.MustCompile(`([\d.]+)\s+total actual memory usage`)
 	failure  = regexp.MustCompile(`pan:\d+: .*`)
 	// Not all was looked at, or too little.
-	incomplete = regexp.MustCompile(`max search depth too small|out of memory|Search not completed|hash-compact`)
+	incomplete = regexp.MustCompile(
+		`max search depth too small|out of memory|Search not completed|hash-compact`)
 )
 
 // check looks at everything that can happen, in dir, and returns what goes wrong.
@@ -146,7 +148,8 @@ func check(t *testing.T, dir, defines string, flags ...string) string {
 		if what := incomplete.FindString(out); what != "" {
 			t.Fatalf("%s:\n%s", what, out)
 		}
-		t.Logf("%s: %s states, none goes wrong, %s MiB, %.1f s", name, stored[1], memory[1], time.Since(began).Seconds())
+		t.Logf("%s: %s states, none goes wrong, %s MiB, %.1f s", name, stored[1], memory[1],
+			time.Since(began).Seconds())
 		return ""
 	}
 	t.Logf("%s: %s states until one goes wrong, %.1f s", name, stored[1], time.Since(began).Seconds())

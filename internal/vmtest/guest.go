@@ -58,7 +58,8 @@ func guest() {
 }
 
 func runCommands() error {
-	for dir, fs := range map[string]string{"/proc": "proc", "/sys": "sysfs", "/dev": "devtmpfs", "/tmp": "tmpfs"} {
+	for dir, fs := range map[string]string{"/proc": "proc", "/sys": "sysfs", "/dev": "devtmpfs",
+		"/tmp": "tmpfs"} {
 		if err := errors.Join(os.MkdirAll(dir, 0o755), syscall.Mount(fs, dir, fs, 0, "")); err != nil {
 			return fmt.Errorf("mount %s: %w", dir, err)
 		}

@@ -37,7 +37,8 @@ type machine struct {
 
 var machines = map[string]machine{
 	"amd64": {qemu: "qemu-system-x86_64", cpu: "max", console: "ttyS0"},
-	"arm64": {qemu: "qemu-system-aarch64", args: []string{"-machine", "virt"}, cpu: "neoverse-n1", console: "ttyAMA0"},
+	"arm64": {qemu: "qemu-system-aarch64", args: []string{"-machine", "virt"}, cpu: "neoverse-n1",
+		console: "ttyAMA0"},
 }
 
 const (
@@ -68,7 +69,8 @@ func run(arch string, jobs int, initramfs string, kernels []string) error {
 		return fmt.Errorf("unknown architecture %q", arch)
 	}
 	how, accel := "emulated", []string{"-accel", "tcg,thread=multi", "-cpu", m.cpu}
-	if kvm := []string{"-accel", "kvm", "-cpu", "host"}; arch == runtime.GOARCH && m.boots(kvm, initramfs, kernels[0]) {
+	if kvm := []string{"-accel", "kvm", "-cpu", "host"}; arch == runtime.GOARCH &&
+		m.boots(kvm, initramfs, kernels[0]) {
 		how, accel = "KVM", kvm
 	}
 	t := make(table, len(kernels))
@@ -134,14 +136,16 @@ func (m machine) boots(accel []string, initramfs, kernel string) bool {
 	}
 	_, err := m.boot(bootTimeout, accel, "kvm", initramfs, kernel, probeParameter)
 	if err != nil {
-		fmt.Printf("/dev/kvm does not work (%v, see %s): the processor is emulated, which takes minutes\n", err, consoleFile(initramfs, "kvm"))
+		fmt.Printf("/dev/kvm does not work (%v, see %s): the processor is emulated, which takes "+
+			"minutes\n", err, consoleFile(initramfs, "kvm"))
 	}
 	return err == nil
 }
 
 // boot boots a kernel and returns what it printed. It fails unless the kernel ends by
 // itself after guest was done.
-func (m machine) boot(timeout time.Duration, accel []string, name, initramfs, kernel string, parameters ...string) (console string, err error) {
+func (m machine) boot(timeout time.Duration, accel []string, name, initramfs, kernel string,
+	parameters ...string) (console string, err error) {
 	// A file, for those who want to watch.
 	log, err := os.Create(consoleFile(initramfs, name))
 	if err != nil {
@@ -150,7 +154,8 @@ func (m machine) boot(timeout time.Duration, accel []string, name, initramfs, ke
 	defer log.Close()
 	parameters = append(parameters, "console="+m.console, "loglevel=1", "oops=panic", "panic=-1")
 	args := slices.Concat(m.args, accel, []string{
-		"-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+		"-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none",
+		"-serial", "stdio", "-no-reboot",
 		"-kernel", kernel, "-initrd", initramfs, "-append", strings.Join(parameters, " "),
 	})
 	cmd := exec.Command(m.qemu, args...)

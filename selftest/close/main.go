@@ -64,7 +64,8 @@ func run() error {
 		return err
 	}
 	if after != before {
-		return fmt.Errorf("%d descriptors are open, before %d Readers there were %d", after, rounds, before)
+		return fmt.Errorf("%d descriptors are open, before %d Readers there were %d", after, rounds,
+			before)
 	}
 
 	// What nobody has drained is still there.
@@ -79,7 +80,8 @@ func run() error {
 	if err := reader.Flush(); err != nil {
 		return err
 	}
-	if err := errors.Join(workload.ReadUntil(reader, ringbuf.ErrFlushed, all.add), all.endReader()); err != nil {
+	if err := errors.Join(workload.ReadUntil(reader, ringbuf.ErrFlushed, all.add),
+		all.endReader()); err != nil {
 		return err
 	}
 	counters, err := w.Counters()
@@ -94,8 +96,10 @@ func run() error {
 	if lost > rounds*maxLost {
 		return fmt.Errorf("%d Readers lost %d events, of batches that hold %d", rounds, lost, maxLost)
 	}
-	fmt.Printf("%d deadlines and flushes in %d events, %d flushes before a record that was not yet submitted\n", 2*rounds, interrupted, incomplete)
-	fmt.Printf("%d Readers closed in %d events, of which they lost %d\n", rounds, all.next.Total()-interrupted, lost)
+	fmt.Printf("%d deadlines and flushes in %d events, %d flushes before a record that was not yet "+
+		"submitted\n", 2*rounds, interrupted, incomplete)
+	fmt.Printf("%d Readers closed in %d events, of which they lost %d\n", rounds,
+		all.next.Total()-interrupted, lost)
 	return nil
 }
 
@@ -134,7 +138,8 @@ func interrupt(w *workload.Workload, seen *workload.Sequences) (incomplete int, 
 	// Events wait in the ring behind one that is reserved and not yet submitted: for
 	// long only if its thread is preempted just then.
 	if incomplete > rounds/10 {
-		return 0, fmt.Errorf("%d of %d flushes did not return all that was submitted before", incomplete, rounds)
+		return 0, fmt.Errorf("%d of %d flushes did not return all that was submitted before", incomplete,
+			rounds)
 	}
 	// So that the next Reader finds all that this one did not return.
 	if err := reader.Flush(); err != nil {
@@ -215,7 +220,8 @@ func (c *collection) endReader() error {
 		c.lost += int(seqs[0] - c.next[cpu])
 		for i, seq := range seqs {
 			if seq != seqs[0]+uint64(i) {
-				return fmt.Errorf("event %d of CPU %d is missing, or %d came twice", seqs[0]+uint64(i), cpu, seq)
+				return fmt.Errorf("event %d of CPU %d is missing, or %d came twice", seqs[0]+uint64(i), cpu,
+					seq)
 			}
 		}
 		c.next[cpu] = seqs[len(seqs)-1] + 1

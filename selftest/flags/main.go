@@ -200,7 +200,8 @@ func (r result) check(sample uint64, remaining int, atLeast, lessThan time.Durat
 	case r.err != nil:
 		return r.err
 	case string(r.record.RawSample) != string(want) || r.record.Remaining != remaining:
-		return fmt.Errorf("read %x with %d bytes remaining, want %x with %d", r.record.RawSample, r.record.Remaining, want, remaining)
+		return fmt.Errorf("read %x with %d bytes remaining, want %x with %d", r.record.RawSample,
+			r.record.Remaining, want, remaining)
 	case r.took < atLeast || r.took >= lessThan:
 		return fmt.Errorf("read took %v, want %v or more and less than %v", r.took, atLeast, lessThan)
 	}

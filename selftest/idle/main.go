@@ -109,7 +109,8 @@ func run() error {
 			return err
 		}
 		more -= threadsBefore
-		fmt.Printf("%d Readers waiting %s their first sample: %d threads more, %v of processor time in %v\n",
+		fmt.Printf("%d Readers waiting %s their first sample: %d threads more, %v of processor time in "+
+			"%v\n",
 			rings, when, more, used, window)
 		if more > maxThreads || used > maxTime {
 			return fmt.Errorf("want at most %d threads more and %v", maxThreads, maxTime)

@@ -146,7 +146,8 @@ func check(read result, pid uint32) error {
 	filename, _, _ := bytes.Cut(got.Filename[:], []byte{0})
 	want := event{PID: pid, PPID: uint32(os.Getpid()), Filename: got.Filename}
 	if got != want || string(filename) != "/proc/self/exe" {
-		return fmt.Errorf("event is pid %d, ppid %d, %q; want %d, %d, /proc/self/exe", got.PID, got.PPID, filename, want.PID, want.PPID)
+		return fmt.Errorf("event is pid %d, ppid %d, %q; want %d, %d, /proc/self/exe", got.PID, got.PPID,
+			filename, want.PID, want.PPID)
 	}
 	return nil
 }

@@ -148,14 +148,16 @@ func startUnprivileged(cmd *exec.Cmd) error {
 		}{version: 0x20080522} // _LINUX_CAPABILITY_VERSION_3
 		var none [2]struct{ effective, permitted, inheritable uint32 }
 		// SAFETY: the kernel reads both during the call only.
-		_, _, errno := syscall.RawSyscall(syscall.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&none)), 0)
+		_, _, errno := syscall.RawSyscall(syscall.SYS_CAPSET, uintptr(unsafe.Pointer(&header)),
+			uintptr(unsafe.Pointer(&none)), 0)
 		if errno != 0 {
 			return fmt.Errorf("capset: %w", errno)
 		}
 	}
 	// Inherited by the child: neither capabilities of the file nor setuid count.
 	const prSetNoNewPrivs = 38
-	if _, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetNoNewPrivs, 1, 0, 0, 0, 0); errno != 0 {
+	if _, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetNoNewPrivs,
+		1, 0, 0, 0, 0); errno != 0 {
 		return fmt.Errorf("prctl(PR_SET_NO_NEW_PRIVS): %w", errno)
 	}
 	return cmd.Start()

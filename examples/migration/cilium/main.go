@@ -38,7 +38,8 @@ func run() error {
 	}
 	defer module.Close()
 	prog := module.Programs["sched_process_exec"]
-	attached, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: "sched_process_exec", Program: prog})
+	attached, err := link.AttachRawTracepoint(link.RawTracepointOptions{
+		Name: "sched_process_exec", Program: prog})
 	if err != nil {
 		return err
 	}
