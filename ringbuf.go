@@ -25,27 +25,26 @@ type Record struct {
 	// padding. It may be empty: the kernel accepts samples of size 0.
 	RawSample []byte
 
-	// Remaining is the minimum number of bytes, headers and padding included, that
-	// are left to read after this record. There may be more: it is not updated by
-	// what is produced between the drain that found this record and its Read.
+	// Remaining is the number of bytes, headers and padding included, that were left to read
+	// after this record when it was drained. There may be more by the time it is read.
 	Remaining int
 
 	// Ring is the index of the record's ring among the maps of NewMultiReader, else 0.
 	Ring int
 
-	// Lost is the number of records that the kernel refused, as a rule because the ring
-	// was full, after the record before this one and before this one. It is 0 without
-	// WithLossCounter, which see.
+	// Lost is the number of records that the kernel refused between the previous record and
+	// this one, usually because the ring was full. It is always 0 unless the Reader has a loss
+	// counter: see [WithLossCounter].
 	Lost uint64
 }
 
-// A Reader reads the records of one or more BPF ring buffers. All of its methods may be
-// called by any number of goroutines at once. Each record is returned once, in the
-// order of its ring, to one of them.
+// A Reader reads the records of one or more BPF ring buffers. Any number of goroutines may call
+// its methods at the same time. Each record is returned once, to one of them, in the order of its
+// ring.
 //
-// A ring buffer has one consumer position, shared by everybody: at any time only
-// one Reader, of all processes, may read it. When a Reader finds that somebody else
-// has moved that position, its Read returns an error. See Read.
+// A ring buffer has a single consumer position. So only one Reader on the machine may read a ring
+// at a time. A Reader that finds the position moved by somebody else returns an error: see
+// [Reader.Read].
 type Reader struct {
 	queue   *queue
 	cleanup runtime.Cleanup
@@ -61,89 +60,101 @@ type options struct {
 	ownMapping   bool          // for tests: do not use libbpf's
 }
 
-// WithMaxDelay limits the delay by which wakeup moderation may hold a sample back: while
-// somebody reads, no sample is held back for longer than twice d. 0 or less turns moderation
-// off, so that the Reader reads eagerly. The default is 1 ms, and less or nothing for rings
-// that a flood could fill in that time: a flood of records that are as large as those that came
-// lately. (Where small ones may be followed by a flood of large ones, a ring of less than some
-// MiB is better read eagerly.)
+// WithMaxDelay sets the interval d of wakeup moderation. While a goroutine reads, moderation
+// holds no sample back for longer than 2d. A d of 0 or less turns moderation off: the Reader then
+// reads eagerly.
 //
-// The kernel notifies of a record whenever the consumer had caught up, and the BPF
-// program that submits it, thus the traced workload, pays for that: several times what
-// the program takes otherwise. So while notifications come faster than four in 3d, the
-// Reader drains the ring at ticks of a timer, at most d apart, and leaves the newest
-// record until the next tick. Then the kernel never notifies. At lower rates, for the
-// first samples after a pause, and where a deadline, Flush or Close ends a wait,
-// nothing is held back.
+// The default is 1 ms. It is shorter, or 0, for a ring that a flood could fill in that time. The
+// Reader estimates that from the size of recent records. If small records may be followed by a
+// flood of large ones, read a ring of less than a few MiB eagerly.
 //
-// An explicit d is taken as given: the ring must have room for what is produced in
-// that time. A d of 10 ms or more does not depend on notifications: whoever waits in Read
-// looks at the rings every d, also before the first record. And a wakeup that a BPF program
-// forces (BPF_RB_FORCE_WAKEUP), when an eighth of a ring or more was produced since the last
-// tick, ends the pause before the next one. So programs may notify of nothing but a ring that
-// fills up, for which bpf/ringbuf.bpf.h has ringbuf_quiet. With a shorter delay, and by
-// default, such records may wait for ever.
+// Moderation exists because notifications are expensive. The kernel notifies of a record when the
+// consumer had caught up. The BPF program that submits the record pays for that, and so does the
+// traced workload: several times the cost of the program itself. When more than about 1,400
+// notifications a second arrive (at 1 ms; in general, more than 4 in 3d), the Reader instead
+// drains the ring on a timer, every d or more often. Each drain leaves the newest record for the
+// next one, and then the kernel sends no notifications. Nothing is held back at lower rates, for
+// the first samples after a pause, or when a deadline, Flush or Close ends a wait.
+//
+// An explicit d is used as it is. The ring must have room for everything that is produced in that
+// time. A d of 10 ms or more has two more effects:
+//
+//   - The Reader does not depend on notifications. A waiting Read looks at the rings every d, even
+//     before the first record.
+//   - A forced wakeup (BPF_RB_FORCE_WAKEUP) ends the current pause, if at least an eighth of a ring
+//     was produced since the last drain.
+//
+// BPF programs can then use ringbuf_quiet of bpf/ringbuf.bpf.h, which notifies only when a ring
+// fills up. With a shorter delay, or the default, records that are submitted with
+// BPF_RB_NO_WAKEUP may never be read.
 func WithMaxDelay(d time.Duration) Option {
 	return func(o *options) { o.maxDelay = max(d, 0) }
 }
 
-// WithLossCounter lets the Reader tell of records that the kernel refused, because the ring was
-// full or, in an interrupt that cannot be masked, because its lock was taken: Stats counts
-// them, and Record.Lost says where they are missing. BPF programs count them in m, a map that
-// they declare with RINGBUF_COUNTER and pass to ringbuf_reserve and ringbuf_output of
-// bpf/ringbuf.bpf.h, in this module.
+// WithLossCounter makes the Reader report records that the kernel refused. Stats counts them, and
+// Record.Lost says where they are missing. The kernel refuses a record when the ring is full, or
+// when its lock is taken in an interrupt that cannot be masked.
 //
-// A loss comes with the record that follows it, or with an earlier one, but not later: whoever
-// adds up Lost always knows of at least as many as are missing so far on each CPU. (It may be
-// later by a batch if one drain goes round the whole ring, as in rings of 64 KiB and less, or
-// where most records are discarded.) It comes earlier if the ring is full again before the
-// Reader gets to where it was full before: then with the record there; and all losses of a
-// batch, or of a lease of up to 64 KiB, come with the first of its records that follows one. If
-// no record follows, only Stats tells. Of several rings nobody knows which one it was: the loss
-// comes with the next record that is drained, of any of them.
+// BPF programs count the losses in m. They declare m with RINGBUF_COUNTER and pass it to
+// ringbuf_reserve and ringbuf_output, all of which are in bpf/ringbuf.bpf.h of this module.
 //
-// A Reader has one counter. Its rings may share it if no CPU writes into more than one of
-// them, as with a ring for each CPU; for others take a Reader, and a counter, each.
+// A loss is reported with the record that follows it or with an earlier one. The sum of Lost is
+// therefore never less than the number of records that are missing so far on each CPU. In detail:
 //
-// What was counted before NewReader does not count. Like the map of the ring, m may be
-// closed afterwards. Its descriptor must be for reading and writing.
+//   - All losses of a batch, or of a lease of up to 64 KiB, are reported with the first record of
+//     it that follows a loss.
+//   - If the ring fills up again before the Reader reaches the place of an earlier loss, the
+//     second loss is reported with the first.
+//   - If no record follows a loss, only Stats reports it.
+//   - With several rings it is not known which of them refused a record. The loss is reported with
+//     the next record that is drained, of any ring.
+//   - If one drain goes around the whole ring, a loss may be reported one batch late. That can
+//     happen in rings of 64 KiB or less, or where most records are discarded.
+//
+// A Reader has one counter. Its rings can share it if each CPU writes into only one of them, as
+// with a ring for each CPU. Otherwise use a Reader and a counter for each ring.
+//
+// Losses before NewReader are not reported. m may be closed after NewReader, like the map of the
+// ring. Its descriptor must be for reading and writing.
 func WithLossCounter(m Map) Option {
 	return func(o *options) { o.lossCounters = append(o.lossCounters, m) }
 }
 
 // NewReader returns a Reader of the ring buffer m.
 //
-// It duplicates the map's descriptor, so that m may be closed, with the libbpfgo
-// Module that it belongs to, while the Reader goes on. It needs no capability,
-// only a descriptor for reading and writing: with BPF_F_RDONLY or BPF_F_WRONLY the
-// kernel refuses to map the consumer position. On kernels before 6.0 with the sysctl
-// kernel.unprivileged_bpf_disabled set it also needs CAP_BPF, without which all
-// bpf(2) commands are refused there.
+// It duplicates the descriptor of the map. So m, and the libbpfgo Module that it belongs to, may
+// be closed while the Reader goes on.
 //
-// The error names the map and what was being done, and wraps the errno where there
-// is one: the map may not be a ring buffer, be one in overwrite mode
-// (BPF_F_RB_OVERWRITE, which libbpf cannot consume) or have a corrupt consumer
-// position, or a resource may be short.
+// It needs a descriptor for reading and writing: with BPF_F_RDONLY or BPF_F_WRONLY the kernel
+// refuses to map the consumer position. It needs no capability, except on kernels before 6.0 where
+// the sysctl kernel.unprivileged_bpf_disabled is set. There all bpf(2) commands need CAP_BPF.
 //
-// Close releases the Reader's resources. If it is dropped without a Close, they
-// are released after the garbage collector has found out.
+// The error names the map and the step that failed, and wraps the errno if there is one. NewReader
+// fails if the map is not a ring buffer, if it is in overwrite mode (BPF_F_RB_OVERWRITE, which
+// libbpf cannot consume), if its consumer position is corrupt, or if the process is short of a
+// resource.
+//
+// Close releases the Reader's resources. If a Reader is dropped without Close, they are released
+// after a garbage collection.
 func NewReader(m Map, opts ...Option) (*Reader, error) {
 	return NewMultiReader([]Map{m}, opts...)
 }
 
-// NewMultiReader returns a Reader of one or more ring buffers, each as NewReader wants it.
-// Record.Ring tells from which of maps a record is. The rings take turns: while there are
-// records in several, as many batches, or leases of up to 64 KiB, come from each, so that a
-// ring that is flooded does not hold up the others.
+// NewMultiReader returns a Reader of one or more ring buffers. The requirements are those of
+// [NewReader], for each map. Record.Ring is the index in maps of the ring that a record is from.
 //
-// BPF programs on several processors that write into one ring wait for each other: the
-// kernel locks the ring for each record. One ring for each processor, or NUMA node, in a
-// map of type BPF_MAP_TYPE_ARRAY_OF_MAPS, is how they do not. See examples/sharded.
+// The rings take turns. While several have records, the Reader takes one batch, or one lease of up
+// to 64 KiB, from each. So a flooded ring does not delay the others.
 //
-// What is said of one ring elsewhere is true of each. An error of Read, but for those of
-// deadline, Flush and Close, names the map; the records of the others are returned by
-// the Reads between. The default delay of wakeup moderation is that of the ring which a flood
-// would fill first: one that is small, for the size of its records, has all read eagerly.
+// Use several rings when BPF programs on several processors write at the same time. The kernel
+// locks a ring for each record, so programs that share a ring wait for each other. To avoid that,
+// give each processor or NUMA node a ring of its own, in a map of type
+// BPF_MAP_TYPE_ARRAY_OF_MAPS. See examples/sharded.
+//
+// What the documentation says of one ring holds for each. An error of Read names its map, except
+// for the errors of a deadline, Flush and Close. Reads in between return the records of the other
+// rings. The default delay of wakeup moderation is that of the ring that a flood would fill first.
+// If one ring is small for its records, all rings are read eagerly.
 func NewMultiReader(maps []Map, opts ...Option) (*Reader, error) {
 	o := options{maxDelay: -1}
 	for _, opt := range opts {
@@ -165,43 +176,41 @@ func newReader(src rings) *Reader {
 	return r
 }
 
-// Read returns the next record. Its RawSample belongs to the caller, who may keep
-// and change it. Samples of up to 2 KiB share larger allocations: keeping one of them
-// retains 32 KiB of memory.
+// Read returns the next record. Its RawSample belongs to the caller, who may keep it and write to
+// it. Samples of up to 2 KiB share larger allocations, so that one kept sample may retain 32 KiB
+// of memory.
 //
-// It waits for a record until
+// Read waits for a record until
 //
-//   - the deadline of SetDeadline has passed: os.ErrDeadlineExceeded,
+//   - the deadline of SetDeadline passes: os.ErrDeadlineExceeded,
 //   - Flush is called: ErrFlushed,
 //   - Close is called: an error that wraps ErrClosed.
 //
-// Before the first two of these errors it returns all records that were in the rings when
-// the deadline passed or Flush was called, and perhaps later ones. So both come also with a
-// producer that is always ahead of the caller. While a deadline has passed, each
-// os.ErrDeadlineExceeded begins the next such drain: the calls after it return what is in
-// the rings then.
+// Before it returns one of the first two errors, Read returns all records that were in the rings
+// when the deadline passed or Flush was called. It may also return some later records, but the
+// error comes even if a producer is always ahead of the caller. After os.ErrDeadlineExceeded the
+// next drain begins: while the deadline remains in the past, the following calls return what is in
+// the rings by then.
 //
-// A record that is in the ring is returned whether or not the kernel notified of it
-// (BPF_RB_NO_WAKEUP). Records that were discarded are skipped. One that is reserved and not
-// yet submitted holds back those behind it: the ring counts as empty there.
+// Read returns a record whether or not the kernel notified of it (BPF_RB_NO_WAKEUP). It skips
+// records that were discarded. A record that is reserved and not yet submitted holds back all
+// records behind it.
 //
-// libbpf consumes samples in batches of up to 16 KiB, one sample, or a lease that was released. A
-// process that is killed, and a Close, lose what was consumed and not yet returned. Records and
-// Lease lose nothing of what no Read has drained.
+// libbpf consumes samples in batches. A batch is up to 16 KiB, or a single larger sample, or a
+// released lease. Close, and the death of the process, lose the samples that were consumed and not
+// yet returned. Records and Lease lose nothing, unless a Read has drained it before.
 //
-// While a lease is out, Read returns the records behind those that are lent.
+// While a lease is out, Read returns the records behind the lent ones.
 //
-// An error that wraps syscall.EUCLEAN says that the consumer position is not where
-// this Reader left it: there is another Reader of this ring, in this process or
-// another, or somebody who writes that position. It is returned by every Read until
-// the position is back. To go on from where the ring is now, open a new Reader. The text names
-// processes that have the map open, as far as /proc showed them when there was such an error
-// for the first time. One that has only mapped the ring is not found, and one that is named may
-// have the map for other reasons.
+// An error that wraps syscall.EUCLEAN means that the consumer position is not where this Reader
+// left it. Another Reader reads this ring, in this process or another one, or somebody writes to
+// the position. Every Read returns this error until the position is back. To continue from the
+// ring's present state, open a new Reader. The text names processes that had the map open when the
+// Reader first found such an error, as far as /proc shows them. A process that has only mapped the
+// ring is not found. A process that is named may have the map open for other reasons.
 //
-// An error that wraps syscall.EBADF says that somebody in this process closed a
-// descriptor of the Reader, or put another file in its place. No record is lost by that,
-// but they can be read to the end with another Reader only.
+// An error that wraps syscall.EBADF means that this process closed a descriptor of the Reader, or
+// replaced it by another file. No record is lost, but only a new Reader can read the rest.
 func (r *Reader) Read() (rec Record, err error) {
 	if q := r.queue; !q.take(&rec, true) {
 		err = q.read(context.Background(), &rec, true)
@@ -209,9 +218,8 @@ func (r *Reader) Read() (rec Record, err error) {
 	return rec, err
 }
 
-// ReadContext is like Read, but also returns when ctx is done, with the error of ctx: at
-// once, whoever else is waiting, and without the records that are in the ring, which
-// remain there.
+// ReadContext is like Read, but also returns when ctx is done, with the error of ctx. It returns
+// at once, even while other goroutines wait, and leaves the records that are in the ring.
 func (r *Reader) ReadContext(ctx context.Context) (rec Record, err error) {
 	q := r.queue
 	if err := ctx.Err(); err != nil || q.take(&rec, true) {
@@ -222,9 +230,9 @@ func (r *Reader) ReadContext(ctx context.Context) (rec Record, err error) {
 	return rec, err
 }
 
-// ReadInto is like Read, but reuses the capacity of rec.RawSample, so that a loop
-// with one Record allocates nothing. On error rec is unchanged, but for the bytes in
-// that capacity. A process that is killed loses at most a batch, as with Read.
+// ReadInto is like Read, but reuses the capacity of rec.RawSample. A loop that uses one Record
+// allocates nothing. On error rec is unchanged, except for the bytes in that capacity. A process
+// that is killed loses at most a batch, as with Read.
 func (r *Reader) ReadInto(rec *Record) error {
 	if q := r.queue; !q.take(rec, false) {
 		return q.read(context.Background(), rec, false)
@@ -232,15 +240,16 @@ func (r *Reader) ReadInto(rec *Record) error {
 	return nil
 }
 
-// TryReadInto is like ReadInto, but returns at once: for a loop that has other things to do than
-// to wait. It reports whether there was a record. A record that is in a ring is returned, whatever
-// WithMaxDelay says, but for those behind one that is reserved and not yet submitted. The errors
-// are those of Read, without os.ErrDeadlineExceeded: a deadline does not matter to it, nor does it
-// change what one means to others. When Flush was called and all that was in the rings then has
-// been returned, TryReadInto returns ErrFlushed, if no other read has.
+// TryReadInto is like ReadInto, but never waits. Use it in a loop that has other work to do. It
+// reports whether there was a record. It returns any record that is in a ring, regardless of
+// WithMaxDelay, except those behind a record that is reserved and not yet submitted.
 //
-// It reports false also while another goroutine waits in Read, Lease or a loop, which then gets the
-// next record.
+// It ignores the deadline, and so never returns os.ErrDeadlineExceeded. The other errors are those
+// of Read. After Flush it returns ErrFlushed when everything that was in the rings has been
+// returned, unless another read has returned it already.
+//
+// TryReadInto also reports false while another goroutine waits in Read, in Lease or in a loop.
+// That goroutine gets the next record.
 func (r *Reader) TryReadInto(rec *Record) (ok bool, err error) {
 	if q := r.queue; !q.take(rec, false) {
 		return q.tryRead(rec)
@@ -272,23 +281,22 @@ func (q *queue) take(rec *Record, own bool) bool {
 	}
 }
 
-// SetDeadline sets the time after which Read does not wait for records.
-// It applies to calls that are already waiting too, and never waits for them. The
-// zero Time means no deadline, which is the default. With a time in the past, Read and Lease
-// do not wait at all.
+// SetDeadline sets the time after which Read does not wait for records. It also applies to calls
+// that are already waiting. The zero Time, which is the default, means no deadline. With a time in
+// the past, Read and Lease do not wait at all. SetDeadline itself never waits.
 func (r *Reader) SetDeadline(t time.Time) { r.queue.setDeadline(t) }
 
-// Flush makes Read return what is in the ring now, also records submitted with
-// BPF_RB_NO_WAKEUP, and then ErrFlushed once. If nobody is reading, the next calls do so.
+// Flush makes Read return all records that are in the ring now, including those that were
+// submitted with BPF_RB_NO_WAKEUP, and then ErrFlushed once. If no goroutine is reading, the next
+// calls of Read do that. After Close, Flush returns an error that wraps ErrClosed.
 //
-// To hand a pinned ring over to another process without losing a record, call
-// Flush, Read until ErrFlushed, then Close. The error wraps ErrClosed after Close.
+// To stop without losing a record, for example to hand a pinned ring over to another process, call
+// Flush, call Read until it returns ErrFlushed, then call Close.
 func (r *Reader) Flush() error { return r.queue.flush() }
 
-// AvailableBytes returns the number of bytes, headers and padding included, that
-// were produced and not yet returned: from the end of the record returned last to the
-// producer position, in all rings. What a lease or a loop over Records has been lent counts as
-// returned until it is released. It is 0 after Close.
+// AvailableBytes returns the number of bytes, headers and padding included, that were produced and
+// not yet returned, in all rings. Records that are lent to a lease or a loop count as returned,
+// until they are released. AvailableBytes is 0 after Close.
 func (r *Reader) AvailableBytes() int { return r.queue.available() }
 
 // BufferSize returns the size of the ring in bytes; of several, the sum.
@@ -299,12 +307,13 @@ func (r *Reader) BufferSize() (sum int) {
 	return sum
 }
 
-// Close interrupts all waiting calls and releases the Reader's descriptors, mappings and
-// memory, the last lease being given back. When it returns, no code of libbpf touches the ring
-// any more. Further calls do nothing and return the same as the first.
+// Close interrupts all waiting calls and releases the Reader's descriptors, mappings and memory.
+// Lent records stay in the ring, and stay mapped until the last lease is committed or released.
+// When Close returns, libbpf no longer touches the ring. Further calls do nothing and return the
+// same result.
 //
-// What Read has drained and not yet returned is lost: see there. What is lent stays in the
-// ring, and mapped until the last lease is given back. See Flush for how to leave nothing.
+// Samples that Read has drained and not yet returned are lost. See [Reader.Flush] for a way to
+// stop that loses none.
 func (r *Reader) Close() error {
 	r.cleanup.Stop()
 	return r.close()
