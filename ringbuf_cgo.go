@@ -22,6 +22,13 @@ package ringbuf
 #cgo nocallback cgo_ringbuf_wake
 #cgo nocallback cgo_ringbuf_arm
 #cgo nocallback cgo_ringbuf_wakeups
+#cgo noescape cgo_writer_write
+#cgo nocallback cgo_writer_write
+#cgo noescape cgo_writer_reserve
+#cgo nocallback cgo_writer_reserve
+#cgo nocallback cgo_writer_submit
+#cgo nocallback cgo_writer_discard
+#cgo nocallback cgo_writer_arm
 #cgo libbpf_pkgconfig pkg-config: libbpf libelf zlib
 #include "ringbuf_cgo.h"
 */
@@ -170,3 +177,58 @@ func (d door) wake() { C.cgo_ringbuf_wake(d.c) }
 // dupParkFD returns a duplicate of the descriptor that is readable when it is armed and the
 // kernel notifies.
 func (d door) dupParkFD() (int, error) { return dup(int(d.c.park_fd)) }
+
+// A writerDoor is an open struct cgo_writer, whose comments say what the methods do, and which
+// calls may overlap.
+type writerDoor struct{ c *C.struct_cgo_writer }
+
+// openWriterDoor opens the user ring buffer of fd, which it owns then. On failure it tells what
+// was being done.
+func openWriterDoor(fd int, size uint64, repair bool) (d writerDoor, step string, err error) {
+	var stepC *C.char
+	err = errnoOf(C.cgo_writer_open(C.int(fd), C.__u64(size), C.bool(repair), &d.c, &stepC))
+	if err != nil {
+		return d, C.GoString(stepC), err
+	}
+	return d, "", nil
+}
+
+func (d writerDoor) close()          { C.cgo_writer_close(d.c) }
+func (d writerDoor) free()           { C.cgo_writer_free(d.c) }
+func (d writerDoor) parkFD() int     { return int(d.c.park_fd) }
+func (d writerDoor) busy() uint64    { return uint64(d.c.busy) }
+func (d writerDoor) written() uint64 { return uint64(d.c.producer) }
+
+// positions returns where the positions are mapped, until close.
+func (d writerDoor) positions() (consumer, producer *uint64) {
+	return (*uint64)(unsafe.Pointer(d.c.consumer_pos)), (*uint64)(unsafe.Pointer(d.c.producer_pos))
+}
+
+// write writes a sample.
+//
+// SAFETY: C reads it during the call only.
+func (d writerDoor) write(sample []byte) error {
+	fromC, lenC := bufferC(sample)
+	return errnoOf(C.cgo_writer_write(d.c, fromC, lenC))
+}
+
+func (d writerDoor) reserve(n int) (lib uintptr, offset uint64, err error) {
+	var libC C.uintptr_t
+	var offsetC C.__u64
+	err = errnoOf(C.cgo_writer_reserve(d.c, C.size_t(n), &libC, &offsetC))
+	return uintptr(libC), uint64(offsetC), err
+}
+
+// lent returns the n bytes of a reservation.
+//
+// SAFETY: view has the data twice in a row, so that they are in there, and stays until free.
+func (d writerDoor) lent(offset uint64, n int) []byte {
+	return unsafe.Slice((*byte)(unsafe.Add(d.c.view, offset)), n)
+}
+
+func (d writerDoor) submit(lib uintptr)  { C.cgo_writer_submit(d.c, C.uintptr_t(lib)) }
+func (d writerDoor) discard(lib uintptr) { C.cgo_writer_discard(d.c, C.uintptr_t(lib)) }
+func (d writerDoor) detach(offset uint64, n int) {
+	C.cgo_writer_detach(d.c, C.__u64(offset), C.size_t(n))
+}
+func (d writerDoor) arm(armed bool) error { return errnoOf(C.cgo_writer_arm(d.c, C.bool(armed))) }

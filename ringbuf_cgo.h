@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The C side of the package: ringbuf_cgo.c consumes, ringbuf_cgo_wait.c waits,
- * ringbuf_cgo_open.c opens. Only this code calls libbpf's ring_buffer API. It
- * knows nothing of Go.
+ * ringbuf_cgo_open.c opens, ringbuf_cgo_write.c writes. Only this code calls libbpf's
+ * ring_buffer and user_ring_buffer APIs. It knows nothing of Go.
  */
 #ifndef RINGBUF_CGO_H
 #define RINGBUF_CGO_H
@@ -15,6 +15,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <linux/types.h>
 
 enum bpf_link_type; /* libbpf.h wants it, and linux/bpf.h has it only from 5.8 on */
@@ -29,6 +30,9 @@ enum bpf_link_type; /* libbpf.h wants it, and linux/bpf.h has it only from 5.8 o
 #define HEADER_SIZE 8
 #define BUSY_BIT (1U << 31)
 #define DISCARD_BIT (1U << 30)
+
+/* The most bytes of a bpf_dynptr: DYNPTR_MAX_SIZE in kernel/bpf/helpers.c. */
+#define MAX_DYNPTR ((1U << 24) - 1)
 
 /* Returned by the callback to end a call of libbpf: "this sample was the last". */
 #define STOP (-ECANCELED)
@@ -160,7 +164,62 @@ void cgo_ringbuf_drop(struct cgo_ringbuf *r);
 
 __u64 cgo_ringbuf_wakeups(const struct cgo_ringbuf *r);
 
-/* For the three files. */
+/*
+ * The user ring buffer of a Writer. Any thread may be in cgo_writer_arm(); of the other functions
+ * one at a time may run. They return 0 or a negative errno. -EUCLEAN: somebody else wrote the
+ * producer position, or a record has a header that the kernel refuses.
+ */
+struct cgo_writer {
+	struct user_ring_buffer *rb;
+	__u64 size; /* in bytes */
+	int map_fd;
+	int park_fd; /* epoll instance for Go's netpoller, which closes it */
+
+	/* In memory that can only be read. */
+	void *positions;
+	const __u64 *consumer_pos;
+	const __u64 *producer_pos;
+
+	__u64 producer; /* where this Writer left the producer position */
+	__u64 busy;	/* records that were found reserved and not submitted */
+
+	/* Our own mapping of the data, twice in a row, in which reservations are lent; or NULL. */
+	void *view;
+};
+
+/*
+ * Opens the user ring buffer of map_fd, which it owns unless it fails. With repair it discards
+ * records that are reserved and not submitted. A failure sets *step to what was being done.
+ */
+int cgo_writer_open(int map_fd, __u64 size, bool repair, struct cgo_writer **out,
+		    const char **step);
+
+/* Gives back all but park_fd, what is lent, and w, which cgo_writer_free() frees then. */
+void cgo_writer_close(struct cgo_writer *w);
+void cgo_writer_free(struct cgo_writer *w);
+
+/* Reserves, copies and submits. -ENOSPC: there is no room. */
+int cgo_writer_write(struct cgo_writer *w, const __u8 *from, size_t len);
+
+/*
+ * Reserves. *sample is for submit and discard, and *offset where the owner finds its memory in
+ * view, which cgo_writer_view() maps.
+ */
+int cgo_writer_view(struct cgo_writer *w);
+int cgo_writer_reserve(struct cgo_writer *w, size_t len, uintptr_t *sample, __u64 *offset);
+void cgo_writer_submit(struct cgo_writer *w, uintptr_t sample);
+void cgo_writer_discard(struct cgo_writer *w, uintptr_t sample);
+
+/*
+ * Puts other memory in the place of a reservation's in view: what its owner still writes gets
+ * into no ring.
+ */
+void cgo_writer_detach(struct cgo_writer *w, __u64 offset, size_t len);
+
+/* Makes park_fd readable when the kernel has drained something (or no longer). */
+int cgo_writer_arm(struct cgo_writer *w, bool armed);
+
+/* For the files. */
 
 int cgo_ringbuf_take(void *ring, void *sample, size_t len); /* libbpf's callback */
 void cgo_ringbuf_begin(struct cgo_ringbuf *r, __u8 *buf, size_t cap);

@@ -12,6 +12,7 @@ var errNoLinux = fmt.Errorf("BPF maps need Linux, and this program was built for
 	runtime.GOOS, errors.ErrUnsupported)
 
 func openRings([]Map, options) (rings, error) { return nil, errNoLinux }
+func errNoWriter() error                      { return errNoLinux }
 func openPinned(string) (int, error)          { return -1, errNoLinux }
 func openID(uint32) (int, error)              { return -1, errNoLinux }
 func nameOthers(err error) error              { return err }

@@ -1,0 +1,160 @@
+package ringbuf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+)
+
+// How a Writer waits for room: without a thread, in Go's netpoller, for the kernel to notify of a
+// drain. The kernel says EPOLLOUT while any byte is free, so the netpoller, which is edge-triggered,
+// only tells that there was a drain; whether it made enough room is seen by the positions. A program
+// that drains with BPF_RB_NO_WAKEUP notifies nobody, and one drain may go on for long before it
+// notifies: so there is also a timer, whose pauses grow while nothing is drained.
+
+const (
+	minRoomPause = time.Millisecond
+	maxRoomPause = 64 * time.Millisecond
+)
+
+// waitForRoom waits until there is room for a sample of n bytes. It is called with mu locked, which
+// it is again when it returns nil, and not if it fails.
+func (w *Writer) waitForRoom(ctx context.Context, n int) error {
+	w.waiting++
+	w.stats.Waits++
+	w.mu.Unlock()
+	err := w.takeTurn(ctx, n)
+	if err == nil {
+		err = w.parkForRoom(ctx, n)
+		w.turn <- struct{}{}
+	}
+	if err != nil {
+		w.mu.Lock()
+		w.waiting--
+		w.mu.Unlock()
+		return err
+	}
+	w.waiting--
+	return nil
+}
+
+// takeTurn waits until those that came before have room.
+func (w *Writer) takeTurn(ctx context.Context, n int) error {
+	for {
+		select {
+		case <-w.turn:
+			return nil
+		default:
+		}
+		deadline, changed := w.deadlineNow()
+		var timeout <-chan time.Time
+		if !deadline.IsZero() {
+			left := time.Until(deadline)
+			if left <= 0 {
+				return w.tooLate(n)
+			}
+			timer := time.NewTimer(left)
+			defer timer.Stop() // a few, at most: one for each SetDeadline
+			timeout = timer.C
+		}
+		select {
+		case <-w.turn:
+			return nil
+		case <-w.done:
+			return errWriterClosed
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timeout:
+		case <-changed:
+		}
+	}
+}
+
+// parkForRoom has the turn. It returns with mu locked if it does not fail.
+func (w *Writer) parkForRoom(ctx context.Context, n int) error {
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, w.wake)()
+	}
+	need := recordEnd(0, uint32(n))
+	pause, drained := minRoomPause, false
+	for left := w.ring.room(); ; {
+		// Before anything is looked at: who changes something later ends the wait.
+		w.woken.Store(false)
+		w.mu.Lock()
+		switch room := w.ring.room(); {
+		case w.closed:
+			w.mu.Unlock()
+			return errWriterClosed
+		case !w.ring.sound():
+			w.mu.Unlock()
+			return w.failed(errMoved)
+		case room >= need:
+			return nil
+		case room != left:
+			left, pause = room, minRoomPause
+		}
+		w.mu.Unlock()
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		deadline, _ := w.deadlineNow()
+		now := time.Now()
+		if !deadline.IsZero() && !now.Before(deadline) {
+			return w.tooLate(n)
+		}
+		// A program may have left some of what is there.
+		if w.drainer != nil && !drained {
+			drained = true
+			if err := w.drainer.kick(); err != nil {
+				return err
+			}
+			continue
+		}
+		until := now.Add(pause)
+		if !deadline.IsZero() && deadline.Before(until) {
+			until = deadline
+		}
+		if err := w.park(until, need); err != nil {
+			return w.failed(err)
+		}
+		pause, drained = min(2*pause, maxRoomPause), false
+	}
+}
+
+// park waits until there is room, the given time or wake.
+func (w *Writer) park(until time.Time, need uint64) error {
+	// The netpoller is told of drains only now: else each would wake a thread.
+	if err := w.ring.arm(true); err != nil {
+		return err
+	}
+	defer w.ring.arm(false)
+	err := w.ring.file.SetReadDeadline(until)
+	// In this order: if wake comes later, its deadline is the one that counts.
+	if err == nil && !w.woken.Load() {
+		err = w.ring.parked.Read(func(uintptr) bool { return w.ring.room() >= need })
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// wake ends the current or next park.
+func (w *Writer) wake() {
+	w.woken.Store(true)
+	w.ring.file.SetReadDeadline(time.Unix(0, 1))
+}
+
+func (w *Writer) deadlineNow() (time.Time, <-chan struct{}) {
+	w.timing.Lock()
+	defer w.timing.Unlock()
+	return w.deadline, w.changed
+}
+
+func (w *Writer) tooLate(n int) error {
+	return fmt.Errorf("ringbuf: writer: the deadline passed before map %q, of %d bytes, had room for "+
+		"a sample of %d: does a program drain it? %w", w.ring.name, w.ring.size, n,
+		os.ErrDeadlineExceeded)
+}
