@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -38,7 +37,7 @@ type Writer struct {
 
 	// Of those that wait one has the turn, and waits for the kernel; the others wait for turn.
 	turn  chan struct{}
-	woken atomic.Bool // wake was called
+	waker *waker
 
 	timing   sync.Mutex
 	deadline time.Time
@@ -88,9 +87,14 @@ func NewWriter(m Map, opts ...WriterOption) (*Writer, error) {
 		drainer.free()
 		return nil, fmt.Errorf("ringbuf: writer: %w", err)
 	}
+	waker := &waker{file: ring.file}
+	if drainer != nil {
+		drainer.waker = waker
+	}
 	w := &Writer{
 		ring:    ring,
 		drainer: drainer,
+		waker:   waker,
 		done:    make(chan struct{}),
 		turn:    make(chan struct{}, 1),
 		changed: make(chan struct{}),
@@ -199,7 +203,7 @@ func (w *Writer) SetDeadline(t time.Time) {
 	close(w.changed)
 	w.changed = make(chan struct{})
 	w.timing.Unlock()
-	w.wake()
+	w.waker.wake()
 }
 
 // AvailableBytes returns the number of bytes of the ring that are free: as many as records take,
@@ -233,7 +237,7 @@ func (w *Writer) doClose() error {
 	w.closed = true
 	w.mu.Unlock()
 	close(w.done)
-	w.wake()
+	w.waker.wake()
 	<-w.turn // for ever: nobody waits for the kernel
 	w.kicks.Wait()
 

@@ -34,6 +34,9 @@ func WithDrain(drain func() error) WriterOption {
 //   - another negative number is the errno of an error: the ring has what the kernel takes for no
 //     record.
 //
+// The program should pass BPF_RB_NO_WAKEUP: the Writer wakes by itself who waits for room, and the
+// kernel's notification takes longer than the rest, above all in a virtual machine.
+//
 // The Writer duplicates the program's descriptor, so that prog may be closed.
 func WithDrainProgram(prog Program) WriterOption {
 	return func(o *writerOptions) { o.progs = append(o.progs, prog) }
@@ -43,6 +46,7 @@ func WithDrainProgram(prog Program) WriterOption {
 type drainer struct {
 	call    func() error
 	release func() // of what call needs
+	waker   *waker
 
 	state  atomic.Int32
 	rests  sync.WaitGroup
@@ -103,7 +107,9 @@ func (d *drainer) kick() error {
 
 func (d *drainer) run() error {
 	d.calls.Add(1)
-	return d.call()
+	err := d.call()
+	d.waker.drained()
+	return err
 }
 
 // rest goes on until a call has ended without that there was more.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 )
 
@@ -75,13 +76,15 @@ func (w *Writer) takeTurn(ctx context.Context, n int) error {
 // parkForRoom has the turn. It returns with mu locked if it does not fail.
 func (w *Writer) parkForRoom(ctx context.Context, n int) error {
 	if ctx.Done() != nil {
-		defer context.AfterFunc(ctx, w.wake)()
+		defer context.AfterFunc(ctx, w.waker.wake)()
 	}
+	w.waker.parked.Store(true)
+	defer w.waker.parked.Store(false)
 	need := recordEnd(0, uint32(n))
 	pause, drained := minRoomPause, false
 	for left := w.ring.room(); ; {
 		// Before anything is looked at: who changes something later ends the wait.
-		w.woken.Store(false)
+		w.waker.woken.Store(false)
 		w.mu.Lock()
 		switch room := w.ring.room(); {
 		case w.closed:
@@ -132,7 +135,7 @@ func (w *Writer) park(until time.Time, need uint64) error {
 	defer w.ring.arm(false)
 	err := w.ring.file.SetReadDeadline(until)
 	// In this order: if wake comes later, its deadline is the one that counts.
-	if err == nil && !w.woken.Load() {
+	if err == nil && !w.waker.woken.Load() {
 		err = w.ring.parked.Read(func(uintptr) bool { return w.ring.room() >= need })
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -141,10 +144,25 @@ func (w *Writer) park(until time.Time, need uint64) error {
 	return err
 }
 
+// A waker ends waits in park.
+type waker struct {
+	file   *os.File
+	woken  atomic.Bool // wake was called
+	parked atomic.Bool // somebody is in parkForRoom
+}
+
 // wake ends the current or next park.
-func (w *Writer) wake() {
-	w.woken.Store(true)
-	w.ring.file.SetReadDeadline(time.Unix(0, 1))
+func (k *waker) wake() {
+	k.woken.Store(true)
+	k.file.SetReadDeadline(time.Unix(0, 1))
+}
+
+// drained is called after a drain, of which the kernel need not notify. Either this sees that
+// somebody is parked, or that one the consumer position.
+func (k *waker) drained() {
+	if k.parked.Load() {
+		k.wake()
+	}
 }
 
 func (w *Writer) deadlineNow() (time.Time, <-chan struct{}) {

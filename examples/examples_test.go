@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -134,6 +135,7 @@ func TestLoadObjectIsTheSameEverywhere(t *testing.T) {
 type example struct {
 	t      *testing.T
 	cmd    *exec.Cmd
+	stdin  io.Writer
 	stdout *bufio.Scanner
 	stderr bytes.Buffer
 }
@@ -150,6 +152,9 @@ func start(t *testing.T, first, name string, args ...string) *example {
 	e.cmd.WaitDelay = 5 * time.Second
 	stdout, err := e.cmd.StdoutPipe()
 	if err != nil {
+		t.Fatal(err)
+	}
+	if e.stdin, err = e.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.cmd.Start(); err != nil {
@@ -370,6 +375,45 @@ func TestFlightrecorder(t *testing.T) {
 	}
 	e.want(`\d+ of \d+ system calls that are in the ring:`)
 	e.want(fmt.Sprintf(`\S+ \d+ .* %d`, syscall.SYS_GETPPID))
+}
+
+func TestCommand(t *testing.T) {
+	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
+	const userRingbuf = 31           // BPF_MAP_TYPE_USER_RINGBUF
+	m, err := bpf.CreateMap(userRingbuf, "try", 0, 0, os.Getpagesize(), nil)
+	if errors.Is(err, syscall.EINVAL) {
+		out, err := exec.Command(filepath.Join(programs, "command")).CombinedOutput()
+		want := "command: this kernel has no user ring buffers: it takes Linux 6.1\n"
+		if err == nil || string(out) != want {
+			t.Errorf("it printed %q, %v, want %q", out, err, want)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.Close(m.FileDescriptor())
+	e := start(t, "all programs: .*", "command")
+	send := func(command string) {
+		t.Helper()
+		if _, err := io.WriteString(e.stdin, command+"\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.want(pidPattern(t, execute(t).Process.Pid) + " true")
+	send("tru")
+	e.want(`command 1: from here on only tru\*`)
+	e.want(pidPattern(t, execute(t).Process.Pid) + " true")
+	send("nobody-is-called")
+	e.want(`command 2: from here on only nobody-is-called\*`)
+	execute(t)
+	send("")
+	if !e.stdout.Scan() || e.stdout.Text() != "command 3: from here on only *" {
+		t.Errorf("after the second command it printed %q", e.stdout.Text())
+	}
+	e.want(pidPattern(t, execute(t).Process.Pid) + " true")
+	e.interrupt()
+	e.wantEnd(`\d+ .+`) // what others execute meanwhile
 }
 
 // unprivileged is what privsep's reader says of itself.

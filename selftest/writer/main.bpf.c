@@ -43,10 +43,11 @@ static long take(struct bpf_dynptr *sample, void *ctx)
 	return 0;
 }
 
+/* Nobody need be notified: the Writer has it run. */
 SEC("syscall")
 int drain(void *ctx)
 {
-	return bpf_user_ringbuf_drain(&commands, take, NULL, 0);
+	return bpf_user_ringbuf_drain(&commands, take, NULL, BPF_RB_NO_WAKEUP);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
