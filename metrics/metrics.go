@@ -1,4 +1,4 @@
-// Package metrics publishes the Stats of a ringbuf.Reader to Prometheus.
+// Package metrics publishes the Stats of a ringbuf.Reader or ringbuf.Writer to Prometheus.
 //
 // It is a module of its own, so that package ringbuf depends on nothing but libbpf.
 package metrics
