@@ -37,6 +37,8 @@ func run() error {
 	duration := flag.Duration("run", 0, "duration of one run (default 400ms, with -quick 150ms)")
 	only := flag.String("only", "",
 		"measure only what matches `regexp`, such as 'drain.*cache', and print medians")
+	writers := flag.Bool("writers", false,
+		"measure who writes into a user ring buffer instead, and print a table")
 	flag.Parse()
 	plan := fullPlan()
 	if *quick {
@@ -52,6 +54,10 @@ func run() error {
 		if *quick {
 			*duration = 150 * time.Millisecond
 		}
+	}
+
+	if *writers {
+		return benchWriters(os.Stdout, *rounds, *duration)
 	}
 
 	// Better one error now than one of each measurement.
