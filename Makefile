@@ -277,6 +277,11 @@ bench-quick: libbpf-of-bench ## the same in short: print which bars are met
 	@cd bench && go build -o $(OUTPUT)/bench .
 	@$(SUDO) $(OUTPUT)/bench -quick
 
+.PHONY: bench-writers
+bench-writers: libbpf-of-bench ## compare who writes into a user ring buffer: docs/writer.md
+	@cd bench && go build -o $(OUTPUT)/bench .
+	@$(SUDO) $(OUTPUT)/bench -writers -run 100ms
+
 .PHONY: lint
 lint: libbpf-of-bench ## go vet, staticcheck, gofmt and clang-format
 	@scripts/deps.sh clang-format=clang-format

@@ -34,6 +34,9 @@
 // A [Watcher] looks at a ring beside its reader and takes nothing. It needs neither libbpf nor
 // cgo.
 //
+// A [Writer] writes into a user ring buffer (BPF_MAP_TYPE_USER_RINGBUF), which a BPF program drains:
+// the other direction.
+//
 // # Building
 //
 // The package is built with cgo and, like libbpfgo, finds libbpf (1.3 or newer,
@@ -45,6 +48,6 @@
 // takes what pkg-config says of libbpf.
 //
 // Without cgo, and elsewhere than on Linux, programs that import the package compile. There
-// NewReader and NewMultiReader return an error that wraps errors.ErrUnsupported and says what is
+// NewReader, NewMultiReader and NewWriter return an error that wraps errors.ErrUnsupported and says what is
 // missing. Open, OpenID and As work on Linux without cgo.
 package ringbuf

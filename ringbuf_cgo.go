@@ -206,10 +206,10 @@ func (d writerDoor) positions() (consumer, producer *uint64) {
 
 // write writes a sample.
 //
-// SAFETY: C reads it during the call only.
+// SAFETY: C reads it during the call only. What is passed as a number is C's memory.
 func (d writerDoor) write(sample []byte) error {
 	fromC, lenC := bufferC(sample)
-	return errnoOf(C.cgo_writer_write(d.c, fromC, lenC))
+	return errnoOf(C.cgo_writer_write(C.uintptr_t(uintptr(unsafe.Pointer(d.c))), fromC, lenC))
 }
 
 func (d writerDoor) reserve(n int) (lib uintptr, offset uint64, err error) {

@@ -198,8 +198,11 @@ int cgo_writer_open(int map_fd, __u64 size, bool repair, struct cgo_writer **out
 void cgo_writer_close(struct cgo_writer *w);
 void cgo_writer_free(struct cgo_writer *w);
 
-/* Reserves, copies and submits. -ENOSPC: there is no room. */
-int cgo_writer_write(struct cgo_writer *w, const __u8 *from, size_t len);
+/*
+ * Reserves, copies and submits. -ENOSPC: there is no room. The writer is a number, since of a
+ * pointer to pointers cgo finds out at each call whether it is one of Go's.
+ */
+int cgo_writer_write(uintptr_t writer, const __u8 *from, size_t len);
 
 /*
  * Reserves. *sample is for submit and discard, and *offset where the owner finds its memory in

@@ -184,8 +184,9 @@ static void *reserve(struct cgo_writer *w, __u32 len)
 	return sample;
 }
 
-int cgo_writer_write(struct cgo_writer *w, const __u8 *from, size_t len)
+int cgo_writer_write(uintptr_t writer, const __u8 *from, size_t len)
 {
+	struct cgo_writer *w = (struct cgo_writer *)writer;
 	void *sample = reserve(w, len);
 
 	if (!sample)

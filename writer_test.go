@@ -297,6 +297,34 @@ func TestANotificationEndsAWait(t *testing.T) {
 	}
 }
 
+// TestADrainOfItsOwnEndsAWait has neither the timer nor the kernel tell of the drain.
+func TestADrainOfItsOwnEndsAWait(t *testing.T) {
+	wire := newWire(t, os.Getpagesize())
+	wire.w.Close()
+	wire.Control().Quiet, wire.Control().Flags = 1, bpftest.NoWakeup
+	var full atomic.Bool
+	w := mustNewWriter(t, wire, WithDrain(func() error {
+		if full.Load() {
+			wire.Drain()
+		}
+		return nil
+	}))
+	fill(t, w)
+	parked := make(chan error)
+	w.waker.parked.Store(true)
+	go func() { parked <- w.park(time.Now().Add(forever), 64) }()
+	awaitParked(t, w)
+	full.Store(true)
+	if err := w.drainer.kick(); err != nil {
+		t.Error(err)
+	}
+	if err := <-parked; err != nil {
+		t.Error(err)
+	}
+	w.waker.parked.Store(false)
+	mustWrite(t, w, nil)
+}
+
 // TestWaitingWithTooLittleRoomDoesNotSpin waits while the kernel says EPOLLOUT all the time.
 func TestWaitingWithTooLittleRoomDoesNotSpin(t *testing.T) {
 	wire := newWire(t, os.Getpagesize())
