@@ -36,8 +36,9 @@ type Writer struct {
 	stats    WriterStats
 
 	// Of those that wait one has the turn, and waits for the kernel; the others wait for turn.
-	turn  chan struct{}
-	waker *waker
+	turn     chan struct{}
+	waker    *waker
+	minPause time.Duration // minRoomPause, but for tests
 
 	timing   sync.Mutex
 	deadline time.Time
@@ -95,6 +96,9 @@ func NewWriter(m Map, opts ...WriterOption) (*Writer, error) {
 		ring:    ring,
 		drainer: drainer,
 		waker:   waker,
+
+		minPause: minRoomPause,
+
 		done:    make(chan struct{}),
 		turn:    make(chan struct{}, 1),
 		changed: make(chan struct{}),

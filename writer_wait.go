@@ -81,7 +81,7 @@ func (w *Writer) parkForRoom(ctx context.Context, n int) error {
 	w.waker.parked.Store(true)
 	defer w.waker.parked.Store(false)
 	need := recordEnd(0, uint32(n))
-	pause, drained := minRoomPause, false
+	pause, drained := w.minPause, false
 	for left := w.ring.room(); ; {
 		// Before anything is looked at: who changes something later ends the wait.
 		w.waker.woken.Store(false)
@@ -96,7 +96,7 @@ func (w *Writer) parkForRoom(ctx context.Context, n int) error {
 		case room >= need:
 			return nil
 		case room != left:
-			left, pause = room, minRoomPause
+			left, pause = room, w.minPause
 		}
 		w.mu.Unlock()
 		if err := ctx.Err(); err != nil {
@@ -122,7 +122,7 @@ func (w *Writer) parkForRoom(ctx context.Context, n int) error {
 		if err := w.park(until, need); err != nil {
 			return w.failed(err)
 		}
-		pause, drained = min(2*pause, maxRoomPause), false
+		pause, drained = max(w.minPause, min(2*pause, maxRoomPause)), false
 	}
 }
 
