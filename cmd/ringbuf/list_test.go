@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -184,6 +185,20 @@ func TestListShowsUserRingBuffers(t *testing.T) {
 	if o := listed(t, mapID(t, m)); o.Type != "user_ringbuf" || o.Name != "to_kernel" ||
 		o.FillBytes == nil || *o.FillBytes != 0 {
 		t.Errorf("it is %q %q, the fill %v", o.Type, o.Name, o.FillBytes)
+	}
+	w, err := ringbuf.NewWriter(ringbuf.FD(m.FD()))
+	if errors.Is(err, errors.ErrUnsupported) { // without cgo
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if _, err := w.Write(make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	if o := listed(t, mapID(t, m)); *o.FillBytes != 112 || w.Stats().Available != 112 {
+		t.Errorf("beside a Writer the fill is %d, and it says %d", *o.FillBytes, w.Stats().Available)
 	}
 }
 

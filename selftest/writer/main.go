@@ -107,7 +107,7 @@ func run() error {
 
 	stats := writer.Stats()
 	if want := uint64(n + many); stats.Samples != want || stats.Available != 0 || stats.Discarded != 0 {
-		return fmt.Errorf("Stats are %+v, want %d samples", stats, want)
+		return fmt.Errorf("the Stats are %+v, want %d samples", stats, want)
 	}
 	if err := writer.Close(); err != nil {
 		return err
