@@ -423,6 +423,18 @@ func TestLostIsWithTheRecordAfterTheLoss(t *testing.T) {
 			if got := r.Stats().Lost; got != 5+4+3+2 {
 				t.Errorf("Stats tell of %d", got)
 			}
+			before := r.Stats().LostBefore
+			if err := r.Close(); err != nil {
+				t.Fatal(err)
+			}
+			again, err := NewReader(ring, WithLossCounter(ring.Counter()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer again.Close()
+			if s := again.Stats(); s.Lost != 0 || s.LostBefore != before+5+4+3+2 {
+				t.Errorf("Stats of the next Reader tell of %d, and of %d before", s.Lost, s.LostBefore)
+			}
 		})
 	}
 }

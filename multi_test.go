@@ -17,6 +17,8 @@ import (
 	"time"
 	"unsafe"
 
+	bpf "github.com/aquasecurity/libbpfgo"
+
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
@@ -359,6 +361,13 @@ func TestNewMultiReaderNamesTheMapThatItRefuses(t *testing.T) {
 func TestStatsSayWhatWasDone(t *testing.T) {
 	rings, r := newRings(t, []int{8192, 4096}, WithMaxDelay(0))
 	want := Stats{Rings: []RingStats{{Name: "events", Size: 8192}, {Name: "events", Size: 4096}}}
+	for i, ring := range rings {
+		info, err := bpf.GetMapInfoByFD(ring.FileDescriptor())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.Rings[i].ID = info.ID
+	}
 	check := func() {
 		t.Helper()
 		if got := r.Stats(); !reflect.DeepEqual(got, want) {

@@ -347,7 +347,7 @@ func (r *libbpfRings) stats() Stats {
 		Ticks:   r.ticks.Load(),
 	}
 	if r.losses != nil {
-		s.Lost = r.losses.lost()
+		s.Lost, s.LostBefore = r.losses.lost(), r.losses.base
 	}
 	at := time.Since(r.opened)
 	for i, info := range r.maps {
@@ -358,6 +358,7 @@ func (r *libbpfRings) stats() Stats {
 		}
 		s.Rings[i] = RingStats{
 			Name:      info.name,
+			ID:        info.id,
 			Size:      int(info.size),
 			Samples:   g.samples.Load(),
 			Bytes:     g.bytes.Load(),

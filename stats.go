@@ -21,6 +21,10 @@ type Stats struct {
 	// as counted by the map of WithLossCounter; else 0.
 	Lost uint64
 
+	// LostBefore is what that map had counted before this Reader was opened: with Lost, it is how
+	// many records were refused since the map exists.
+	LostBefore uint64
+
 	// Late is the number of records that Merged yielded after one with a higher key.
 	Late uint64
 }
@@ -28,6 +32,7 @@ type Stats struct {
 // RingStats is what Stats says of one ring.
 type RingStats struct {
 	Name string // of the map
+	ID   uint32 // of the map
 	Size int    // of the ring in bytes
 
 	// Samples is how many libbpf has consumed. At most a batch of them is not yet returned
