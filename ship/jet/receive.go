@@ -1,0 +1,106 @@
+package jet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/libbpfgo/ringbuf/ship"
+)
+
+// ReceiveOptions say what to receive.
+type ReceiveOptions struct {
+	// Subjects filters, such as "ringbuf.*.events.*". By default all comes.
+	Subjects []string
+
+	// FromNow leaves out what is in the stream already.
+	FromNow bool
+
+	// OnError is told of failures after which Receive goes on, when the server is there again.
+	OnError func(error)
+}
+
+// Receive yields what is in a stream, and what comes, until ctx is done. Each record comes once
+// and in the order of its ring. An error is yielded for a message that cannot be understood, after
+// which the loop may go on, and one that wraps ship.ErrPermanent, if there is no such stream, is the
+// last.
+func Receive(ctx context.Context, nc *nats.Conn, stream string, opts ReceiveOptions) iter.Seq2[*ship.Received,
+	error] {
+	return func(yield func(*ship.Received, error) bool) {
+		r := receiver{stream: stream, opts: opts, policy: jetstream.DeliverAllPolicy}
+		if opts.FromNow {
+			r.policy = jetstream.DeliverNewPolicy
+		}
+		for ctx.Err() == nil {
+			err := r.receive(ctx, nc, yield)
+			switch {
+			case errors.Is(err, errLeft) || ctx.Err() != nil:
+				return
+			case nc.IsClosed() || errors.Is(err, jetstream.ErrStreamNotFound):
+				yield(nil, fmt.Errorf("%w: stream %s: %w", ship.ErrPermanent, stream, err))
+				return
+			case opts.OnError != nil:
+				opts.OnError(err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	}
+}
+
+// errLeft says that the loop was left.
+var errLeft = errors.New("the loop was left")
+
+// A receiver goes on behind what it has received.
+type receiver struct {
+	stream  string
+	opts    ReceiveOptions
+	policy  jetstream.DeliverPolicy
+	next    uint64 // in the stream, or 0
+	decoder ship.Decoder
+}
+
+func (r *receiver) receive(ctx context.Context, nc *nats.Conn, yield func(*ship.Received, error) bool) error {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	config := jetstream.OrderedConsumerConfig{FilterSubjects: r.opts.Subjects, DeliverPolicy: r.policy}
+	if r.next > 0 {
+		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, r.next
+	}
+	consumer, err := js.OrderedConsumer(ctx, r.stream, config)
+	if err != nil {
+		return err
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		return err
+	}
+	defer messages.Stop()
+	for {
+		msg, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return err
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return err
+		}
+		r.next = meta.Sequence.Stream + 1
+		received, err := r.decoder.Decode(msg.Headers().Get, msg.Data())
+		if err != nil {
+			err = fmt.Errorf("message %d of stream %s: %w", meta.Sequence.Stream, r.stream, err)
+		}
+		if !yield(received, err) {
+			return errLeft
+		}
+	}
+}

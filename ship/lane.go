@@ -1,0 +1,209 @@
+package ship
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/libbpfgo/ringbuf"
+)
+
+// A lane has what is under way of one ring.
+type lane struct {
+	shipper *Shipper
+	ring    Ring
+	work    chan struct{} // has something when there is something new, and is closed at the end
+
+	mu       sync.Mutex
+	leases   []pending // in the order of the ring
+	records  []Record  // of these leases, but for those that are done
+	found    Mark      // the end of the last record
+	done     Mark      // the sink has all up to there
+	attempts int       // records that were given to Append once
+	stats    RingStats
+}
+
+// A pending lease waits until the sink has its records.
+type pending struct {
+	lease  *ringbuf.Lease
+	end    uint64
+	bytes  int // in the ring, but for discarded records
+	found  time.Time
+	window <-chan struct{}
+}
+
+// add takes over a lease, of which first is the first record.
+func (l *lane) add(lease *ringbuf.Lease, first ringbuf.Record, untold uint64,
+	window <-chan struct{}) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	producer := lease.Position(first) + uint64(first.Remaining)
+	if len(l.leases) == 0 && l.done.Position > producer {
+		return fmt.Errorf("%w: the sink has ring %s (id %d) up to position %d, but it ends at %d: it is another "+
+			"ring, or the sink has that of another machine with this name", ErrPermanent, l.ring.Name, l.ring.ID,
+			l.done.Position, producer)
+	}
+	p := pending{lease: lease, found: time.Now(), window: window}
+	l.found.Lost += untold
+	for rec := range lease.Records() {
+		p.end = lease.Position(rec)
+		p.bytes += (len(rec.RawSample) + 8 + 7) &^ 7
+		l.found = Mark{p.end, l.found.Lost + rec.Lost}
+		if p.end > l.done.Position {
+			l.records = append(l.records, Record{rec.RawSample, l.found})
+		}
+	}
+	l.leases = append(l.leases, p)
+	l.stats.InFlightBytes += p.bytes
+	if err := l.commit(); err != nil { // if the sink has all of it, from before
+		return err
+	}
+	select {
+	case l.work <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// end says that nothing is added any more.
+func (l *lane) end() { close(l.work) }
+
+// run appends to the sink what is added, until end.
+func (l *lane) run(ctx context.Context) error {
+	for range l.work {
+		for {
+			batch := l.batch()
+			if batch == nil {
+				break
+			}
+			n, err := l.shipper.sink.Append(ctx, batch)
+			if err == nil && n <= 0 {
+				err = fmt.Errorf("%w: the sink appended nothing, and says not why", ErrPermanent)
+			}
+			if err == nil {
+				err = l.acknowledge(batch.Records[n-1].Mark)
+				if err != nil {
+					return err
+				}
+				l.tell(nil)
+				continue
+			}
+			if err := l.failed(ctx, err); err != nil {
+				return err
+			}
+			if err := l.resume(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// batch returns what is to be appended next, or nil.
+func (l *lane) batch() *Batch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.records) == 0 {
+		return nil
+	}
+	l.stats.Redelivered += uint64(min(l.attempts, len(l.records)))
+	l.attempts = max(l.attempts, len(l.records))
+	return &Batch{Ring: l.ring, After: l.done, Records: l.records[:len(l.records):len(l.records)],
+		Time: l.leases[0].found}
+}
+
+// resume asks the sink what it has, until it answers.
+func (l *lane) resume(ctx context.Context) error {
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		mark, err := l.shipper.sink.Resume(ctx, l.ring)
+		if err == nil {
+			l.tell(nil)
+			return l.acknowledge(mark)
+		}
+		if err := l.failed(ctx, err); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// failed returns an error if it is of no use to try again.
+func (l *lane) failed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if errors.Is(err, ErrPermanent) {
+		return err
+	}
+	l.tell(err)
+	return nil
+}
+
+// tell has OnError know of failures, and of the first success after them.
+func (l *lane) tell(err error) {
+	l.mu.Lock()
+	news := err != nil || l.stats.Failing
+	l.stats.Failing = err != nil
+	if err != nil {
+		l.stats.Failures++
+	}
+	l.mu.Unlock()
+	if news && l.shipper.opts.OnError != nil {
+		l.shipper.opts.OnError(l.ring, err)
+	}
+}
+
+// acknowledge notes that the sink has all up to mark. What the sink no longer has, because it was
+// deleted there, is not shipped again.
+func (l *lane) acknowledge(mark Mark) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if mark.Position <= l.done.Position {
+		return nil
+	}
+	n := 0
+	for n < len(l.records) && l.records[n].Position <= mark.Position {
+		n++
+	}
+	l.records = l.records[n:]
+	l.attempts -= min(l.attempts, n)
+	l.stats.Acknowledged += uint64(n)
+	l.done = mark
+	if l.found.Position < mark.Position { // at the beginning
+		l.found = mark
+	}
+	return l.commit()
+}
+
+// commit commits the leases that are done. The caller holds l.mu.
+func (l *lane) commit() error {
+	n := 0
+	for n < len(l.leases) && l.leases[n].end <= l.done.Position {
+		p := l.leases[n]
+		if err := p.lease.Commit(); err != nil {
+			return err
+		}
+		l.stats.InFlightBytes -= p.bytes
+		<-p.window
+		n++
+	}
+	l.leases = l.leases[n:]
+	return nil
+}
+
+// release leaves what is not done in the ring.
+func (l *lane) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.leases {
+		p.lease.Release()
+	}
+	l.leases, l.records = nil, nil
+	l.stats.InFlightBytes = 0
+}

@@ -1,0 +1,121 @@
+// Package natsd runs a nats-server in this process, for machines that have none: what is shipped to
+// it is on disk, and whoever is on the machine can receive it.
+package natsd
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+)
+
+// A Server is a nats-server with JetStream.
+type Server struct {
+	server *server.Server
+	lock   *os.File
+}
+
+// Start starts a server that listens on addr, such as "127.0.0.1:4222", or ":0" with a host for any
+// port. Its streams are in the directory store, which one server at a time may use. What it
+// acknowledges has been written to the disk before (fsync), so that it survives a kill and a
+// power cut. Everybody who can connect may read and write all streams: let addr be on loopback.
+func Start(store, addr string) (*Server, error) {
+	host, portText, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("the address to listen on: %w", err)
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("the port to listen on is %q, not a number", portText)
+	}
+	listen := int(port)
+	if port == 0 {
+		listen = server.RANDOM_PORT
+	}
+	lock, err := lockDir(store)
+	if err != nil {
+		return nil, err
+	}
+	s, err := server.NewServer(&server.Options{
+		ServerName: "ringbuf", Host: host, Port: listen,
+		JetStream: true, StoreDir: store, SyncAlways: true,
+		NoSigs: true, NoLog: true,
+	})
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("nats-server: %w", err)
+	}
+	failed := make(logger, 1)
+	s.SetLoggerV2(failed, false, false, false)
+	// Else the server ends the process if it cannot listen.
+	if probe, err := net.Listen("tcp", net.JoinHostPort(host, portText)); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("nats-server: %w: choose another address", err)
+	} else {
+		probe.Close()
+	}
+	s.Start()
+	n := &Server{s, lock}
+	if s.ReadyForConnections(time.Minute) {
+		return n, nil
+	}
+	n.Stop()
+	select {
+	case err = <-failed:
+	default:
+		err = errors.New("it is not ready after a minute")
+	}
+	return nil, fmt.Errorf("nats-server: %w", err)
+}
+
+// lockDir makes a directory this process's until the file is closed.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("%s is used by another process: end that, or choose another directory", dir)
+	}
+	return lock, nil
+}
+
+// URL returns where clients connect.
+func (s *Server) URL() string { return s.server.ClientURL() }
+
+// Option makes nats.Connect take a way inside the process.
+func (s *Server) Option() nats.Option { return nats.InProcessServer(s.server) }
+
+// Stop stops the server, and returns when all is closed.
+func (s *Server) Stop() {
+	s.server.Shutdown()
+	s.server.WaitForShutdown()
+	s.lock.Close()
+}
+
+// A logger keeps the first fatal error.
+type logger chan error
+
+func (l logger) Fatalf(format string, args ...any) {
+	select {
+	case l <- fmt.Errorf(format, args...):
+	default:
+	}
+}
+
+func (logger) Noticef(string, ...any) {}
+func (logger) Warnf(string, ...any)   {}
+func (logger) Errorf(string, ...any)  {}
+func (logger) Debugf(string, ...any)  {}
+func (logger) Tracef(string, ...any)  {}
