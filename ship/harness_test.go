@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -291,6 +290,3 @@ func awaitStream(t testing.TB, nc *nats.Conn) jetstream.Stream {
 		}
 	}
 }
-
-// quoted joins with commas.
-func quoted(list []string) string { return `"` + strings.Join(list, `", "`) + `"` }
