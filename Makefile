@@ -27,7 +27,7 @@ endif
 PREFIX := $(OUTPUT)/libbpf
 
 # Each with a go.mod of its own.
-MODULES := . bench capture cmd/ringbuf examples/migration metrics
+MODULES := . bench capture cmd/ringbuf examples/migration metrics ship
 
 # The flags by which libbpfgo and this package find libbpf, see `make env`.
 export CGO_CFLAGS := -I$(PREFIX)/include
@@ -102,7 +102,7 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest asan test-tool ## lint, selftests, tests with -race and asan, benchmarks once
+test: lint selftest asan test-tool test-ship ## lint, selftests, all tests, benchmarks once
 	@scripts/deps.sh spin=spin
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
@@ -114,6 +114,23 @@ test-tool: bpf ## test the tool and what it records: cmd/ringbuf, capture
 	@scripts/deps.sh tmux=tmux setpriv=util-linux tshark=tshark
 	cd capture && go test -race -count=1 -timeout 5m -v ./...
 	cd cmd/ringbuf && go test -count=1 -timeout 10m $(TEST_EXEC) -v ./...
+
+.PHONY: test-ship
+test-ship: bpf ## test module ship, in a minute: nats-servers and shippers are killed under load
+	cd ship && go test -count=1 -timeout 10m $(TEST_EXEC) -v ./...
+
+.PHONY: ship-stress
+ship-stress: bpf ## kill shippers 50 times and servers 20 times, also in a cluster of three
+	cd ship && go test -count=1 -timeout 1h $(TEST_EXEC) -v . -long
+
+.PHONY: ship-bench
+ship-bench: bpf ## measure shipping: records a second, and time from submit to stream
+	cd ship && go test -count=1 -timeout 30m $(TEST_EXEC) -v . -run '^$$' -bench .
+
+.PHONY: ship-demo
+ship-demo: tool bpf ## ship programs that are executed to a stream, and kill the shipper on the way
+	@cd cmd/ringbuf && go build -o $(OUTPUT)/ship-demo ./internal/shipdemo
+	@$(SUDO) $(OUTPUT)/ship-demo $(OUTPUT)/ringbuf examples/execsnoop/execsnoop.bpf.o
 
 # A number (2000x) where a failure must mean something: now and then Go takes the end of a
 # time for one, "context deadline exceeded". What is found to be of interest is kept in

@@ -89,7 +89,7 @@ type host struct {
 	shipper *process
 
 	tried, accepted uint64
-	stop, stopped   chan struct{}
+	halt            func()
 
 	// Of what was received.
 	mu             sync.Mutex
@@ -125,16 +125,18 @@ func newHost(t testing.TB, name string, cpu, size int, url string, env ...string
 
 // produce submits so many records a second, until halt.
 func (h *host) produce(rate int) {
-	h.stop, h.stopped = make(chan struct{}), make(chan struct{})
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	h.halt = sync.OnceFunc(func() { close(stop); <-stopped })
+	h.t.Cleanup(h.halt)
 	go func() {
-		defer close(h.stopped)
+		defer close(stopped)
 		ticker := time.NewTicker(2 * time.Millisecond)
 		defer ticker.Stop()
 		begin := time.Now()
 		before := h.tried
 		for {
 			select {
-			case <-h.stop:
+			case <-stop:
 				return
 			case <-ticker.C:
 			}
@@ -142,11 +144,6 @@ func (h *host) produce(rate int) {
 			h.try(min(due, rate)) // a machine that was busy is not made busier
 		}
 	}()
-}
-
-func (h *host) halt() {
-	close(h.stop)
-	<-h.stopped
 }
 
 func (h *host) try(n int) {

@@ -30,6 +30,9 @@ type Message struct {
 	Records int
 }
 
+// FrameOverhead is how many bytes of a message a record takes at most, beside its sample.
+const FrameOverhead = 3 * binary.MaxVarintLen64
+
 // Pack makes a message of the first records of b: as many as have room in limit bytes of data. It
 // appends the data to buf. Each record is a frame: three numbers as of binary.AppendUvarint (bytes
 // from the end of the record before to its own end, records that the kernel refused between
@@ -41,8 +44,7 @@ func (b *Batch) Pack(buf []byte, limit int) (*Message, error) {
 	n := 0
 	start := len(buf)
 	for _, rec := range b.Records {
-		const numbers = 3 * binary.MaxVarintLen64
-		if len(buf)-start+numbers+len(rec.Sample) > limit {
+		if len(buf)-start+FrameOverhead+len(rec.Sample) > limit {
 			break
 		}
 		buf = binary.AppendUvarint(buf, rec.Position-end.Position)

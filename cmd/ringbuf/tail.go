@@ -261,21 +261,11 @@ func (f *tailFlags) openRecording(cmd *cobra.Command, t *tail.Tail) (tail.Source
 // openRings opens what is watched, or read, and finds the BTF of its programs.
 func (f *tailFlags) openRings(t *tail.Tail, q rings.Query, say func(string, ...any)) (
 	source tail.Source, closeAll func(), err error) {
-	found, err := q.Find()
+	found, survey, err := findRings(q)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer rings.CloseAll(found)
-	for _, r := range found {
-		if r.IsUser() {
-			return nil, nil, fmt.Errorf(
-				"%s is a user ring buffer, into which programs do not write: its samples cannot be watched", r)
-		}
-	}
-	survey, err := new(rings.Surveyor).Survey()
-	if err != nil {
-		return nil, nil, err
-	}
 	for _, r := range found {
 		usage := survey.Of(r)
 		if readers := usage.Readers(); f.consume && len(readers) > 0 {
@@ -304,6 +294,27 @@ func (f *tailFlags) openRings(t *tail.Tail, q rings.Query, say func(string, ...a
 		return nil, nil, err
 	}
 	return source, closeAll, nil
+}
+
+// findRings opens the ring buffers that are meant, which must be such that programs write into.
+func findRings(q rings.Query) ([]*rings.Ring, *rings.Survey, error) {
+	found, err := q.Find()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, r := range found {
+		if r.IsUser() {
+			rings.CloseAll(found)
+			return nil, nil, fmt.Errorf(
+				"%s is a user ring buffer, into which programs do not write: its samples cannot be watched", r)
+		}
+	}
+	survey, err := new(rings.Surveyor).Survey()
+	if err != nil {
+		rings.CloseAll(found)
+		return nil, nil, err
+	}
+	return found, survey, nil
 }
 
 // programTypes takes the types of the programs that use a ring. Of several BTFs, as of programs
@@ -421,10 +432,8 @@ func watch(found []*rings.Ring, oldest bool) (tail.Source, func(), error) {
 // consume makes this process the reader of rings. A loss counter that is of all of them, and of no
 // others, tells of records that are lost.
 func consume(found []*rings.Ring, survey *rings.Survey) (tail.Source, func(), error) {
-	var maps []ringbuf.Map
 	counter, sole := lossCounter(found[0], survey)
 	for _, r := range found {
-		maps = append(maps, r.FD())
 		if other, _ := lossCounter(r, survey); other != counter {
 			sole = false
 		}
@@ -432,16 +441,7 @@ func consume(found []*rings.Ring, survey *rings.Survey) (tail.Source, func(), er
 	if !sole {
 		counter = 0
 	}
-	var options []ringbuf.Option
-	if counter != 0 {
-		handle, err := ringbuf.OpenID(counter)
-		if err != nil {
-			return nil, nil, err
-		}
-		defer handle.Close()
-		options = append(options, ringbuf.WithLossCounter(handle))
-	}
-	r, err := ringbuf.NewMultiReader(maps, options...)
+	r, err := openReader(found, counter)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil, nil, errors.New(
 			"--consume needs libbpf, and this ringbuf was built without cgo: watch, without --consume, or " +
@@ -451,6 +451,24 @@ func consume(found []*rings.Ring, survey *rings.Survey) (tail.Source, func(), er
 		return nil, nil, err
 	}
 	return tail.Consume(r), func() { r.Close() }, nil
+}
+
+// openReader opens a Reader of rings, with a loss counter, unless its id is 0.
+func openReader(found []*rings.Ring, counter uint32) (*ringbuf.Reader, error) {
+	var maps []ringbuf.Map
+	for _, r := range found {
+		maps = append(maps, r.FD())
+	}
+	var options []ringbuf.Option
+	if counter != 0 {
+		handle, err := ringbuf.OpenID(counter)
+		if err != nil {
+			return nil, err
+		}
+		defer handle.Close()
+		options = append(options, ringbuf.WithLossCounter(handle))
+	}
+	return ringbuf.NewMultiReader(maps, options...)
 }
 
 // lossCounter returns the id of a ring's loss counter, or 0, and whether it counts what is lost of

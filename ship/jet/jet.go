@@ -87,6 +87,7 @@ type end struct {
 	maxBytes  int
 	buf       []byte
 	withoutID bool // the server takes what it does not have for a duplicate
+	divisor   int  // of what an attempt may have at most: a stream that is nearly full takes less
 }
 
 // New returns a Sink for a stream. It does not wait for the server: Run does.
@@ -194,15 +195,20 @@ func (s *Sink) Append(ctx context.Context, b *ship.Batch) (int, error) {
 	}
 	if err != nil {
 		var refused *jetstream.APIError
-		e.withoutID = errors.As(err, &refused) && refused.ErrorCode == codeDuplicateInBatch
+		if e.withoutID = false; errors.As(err, &refused) {
+			e.withoutID = refused.ErrorCode == codeDuplicateInBatch
+			e.divisor = min(2*e.divisor, maxAtomicBytes)
+		}
 		return 0, s.failed(ctx, "append", err)
 	}
-	e.seq, e.withoutID = ack.Sequence, false
+	e.seq, e.withoutID, e.divisor = ack.Sequence, false, max(e.divisor/2, 1)
 	return n, nil
 }
 
 func (s *Sink) appendPacked(ctx context.Context, e *end, b *ship.Batch) (int, *jetstream.PubAck, error) {
-	m, err := b.Pack(e.buf[:0], e.maxBytes)
+	// One record has room in any case, if it has in a message.
+	first := len(b.Records[0].Sample) + ship.FrameOverhead
+	m, err := b.Pack(e.buf[:0], min(e.maxBytes, max(e.maxBytes/e.divisor, first)))
 	if err != nil {
 		return 0, nil, err
 	}
@@ -225,7 +231,7 @@ const (
 // or none.
 func (s *Sink) appendSingle(ctx context.Context, e *end, b *ship.Batch) (int, *jetstream.PubAck, error) {
 	n, bytes := 0, 0
-	for n < min(len(b.Records), maxAtomic) && (n == 0 || bytes < maxAtomicBytes) {
+	for n < min(len(b.Records), maxAtomic) && (n == 0 || bytes < maxAtomicBytes/e.divisor) {
 		bytes += len(b.Records[n].Sample) + headerRoom/4
 		n++
 	}
@@ -281,7 +287,7 @@ func (s *Sink) end(ring ship.Ring) *end {
 	defer s.mu.Unlock()
 	e := s.rings[ring]
 	if e == nil {
-		e = &end{subject: Subject(s.opts.Prefix, ring)}
+		e = &end{subject: Subject(s.opts.Prefix, ring), divisor: 1}
 		s.rings[ring] = e
 	}
 	return e
@@ -293,17 +299,10 @@ var errAway = errors.New("not connected to the server")
 // attempt returns a context for one attempt, which ends when the connection does.
 func (s *Sink) attempt(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	if s.nc.IsClosed() {
-		err := s.nc.LastError()
-		if err == nil {
-			err = nats.ErrConnectionClosed
-		}
-		return nil, nil, fmt.Errorf("%w: the connection to the server was closed: %w", ship.ErrPermanent, err)
+		return nil, nil, closed(s.nc)
 	}
 	if !s.nc.IsConnected() {
-		if err := s.nc.LastError(); err != nil {
-			return nil, nil, fmt.Errorf("%w: %w", errAway, err)
-		}
-		return nil, nil, errAway
+		return nil, nil, away(s.nc)
 	}
 	ctx, stop := context.WithTimeout(ctx, s.opts.Timeout)
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -320,10 +319,40 @@ func (s *Sink) attempt(ctx context.Context) (context.Context, context.CancelFunc
 	}, nil
 }
 
+// away says why there is no connection now.
+func away(nc *nats.Conn) error {
+	if err := nc.LastError(); err != nil {
+		return fmt.Errorf("%w: %w", errAway, err)
+	}
+	return errAway
+}
+
+// closed says why a connection is of no use any more.
+func closed(nc *nats.Conn) error {
+	err := nc.LastError()
+	if err == nil {
+		err = nats.ErrConnectionClosed
+	}
+	return fmt.Errorf("%w: the connection to the server was closed: %w", ship.ErrPermanent, err)
+}
+
 // failed makes an error say what was tried, and why it ended.
 func (s *Sink) failed(ctx context.Context, step string, err error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, errAway) {
 		err = cause
 	}
 	return fmt.Errorf("%s stream %s: %w", step, s.stream, err)
+}
+
+// SubjectFilter returns the subject of all rings with a name, on a host. An empty name or host is
+// any.
+func SubjectFilter(prefix, host, name string) string {
+	parts := []string{prefix, "*", "*", "*"}
+	if host != "" {
+		parts[1] = token(host)
+	}
+	if name != "" {
+		parts[2] = token(name)
+	}
+	return strings.Join(parts, ".")
 }

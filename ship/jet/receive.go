@@ -26,9 +26,9 @@ type ReceiveOptions struct {
 }
 
 // Receive yields what is in a stream, and what comes, until ctx is done. Each record comes once
-// and in the order of its ring. An error is yielded for a message that cannot be understood, after
-// which the loop may go on, and one that wraps ship.ErrPermanent, if there is no such stream, is the
-// last.
+// and in the order of its ring. If there is no server or no such stream, it waits for them. An error
+// is yielded for a message that cannot be understood, after which the loop may go on; one that
+// wraps ship.ErrPermanent, because the connection was closed, is the last.
 func Receive(ctx context.Context, nc *nats.Conn, stream string, opts ReceiveOptions) iter.Seq2[*ship.Received,
 	error] {
 	return func(yield func(*ship.Received, error) bool) {
@@ -41,8 +41,8 @@ func Receive(ctx context.Context, nc *nats.Conn, stream string, opts ReceiveOpti
 			switch {
 			case errors.Is(err, errLeft) || ctx.Err() != nil:
 				return
-			case nc.IsClosed() || errors.Is(err, jetstream.ErrStreamNotFound):
-				yield(nil, fmt.Errorf("%w: stream %s: %w", ship.ErrPermanent, stream, err))
+			case nc.IsClosed():
+				yield(nil, closed(nc))
 				return
 			case opts.OnError != nil:
 				opts.OnError(err)
@@ -68,6 +68,9 @@ type receiver struct {
 }
 
 func (r *receiver) receive(ctx context.Context, nc *nats.Conn, yield func(*ship.Received, error) bool) error {
+	if !nc.IsConnected() {
+		return away(nc)
+	}
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return err

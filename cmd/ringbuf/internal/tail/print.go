@@ -112,6 +112,9 @@ func appendDump(b, data []byte) []byte {
 
 // appendJSONRing appends the fields that say which ring it is.
 func appendJSONRing(b []byte, r *Ring) []byte {
+	if r.Host != "" {
+		b = append(decode.AppendJSONString(append(b, `"host":`...), r.Host), ',')
+	}
 	b = decode.AppendJSONString(append(b, `"ring":`...), r.Name)
 	return strconv.AppendUint(append(b, `,"id":`...), uint64(r.ID), 10)
 }

@@ -18,6 +18,7 @@ import (
 // A Ring is one whose records are passed on.
 type Ring struct {
 	capture.Ring
+	Host  string // where it is, or empty: here
 	Label string // the name, with what else it takes to tell it from the others
 	Types []*decode.Types
 

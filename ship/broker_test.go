@@ -1,0 +1,167 @@
+package ship_test
+
+import (
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/libbpfgo/ringbuf/ship/jet"
+)
+
+// TestTheServerIsAway stops it for so long that a ring is full. What the kernel refuses meanwhile is
+// told to a consumer, and nothing else is missing.
+func TestTheServerIsAway(t *testing.T) {
+	server, url := newServer(t, "one", "")
+	server.start()
+	h := newHost(t, "host", 0, smallRing, url)
+	h.shipper.start()
+	receive(t, url, h)
+	h.produce(50_000)
+	h.awaitNews()
+	server.kill()
+	if *long {
+		time.Sleep(30 * time.Second)
+	}
+	waitUntilRefused(h)
+	server.start()
+	h.awaitNews()
+	h.halt()
+	h.finish()
+	if h.lost == 0 {
+		t.Error("nothing was lost: the test has not tested what it is for")
+	}
+}
+
+// waitUntilRefused waits until the ring is full.
+func waitUntilRefused(h *host) {
+	h.t.Helper()
+	h.halt()
+	for deadline := time.Now().Add(patience); h.tried-h.accepted < 1000; {
+		h.try(1000)
+		if time.Now().After(deadline) {
+			h.t.Fatal("the ring does not get full")
+		}
+	}
+	h.produce(50_000)
+}
+
+// TestTheServerIsSlow has every byte be late.
+func TestTheServerIsSlow(t *testing.T) {
+	server, url := newServer(t, "one", "")
+	server.start()
+	h := newHost(t, "host", 0, largeRing, "nats://"+delayed(t, strings.TrimPrefix(url, "nats://"), 50*time.Millisecond))
+	h.shipper.start()
+	receive(t, url, h)
+	h.produce(50_000)
+	for range 20 { // messages
+		h.awaitNews()
+	}
+	h.halt()
+	h.finish()
+}
+
+// delayed returns the address of a proxy that keeps everything for some time, in both directions.
+func delayed(t *testing.T, to string, delay time.Duration) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	t.Cleanup(func() { l.Close(); all.Wait() })
+	all.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", to)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			t.Cleanup(func() { client.Close(); server.Close() })
+			all.Go(func() { forward(client, server, delay) })
+			all.Go(func() { forward(server, client, delay) })
+		}
+	})
+	return l.Addr().String()
+}
+
+// forward copies with a delay, until one end is closed.
+func forward(to io.WriteCloser, from io.Reader, delay time.Duration) {
+	type piece struct {
+		due  time.Time
+		data []byte
+	}
+	pieces := make(chan piece, 1024)
+	go func() {
+		defer to.Close()
+		for p := range pieces {
+			time.Sleep(time.Until(p.due))
+			if _, err := to.Write(p.data); err != nil {
+				for range pieces {
+				}
+				return
+			}
+		}
+	}()
+	defer close(pieces)
+	for {
+		buf := make([]byte, 64<<10)
+		n, err := from.Read(buf)
+		if n > 0 {
+			pieces <- piece{time.Now().Add(delay), buf[:n]}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// TestTheStreamIsFull has the server refuse messages by the stream's limits, large ones sooner than
+// small ones, until there is room.
+func TestTheStreamIsFull(t *testing.T) {
+	for name, env := range map[string][]string{"batched": nil, "single": {envSingle + "=1"}} {
+		t.Run(name, func(t *testing.T) {
+			server, url := newServer(t, "one", "")
+			server.start()
+			nc := mustConnect(t, url)
+			js, err := jetstream.New(nc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			config := jet.NewStream(stream, jet.DefaultPrefix)
+			config.MaxBytes, config.Discard = 200<<10, jetstream.DiscardNew
+			for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+				if _, err = js.CreateStream(t.Context(), *config); err == nil {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatal(err)
+				}
+			}
+			h := newHost(t, "host", 0, smallRing, url, env...)
+			h.shipper.start()
+			receive(t, url, h)
+			h.produce(50_000)
+			h.awaitNews()
+			waitUntilRefused(h)
+			config.MaxBytes = -1
+			if _, err := js.UpdateStream(t.Context(), *config); err != nil {
+				t.Fatal(err)
+			}
+			h.awaitNews()
+			h.halt()
+			h.finish()
+			if h.lost == 0 {
+				t.Error("nothing was lost: the test has not tested what it is for")
+			}
+		})
+	}
+}
