@@ -32,10 +32,7 @@ type ReceiveOptions struct {
 func Receive(ctx context.Context, nc *nats.Conn, stream string, opts ReceiveOptions) iter.Seq2[*ship.Received,
 	error] {
 	return func(yield func(*ship.Received, error) bool) {
-		r := receiver{stream: stream, opts: opts, policy: jetstream.DeliverAllPolicy}
-		if opts.FromNow {
-			r.policy = jetstream.DeliverNewPolicy
-		}
+		r := receiver{stream: stream, opts: opts}
 		for ctx.Err() == nil {
 			err := r.receive(ctx, nc, yield)
 			switch {
@@ -62,11 +59,19 @@ var errLeft = errors.New("the loop was left")
 type receiver struct {
 	stream  string
 	opts    ReceiveOptions
-	policy  jetstream.DeliverPolicy
-	next    uint64 // in the stream, or 0
+	next    uint64 // in the stream, or 0 if it has not begun
 	decoder ship.Decoder
 }
 
+// Of the consumer, which the server forgets when nobody asks it for so long.
+const (
+	forgetAfter = time.Minute
+	heartbeat   = time.Second
+	pullBytes   = 8 << 20
+)
+
+// receive receives from a new consumer until something fails. The ordered consumer of nats.go would
+// do, but that waits for ever for a server of a cluster that is gone, whatever its context says.
 func (r *receiver) receive(ctx context.Context, nc *nats.Conn, yield func(*ship.Received, error) bool) error {
 	if !nc.IsConnected() {
 		return away(nc)
@@ -75,20 +80,25 @@ func (r *receiver) receive(ctx context.Context, nc *nats.Conn, yield func(*ship.
 	if err != nil {
 		return err
 	}
-	config := jetstream.OrderedConsumerConfig{FilterSubjects: r.opts.Subjects, DeliverPolicy: r.policy}
-	if r.next > 0 {
-		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, r.next
+	if r.next == 0 {
+		if err := r.begin(ctx, js); err != nil {
+			return err
+		}
 	}
-	consumer, err := js.OrderedConsumer(ctx, r.stream, config)
+	consumer, err := js.CreateConsumer(ctx, r.stream, jetstream.ConsumerConfig{
+		FilterSubjects: r.opts.Subjects, AckPolicy: jetstream.AckNonePolicy,
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: r.next,
+		MemoryStorage: true, Replicas: 1, InactiveThreshold: forgetAfter,
+	})
 	if err != nil {
 		return err
 	}
-	messages, err := consumer.Messages()
+	messages, err := consumer.Messages(jetstream.PullMaxBytes(pullBytes), jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return err
 	}
 	defer messages.Stop()
-	for {
+	for n := uint64(1); ; n++ {
 		msg, err := messages.Next(jetstream.NextContext(ctx))
 		if err != nil {
 			return err
@@ -96,6 +106,9 @@ func (r *receiver) receive(ctx context.Context, nc *nats.Conn, yield func(*ship.
 		meta, err := msg.Metadata()
 		if err != nil {
 			return err
+		}
+		if meta.Sequence.Consumer != n {
+			return fmt.Errorf("message %d of the consumer comes after %d", meta.Sequence.Consumer, n-1)
 		}
 		r.next = meta.Sequence.Stream + 1
 		received, err := r.decoder.Decode(msg.Headers().Get, msg.Data())
@@ -106,4 +119,16 @@ func (r *receiver) receive(ctx context.Context, nc *nats.Conn, yield func(*ship.
 			return errLeft
 		}
 	}
+}
+
+// begin finds out where to begin.
+func (r *receiver) begin(ctx context.Context, js jetstream.JetStream) error {
+	s, err := js.Stream(ctx, r.stream)
+	if err != nil {
+		return err
+	}
+	if r.next = 1; r.opts.FromNow {
+		r.next = s.CachedInfo().State.LastSeq + 1
+	}
+	return nil
 }
