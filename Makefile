@@ -27,7 +27,7 @@ endif
 PREFIX := $(OUTPUT)/libbpf
 
 # Each with a go.mod of its own.
-MODULES := . bench capture cmd/ringbuf examples/migration metrics ship
+MODULES := . bench capture cmd/ringbuf examples/migration metrics ship ship/kafka
 
 # The flags by which libbpfgo and this package find libbpf, see `make env`.
 export CGO_CFLAGS := -I$(PREFIX)/include

@@ -1,0 +1,281 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
+)
+
+// These tests run "ringbuf ship" and "ringbuf subscribe" as their users do.
+
+// The program, built with cgo and without.
+var tool, toolWithoutCgo string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		panic(err)
+	}
+	tool, toolWithoutCgo = filepath.Join(dir, "ringbuf"), filepath.Join(dir, "without-cgo")
+	for path, cgo := range map[string]string{tool: "1", toolWithoutCgo: "0"} {
+		build := exec.Command("go", "build", "-buildvcs=false", "-o", path, "../..")
+		build.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Printf("go build: %v\n%s", err, out)
+			os.Exit(1)
+		}
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// A running is a process of the tool.
+type running struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	stdout *bufio.Reader
+	mu     sync.Mutex
+	stderr strings.Builder
+	line   chan struct{} // has something when stderr has more
+	ended  chan struct{} // closed when stderr is
+}
+
+func launch(t *testing.T, args ...string) *running {
+	t.Helper()
+	r := &running{t: t, cmd: exec.Command(tool, args...), line: make(chan struct{}, 1),
+		ended: make(chan struct{})}
+	stdout, err := r.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.stdout = bufio.NewReaderSize(stdout, 1<<20)
+	stderr, err := r.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.cmd.Process.Kill() })
+	go func() {
+		defer close(r.ended)
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			r.mu.Lock()
+			r.stderr.WriteString(lines.Text() + "\n")
+			r.mu.Unlock()
+			select {
+			case r.line <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return r
+}
+
+func (r *running) messages() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stderr.String()
+}
+
+// await waits until standard error has a text.
+func (r *running) await(text string) {
+	r.t.Helper()
+	for !strings.Contains(r.messages(), text) {
+		select {
+		case <-r.line:
+		case <-r.ended:
+			if !strings.Contains(r.messages(), text) {
+				r.t.Fatalf("it ended without %q: %s", text, r.messages())
+			}
+		case <-time.After(time.Minute):
+			r.t.Fatalf("it does not say %q, but %s", text, r.messages())
+		}
+	}
+}
+
+// wait returns what is left of standard output, standard error, and the exit code.
+func (r *running) wait() (stdout, stderr string, code int) {
+	r.t.Helper()
+	out, err := io.ReadAll(r.stdout)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	<-r.ended
+	err = r.cmd.Wait()
+	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
+		r.t.Fatal(err)
+	}
+	return string(out), r.messages(), r.cmd.ProcessState.ExitCode()
+}
+
+func idOf(t *testing.T, s *kinds.Submitter) []string {
+	t.Helper()
+	info, err := s.Events.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	return []string{"id", fmt.Sprint(id)}
+}
+
+// TestSubscribePrintsWhatShipHasShipped kills the shipper, with the server that is in it.
+func TestSubscribePrintsWhatShipHasShipped(t *testing.T) {
+	for _, flags := range [][]string{nil, {"--single"}} {
+		const n = 3000
+		s := kinds.New(t, 1<<20)
+		dir := t.TempDir()
+		object := filepath.Join(dir, "kinds.bpf.o")
+		if err := os.WriteFile(object, kinds.Object(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		addr, err := freeAddr()
+		if err != nil {
+			t.Fatal(err)
+		}
+		subscriber := launch(t, "subscribe", "--from", "nats://"+addr, "-o", "json", "-c", fmt.Sprint(n), "--host",
+			"my.host", "--btf", object, "-t", "struct numbered", "--filter", "number >= 0", "events")
+		args := append([]string{"ship", "--store", filepath.Join(dir, "store"), "--listen", addr, "--host",
+			"my.host"}, flags...)
+		args = append(args, idOf(t, s)...)
+		for round := range 3 {
+			shipper := launch(t, args...)
+			s.Flood(round*n/3, n/3)
+			for i := range n / 3 {
+				var line struct {
+					Time, Host, Ring string
+					Fields           struct{ Number int }
+				}
+				text, err := subscriber.stdout.ReadBytes('\n')
+				if err == nil {
+					err = json.Unmarshal(text, &line)
+				}
+				if err != nil || line.Host != "my.host" || line.Ring != "events" ||
+					line.Fields.Number != round*n/3+i {
+					t.Fatalf("sample %d of round %d is %s: %v; %s", i, round, text, err, subscriber.messages())
+				}
+			}
+			shipper.cmd.Process.Kill()
+			shipper.cmd.Wait()
+		}
+		if _, stderr, code := subscriber.wait(); code != 0 || !strings.HasSuffix(stderr,
+			fmt.Sprintf("%d records seen, 0 bytes missed, %d written\n", n, n)) {
+			t.Errorf("it ended with %d: %s", code, stderr)
+		}
+	}
+}
+
+// TestShipToAFile goes on in the file when ship was killed.
+func TestShipToAFile(t *testing.T) {
+	s := kinds.New(t, 1<<16)
+	path := filepath.Join(t.TempDir(), "events.jsonl")
+	args := append([]string{"ship", "--to", "file:" + path}, idOf(t, s)...)
+	total := 0
+	for round := range 3 {
+		shipper := launch(t, args...)
+		s.Flood(total, 100)
+		total += 100
+		var lines []string
+		for deadline := time.Now().Add(time.Minute); len(lines) < total; {
+			content, err := os.ReadFile(path)
+			if err != nil && !errors.Is(err, os.ErrNotExist) || time.Now().After(deadline) {
+				t.Fatalf("the file has %d lines: %v, %s", len(lines), err, shipper.messages())
+			}
+			if i := bytes.LastIndexByte(content, '\n'); i >= 0 {
+				lines = strings.Split(string(content[:i]), "\n")
+			}
+		}
+		for i, text := range lines {
+			var line struct{ Data string }
+			if err := json.Unmarshal([]byte(text), &line); err != nil ||
+				line.Data != hex.EncodeToString(kinds.Numbered(i)) {
+				t.Fatalf("round %d: line %d is %s: %v", round, i, text, err)
+			}
+		}
+		if round < 2 {
+			shipper.cmd.Process.Kill()
+			shipper.cmd.Wait()
+			continue
+		}
+		shipper.cmd.Process.Signal(os.Interrupt)
+		if _, stderr, code := shipper.wait(); code != 0 || !strings.Contains(stderr, " 100 records shipped, 0 sent again, 0 lost,") {
+			t.Errorf("it ended with %d: %s", code, stderr)
+		}
+	}
+}
+
+// TestOnlyOneShips also waits for a server that is not there.
+func TestOnlyOneShips(t *testing.T) {
+	s := kinds.New(t, 1<<16)
+	addr, err := freeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shipper := launch(t, append([]string{"ship", "--to", "nats://" + addr}, idOf(t, s)...)...)
+	shipper.await("events: records wait in the ring: not connected to the server")
+	_, stderr, code := launch(t, append([]string{"ship", "--to", "-"}, idOf(t, s)...)...).wait()
+	if code != 1 || !strings.Contains(stderr, "is read by ringbuf (pid ") {
+		t.Errorf("a second one ended with %d: %s", code, stderr)
+	}
+	shipper.cmd.Process.Signal(os.Interrupt)
+	if _, stderr, code := shipper.wait(); code != 0 || !strings.Contains(stderr, " 0 records shipped, ") {
+		t.Errorf("it ended with %d: %s", code, stderr)
+	}
+}
+
+func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
+	s := kinds.New(t, 1<<12)
+	id := idOf(t, s)
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, []byte("text\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"ship"}, 2, "which ring buffer? Name a MAP: ringbuf list shows all"},
+		{[]string{"ship", "--to", "x", "--store", "y", "id", "1"}, 2, "leave them out, or --to"},
+		{[]string{"ship", "--tlscert", "x", "id", "1"}, 2, "give both, or none"},
+		{[]string{"ship", "--stream", "", "id", "1"}, 2, "a stream has a name"},
+		{[]string{"ship", "name", "no_such_ring"}, 1, `no ring buffer has the name "no_such_ring"`},
+		{append([]string{"ship", "--to", "broker"}, id...), 2, `"broker" is no URL of a server, such as nats://`},
+		{append([]string{"ship", "--to", "nats://127.0.0.1:1", "--creds", text + "none"}, id...), 1,
+			"no such file or directory"},
+		{append([]string{"ship", "--to", "file:" + text}, id...), 1, "it has other lines than records"},
+		{append([]string{"ship", "--store", text}, id...), 1, "not a directory"},
+		{append([]string{"ship", "--store", text + "d", "--listen", "x"}, id...), 1,
+			"the address to listen on: address x: missing port"},
+		{[]string{"subscribe", "-t", "struct x"}, 2, "-t and --btf belong together"},
+		{[]string{"subscribe", "--filter", "x > 1"}, 2, "say with -t which type samples have"},
+		{[]string{"subscribe", "--btf", text, "-t", "x"}, 1, "is neither BTF nor an object file with BTF"},
+		{[]string{"subscribe", "--from", "x"}, 2, `"x" is no URL of a server`},
+		{[]string{"subscribe", "--for", "-1s"}, 2, "--for takes no negative numbers"},
+	} {
+		_, stderr, code := launch(t, tt.args...).wait()
+		lines := strings.Split(strings.TrimSuffix(stderr, "\n"), "\n")
+		last := lines[len(lines)-1]
+		if code != tt.code || !strings.HasPrefix(last, "ringbuf: ") || !strings.Contains(last, tt.want) {
+			t.Errorf("%q ended with %d and %q; want %d and %q", tt.args, code, stderr, tt.code, tt.want)
+		}
+	}
+	out, err := exec.Command(toolWithoutCgo, append([]string{"ship", "--to", "-"}, id...)...).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "ship needs libbpf, and this ringbuf was built without cgo") {
+		t.Errorf("without cgo: %v, %s", err, out)
+	}
+}
