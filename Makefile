@@ -125,7 +125,7 @@ ship-stress: bpf ## kill shippers 50 times and servers 20 times, also in a clust
 
 .PHONY: ship-bench
 ship-bench: bpf ## measure shipping: records a second, and time from submit to stream
-	cd ship && go test -count=1 -timeout 30m $(TEST_EXEC) -v . -run '^$$' -bench .
+	cd ship && go test -count=1 -timeout 30m $(TEST_EXEC) -v . -run "^$$" -bench . -benchtime 1x
 
 .PHONY: ship-demo
 ship-demo: tool bpf ## ship programs that are executed to a stream, and kill the shipper on the way

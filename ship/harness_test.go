@@ -97,6 +97,7 @@ type host struct {
 	next           uint64 // number of a record
 	last           atomic.Uint64
 	news           chan struct{}
+	broken         chan struct{} // closed when nothing more is received
 }
 
 func mapID(t testing.TB, fd int) string {
@@ -111,7 +112,8 @@ func mapID(t testing.TB, fd int) string {
 // newHost returns a host whose shipper is not yet started.
 func newHost(t testing.TB, name string, cpu, size int, url string, env ...string) *host {
 	t.Helper()
-	h := &host{t: t, name: name, cpu: cpu, ring: bpftest.NewLoss(t, size, 0), news: make(chan struct{}, 1)}
+	h := &host{t: t, name: name, cpu: cpu, ring: bpftest.NewLoss(t, size, 0), news: make(chan struct{}, 1),
+		broken: make(chan struct{})}
 	env = append(env, envRing+"="+mapID(t, h.ring.FileDescriptor()),
 		envCounter+"="+mapID(t, h.ring.Counter().FileDescriptor()), envURL+"="+url, envHost+"="+name)
 	h.shipper = &process{t: t, make: func() *exec.Cmd {
@@ -187,6 +189,8 @@ func (h *host) awaitNews() {
 	}
 	select {
 	case <-h.news:
+	case <-h.broken:
+		h.t.FailNow()
 	case <-time.After(patience):
 		h.t.Fatalf("nothing comes from %s after record %d", h.name, h.last.Load())
 	}
@@ -224,6 +228,8 @@ func (h *host) awaitNewsOr(last uint64) {
 	h.t.Helper()
 	select {
 	case <-h.news:
+	case <-h.broken:
+		h.t.FailNow()
 	case <-time.After(patience):
 		if h.last.Load() < last {
 			h.t.Fatalf("nothing comes from %s after record %d of %d", h.name, h.last.Load(), last)
@@ -255,6 +261,11 @@ func receive(t testing.TB, url string, hosts ...*host) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		defer func() {
+			for _, h := range hosts {
+				close(h.broken)
+			}
+		}()
 		for r, err := range jet.Receive(ctx, nc, stream, jet.ReceiveOptions{}) {
 			if err == nil {
 				err = byName[r.Ring.Host].take(r)
