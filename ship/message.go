@@ -23,7 +23,7 @@ const (
 
 // A Message is a message for a broker.
 type Message struct {
-	ID      string // names its ring and its end, and so the message: boot id, map id, position
+	ID      string // names its ring and its end: host, boot id, map id, position
 	Header  map[string]string
 	Data    []byte
 	End     Mark
@@ -86,7 +86,7 @@ func (b *Batch) message(after, end Mark) *Message {
 	id := strconv.FormatUint(uint64(b.Ring.ID), 10)
 	position := strconv.FormatUint(end.Position, 10)
 	return &Message{
-		ID: b.Ring.Boot + "/" + id + "/" + position,
+		ID: b.Ring.Host + "/" + b.Ring.Boot + "/" + id + "/" + position,
 		Header: map[string]string{
 			HeaderHost: b.Ring.Host, HeaderBoot: b.Ring.Boot, HeaderRing: b.Ring.Name, HeaderID: id,
 			HeaderAfter:   strconv.FormatUint(after.Position, 10),

@@ -160,7 +160,7 @@ func TestHeaderAndID(t *testing.T) {
 		"Ringbuf-After": "1099511627776", "Ringbuf-End": "1099511630776", "Ringbuf-Records": "3",
 		"Ringbuf-Lost": "2", "Ringbuf-Lost-Total": "7", "Ringbuf-Time": "1970-01-01T00:00:01.000000002Z",
 	}
-	if !maps.Equal(m.Header, want) || m.ID != "0f-1/7/1099511630776" {
+	if !maps.Equal(m.Header, want) || m.ID != "web1/0f-1/7/1099511630776" {
 		t.Errorf("message %s has the header %v", m.ID, m.Header)
 	}
 	if want := []byte{0xe8, 7, 0, 0, 0xe8, 7, 0, 1, 1, 0xe8, 7, 2, 2, 2, 2}; !slices.Equal(m.Data, want) {

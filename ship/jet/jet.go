@@ -193,13 +193,18 @@ func (s *Sink) Append(ctx context.Context, b *ship.Batch) (int, error) {
 	} else {
 		n, ack, err = s.appendPacked(ctx, e, b)
 	}
+	if err == nil && ack.Duplicate {
+		// Whose message that was, and whether it is still there, only Resume tells.
+		e.withoutID = true
+		return 0, fmt.Errorf("append to stream %s: a message with this id was there before", s.stream)
+	}
 	if err != nil {
 		var refused *jetstream.APIError
 		if e.withoutID = false; errors.As(err, &refused) {
 			e.withoutID = refused.ErrorCode == codeDuplicateInBatch
 			e.divisor = min(2*e.divisor, maxAtomicBytes)
 		}
-		return 0, s.failed(ctx, "append", err)
+		return 0, s.failed(ctx, "append to", err)
 	}
 	e.seq, e.withoutID, e.divisor = ack.Sequence, false, max(e.divisor/2, 1)
 	return n, nil

@@ -264,3 +264,26 @@ func TestSubjectsHaveFourParts(t *testing.T) {
 		}
 	}
 }
+
+// TestClonesAreTwoHosts has machines that differ in nothing but the name of the host.
+func TestClonesAreTwoHosts(t *testing.T) {
+	eachWay(t, func(t *testing.T, opts jet.Options) {
+		nc, _ := startServer(t, t.TempDir())
+		s := newSink(t, nc, opts)
+		clone := ring
+		clone.Host = "web2"
+		for _, r := range []ship.Ring{ring, clone} {
+			mark, err := s.Resume(t.Context(), r)
+			if err != nil || mark != (ship.Mark{}) {
+				t.Fatalf("ring %+v ends at %+v: %v", r, mark, err)
+			}
+			for _, b := range []*ship.Batch{batch(0, 3), batch(3, 6)} {
+				b.Ring = r
+				mustAppend(t, s, b)
+			}
+			if mark, err = s.Resume(t.Context(), r); err != nil || mark.Position != 6 {
+				t.Errorf("ring %+v ends at %+v: %v", r, mark, err)
+			}
+		}
+	})
+}
