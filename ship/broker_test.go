@@ -13,8 +13,8 @@ import (
 	"github.com/libbpfgo/ringbuf/ship/jet"
 )
 
-// TestTheServerIsAway stops it for so long that a ring is full. What the kernel refuses meanwhile is
-// told to a consumer, and nothing else is missing.
+// TestTheServerIsAway stops it for so long that a ring is full. What the kernel refuses meanwhile
+// is told to a consumer, and nothing else is missing.
 func TestTheServerIsAway(t *testing.T) {
 	server, url := newServer(t, "one", "")
 	server.start()

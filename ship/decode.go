@@ -125,8 +125,8 @@ func parseHeader(get func(field string) string) (h header, err error) {
 	return h, err
 }
 
-// MarkOf returns the Ring and the Mark at the end of a message, for Sinks that resume behind it. get
-// is that of Decode.
+// MarkOf returns the Ring and the Mark at the end of a message, for Sinks that resume behind it.
+// get is that of Decode.
 func MarkOf(get func(field string) string) (Ring, Mark, error) {
 	h, err := parseHeader(get)
 	return h.ring, h.end, err

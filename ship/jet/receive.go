@@ -26,9 +26,9 @@ type ReceiveOptions struct {
 }
 
 // Receive yields what is in a stream, and what comes, until ctx is done. Each record comes once
-// and in the order of its ring. If there is no server or no such stream, it waits for them. An error
-// is yielded for a message that cannot be understood, after which the loop may go on; one that
-// wraps ship.ErrPermanent, because the connection was closed, is the last.
+// and in the order of its ring. If there is no server or no such stream, it waits for them. An
+// error is yielded for a message that cannot be understood, after which the loop may go on; one
+// that wraps ship.ErrPermanent, because the connection was closed, is the last.
 func Receive(ctx context.Context, nc *nats.Conn, stream string, opts ReceiveOptions) iter.Seq2[*ship.Received,
 	error] {
 	return func(yield func(*ship.Received, error) bool) {
