@@ -1,53 +1,54 @@
 // Package ringbuf reads BPF ring buffers (BPF_MAP_TYPE_RINGBUF) in programs that use
-// github.com/aquasecurity/libbpfgo. It drives libbpf's own ring_buffer API.
+// github.com/aquasecurity/libbpfgo. It is built on the ring_buffer API of libbpf.
 //
-// A Reader replaces libbpfgo's Module.InitRingBuf and its channel. Its reads return
-// records in the order of the ring, each exactly once, to any number of goroutines, with
-// deadlines that interrupt a waiting call, Flush and Close:
+// A [Reader] replaces libbpfgo's Module.InitRingBuf and its channel. It returns the records of a
+// ring in order, each exactly once. Any number of goroutines may read. Deadlines,
+// [Reader.Flush] and [Reader.Close] interrupt a call that is waiting.
 //
-//   - [Reader.Records] is a loop over samples in the ring's own memory, and [Samples] one over
-//     values of a type. Nothing is copied. A process that is killed loses nothing.
-//   - [Reader.Merged] is a loop over the records of all rings in the order of a key, such as time.
-//   - [Reader.Lease] lends records in the same way, for who commits them when it suits: in
-//     another goroutine, or when somebody else has acknowledged them.
-//   - [Reader.Read] returns a copy that the caller may keep, and ReadContext does so until a
-//     context is done.
-//   - [Reader.ReadInto] copies into the caller's memory, and TryReadInto does so without a wait.
+// Choose how to read:
 //
-// What is said of Read is true of all of them, unless they say otherwise. What is lent can
+//   - [Reader.Records] is a loop over samples in the ring's own memory, without a copy. A process
+//     that is killed loses nothing. [Samples] is the same loop over values of a type.
+//   - [Reader.Merged] is a loop over the records of several rings, in the order of a key such as
+//     time.
+//   - [Reader.Lease] lends records in the ring's own memory. The caller commits them later, for
+//     example when another machine has acknowledged them.
+//   - [Reader.Read] returns a copy that the caller may keep. [Reader.ReadContext] does the same
+//     until a context is done.
+//   - [Reader.ReadInto] copies into the caller's memory. [Reader.TryReadInto] does the same without
+//     waiting.
+//
+// The documentation of Read holds for all of these, unless theirs says otherwise. Lent memory can
 // only be read: a program that writes to it crashes.
 //
-// Samples are taken in batches, one call of C for many samples, and only while
-// somebody reads. A Reader that waits holds no thread of the operating system, except
-// in the first tenth of a second of a wait that follows a sample and in the last
-// moment before a deadline.
+// While samples flow, a Reader drains the ring on a timer, in such a way that the kernel sends no
+// notifications. So the traced workload pays almost nothing for being read. See [WithMaxDelay].
 //
-// While samples flow, a Reader drains the ring at ticks of a timer, and in such a way
-// that the kernel need not notify it of any: so the workload that is traced hardly
-// notices that somebody reads. See WithMaxDelay.
+// A Reader takes samples in batches, with one call of C for many samples, and only while somebody
+// reads. A Reader that waits holds no thread of the operating system, with two exceptions: the
+// first tenth of a second of a wait that follows a sample, and the last moment before a deadline.
 //
-// A Reader made with NewMultiReader reads several rings, such as one for each CPU.
-// WithLossCounter tells of records for which there was no room, and Stats what the Reader
-// has done. BPF programs get the other half of that from ringbuf.bpf.h, a header that
-// they include from package bpf of this module.
+// [NewMultiReader] reads several rings, for example one for each CPU. [WithLossCounter] reports
+// records that the kernel refused, together with ringbuf.bpf.h, a header for BPF programs in
+// package bpf of this module. [Reader.Stats] says what a Reader has done.
 //
-// A [Watcher] looks at a ring beside its reader and takes nothing. It needs neither libbpf nor
+// A [Watcher] looks at a ring beside its reader and consumes nothing. It needs neither libbpf nor
 // cgo.
 //
-// A [Writer] writes into a user ring buffer (BPF_MAP_TYPE_USER_RINGBUF), which a BPF program drains:
-// the other direction.
+// A [Writer] works in the other direction: it writes into a user ring buffer
+// (BPF_MAP_TYPE_USER_RINGBUF), which a BPF program drains.
 //
 // # Building
 //
-// The package is built with cgo and, like libbpfgo, finds libbpf (1.3 or newer,
-// static or shared) through CGO_CFLAGS and CGO_LDFLAGS. In a checkout of this package
+// The package needs cgo and libbpf 1.3 or newer, static or shared. Like libbpfgo, it finds libbpf
+// through CGO_CFLAGS and CGO_LDFLAGS. In a checkout of this package
 //
 //	eval "$(make -s env)"
 //
-// builds a static one and sets both, for libbpfgo too. With build tag libbpf_pkgconfig the package
-// takes what pkg-config says of libbpf.
+// builds a static libbpf and sets both variables, for libbpfgo too. With the build tag
+// libbpf_pkgconfig the package takes the flags from pkg-config.
 //
-// Without cgo, and elsewhere than on Linux, programs that import the package compile. There
-// NewReader, NewMultiReader and NewWriter return an error that wraps errors.ErrUnsupported and says what is
-// missing. Open, OpenID and As work on Linux without cgo.
+// Programs that import the package also compile without cgo, and on other systems than Linux. There
+// NewReader, NewMultiReader and NewWriter return an error that wraps errors.ErrUnsupported and says
+// what is missing. Open, OpenID, As and NewWatcher work on Linux without cgo.
 package ringbuf

@@ -8,22 +8,26 @@ import (
 	"syscall"
 )
 
-// A MapHandle is a Map with a descriptor of its own, which it closes. All of its methods
-// may be called by any number of goroutines at once.
+// A MapHandle is a Map that owns its descriptor. Any number of goroutines may call its methods at
+// the same time.
 type MapHandle struct {
 	fd      atomic.Int64
 	cleanup runtime.Cleanup
 }
 
-// Open returns a handle of the ring buffer, or loss counter, that is pinned at path, in a BPF
-// file system (bpffs). That takes permission to read and write the file, and otherwise what
-// NewReader takes.
+// Open returns a handle of the ring buffer or loss counter that is pinned at path, in a BPF file
+// system (bpffs). It needs permission to read and write the file, and the privileges that NewReader
+// needs.
 //
-// The error names path and wraps the errno: ENOENT if there is no file, EPERM where CAP_BPF is
-// missing, and EACCES, with which of these it is, if permission to read or write the file is
-// missing, a directory cannot be searched, or path is no pinned object. It is an error, too, if
-// what is pinned there is no map, or one that NewReader and
-// NewWatcher refuse.
+// The error names path and wraps the errno:
+//
+//   - ENOENT: there is no such file.
+//   - EPERM: CAP_BPF is missing.
+//   - EACCES: the file may not be read or written, a directory may not be searched, or path is not
+//     a pinned object. The text says which.
+//
+// Open also fails if the pinned object is not a map, or is a map that NewReader and NewWatcher
+// refuse.
 func Open(path string) (*MapHandle, error) {
 	fd, err := openPinned(path)
 	if err != nil {
@@ -32,13 +36,12 @@ func Open(path string) (*MapHandle, error) {
 	return newMapHandle(fd), nil
 }
 
-// OpenID returns a handle of the ring buffer, or loss counter, with this id, as bpftool shows
-// it, for as long as the map exists. It takes CAP_SYS_ADMIN (bpf_map_get_fd_by_id() in
-// kernel/bpf/syscall.c), since it passes by the permissions of all files.
+// OpenID returns a handle of the ring buffer or loss counter with this id, which bpftool map shows.
+// It needs CAP_SYS_ADMIN (bpf_map_get_fd_by_id() in kernel/bpf/syscall.c), because it bypasses all
+// file permissions.
 //
-// The error names the id and wraps the errno: ENOENT if there is no such map, EPERM where the
-// capability is missing. It is an error, too, if the map is one that NewReader and NewWatcher
-// refuse.
+// The error names the id and wraps the errno: ENOENT if there is no such map, EPERM if the
+// capability is missing. OpenID also fails if NewReader and NewWatcher refuse the map.
 func OpenID(id uint32) (*MapHandle, error) {
 	fd, err := openID(id)
 	if errors.Is(err, syscall.EPERM) {
@@ -57,14 +60,14 @@ func newMapHandle(fd int) *MapHandle {
 	return h
 }
 
-// FileDescriptor returns the descriptor of the map, which is close-on-exec, or -1 after
-// Close. It is valid until Close, and until h is garbage: whoever passes it on bare, to
-// something else than NewReader, keeps h for as long.
+// FileDescriptor returns the descriptor of the map, or -1 after Close. The descriptor is
+// close-on-exec. It is valid until Close, and only while h is reachable. Keep h alive while you use
+// the bare descriptor.
 func (h *MapHandle) FileDescriptor() int { return int(h.fd.Load()) }
 
-// Close closes the descriptor. A Reader that NewReader has returned goes on without it.
-// Further calls do nothing and return nil. If the handle is dropped without a Close, the
-// descriptor is closed after the garbage collector has found out.
+// Close closes the descriptor. Readers of the map do not need it any more. Further calls do nothing
+// and return nil. If the handle is dropped without Close, the descriptor is closed after a garbage
+// collection.
 func (h *MapHandle) Close() error {
 	h.cleanup.Stop()
 	if fd := h.fd.Swap(-1); fd >= 0 {

@@ -10,23 +10,24 @@ import (
 //
 //	for record, err := range reader.Records(ctx)
 //
-// A record's RawSample is a view of the ring's own memory: it can only be read. A body that
-// writes to it crashes the program with SIGSEGV. It is valid until the next iteration, and
-// shows other samples after that: a body that keeps it must copy it.
+// RawSample is a view of the ring's own memory. It can only be read: a body that writes to it
+// crashes the program with SIGSEGV. It is valid until the next iteration and shows other samples
+// after that. A body that keeps a sample must copy it.
 //
-// The loop takes a lease at a time, and commits it when its last body has ended. A loop that
-// is left with break or return commits up to and with the record whose body ran last; one
-// that is left by a panic, up to the record before. The others remain for the next read. So
-// when the process is killed, the next Reader begins with a record whose body had not
-// ended, or up to a lease of 64 KiB before it: no record is lost, and some come again. (Only
-// what another read had drained before the loop is not in the ring any more.)
+// The loop takes one lease at a time and commits it when the body has ended for its last record. A
+// loop that is left with break or return commits all records up to the current one. A loop that is
+// left by a panic commits all records before the current one. The others remain for the next read.
 //
-// When the Reader is closed the loop ends. When ctx is done, at once, or for any other
-// reason for which Read returns an error, such as a deadline or Flush, that error comes with
-// a last iteration, without a record.
+// So no record is lost when the process is killed. The next Reader begins with the first record
+// whose body had not ended, or up to a lease of 64 KiB before it, and returns some records again.
+// There is one exception: what an earlier Read had drained is no longer in the ring.
 //
-// Several goroutines may have a loop at once. Each has a lease of its own, so that
-// they work at the same time.
+// The loop ends when the Reader is closed. If ctx is done, or if Read would return an error, for
+// example after a deadline or Flush, the error comes in a last iteration without a record. The end
+// of ctx is noticed at once.
+//
+// Several goroutines may run such loops at the same time. Each loop has its own lease, so that they
+// work in parallel.
 func (r *Reader) Records(ctx context.Context) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		q := r.queue

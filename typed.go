@@ -9,28 +9,25 @@ import (
 	"unsafe"
 )
 
-// As returns the beginning of rec.RawSample as a *T, without copying it. The view shares
-// the memory of RawSample: it is valid for as long, and what is written to one is seen in
-// the other. After a ReadInto that reuses the memory the view shows the next sample. Of a record
-// that Records or a Lease lends, the view too can only be read, and a write is SIGSEGV.
+// As returns the beginning of rec.RawSample as a *T, without a copy. The view shares the memory of
+// RawSample and is valid as long as RawSample is. After a ReadInto that reuses the memory, the view
+// shows the next sample. The view of a record that Records or a Lease lends can only be read: a
+// write to it is SIGSEGV.
 //
-// T is a sized integer, a float, a complex number, or an array or struct of such. Go lays
-// it out as C does on 64-bit processors, padding included, unless C was told otherwise
-// (__attribute__((packed)), bit fields). Refused are types with
+// T is a sized integer, a float, a complex number, or an array or struct of these. Go lays out such
+// types as C does on 64-bit processors, padding included, unless the C type is packed or has bit
+// fields. As refuses types with
 //
-//   - pointers, and what contains pointers: strings, slices, maps, interfaces and so on,
-//   - int, uint and uintptr, which have no size of their own,
-//   - bool, since a byte of a sample may be neither 0 nor 1,
-//   - nothing in them, or structs whose last field has size 0: for that Go adds padding
-//     that C does not.
+//   - pointers, or types that contain pointers: strings, slices, maps, interfaces and so on,
+//   - int, uint and uintptr, whose size depends on the platform,
+//   - bool, because a byte of a sample may be neither 0 nor 1,
+//   - no size, or with a last field of size 0, for which Go adds padding that C does not add.
 //
-// The sample may be longer than T. A flexible array member of C begins where the last field
-// ends, which may be before the end of T: see AsFlex.
+// The sample may be longer than T. For a C struct with a flexible array member, see [AsFlex].
 //
-// The error says which field of T is refused and why, that the sample is too short, or that
-// it is not aligned as T must be. The latter is possible only where the caller has chosen the
-// memory, as ReadInto allows; else samples are aligned to 8 bytes, which is enough for every
-// T.
+// The error says which field of T is refused and why, that the sample is too short, or that it is
+// not aligned for T. Only samples in memory that the caller passes to ReadInto can be misaligned.
+// All others are aligned to 8 bytes, which suffices for every T.
 func As[T any](rec Record) (*T, error) {
 	t := reflect.TypeFor[T]()
 	end, err := fieldsEnd(t)
@@ -53,21 +50,20 @@ func As[T any](rec Record) (*T, error) {
 //		__u8 data[];
 //	};
 //
-// T is the struct without that member, and E the type of its elements, both as As takes them.
-// The array begins at C's offsetof(struct event, data): where the last field of T ends, or, if
-// that is not aligned as E must be, at the next place that is. It has all elements that are in
-// the sample, no room for more, and is nil if there are none. The shortest sample ends where the
-// array would begin.
+// T is the struct without that member, and E is the type of its elements. Both must be types that
+// As accepts. The array begins at C's offsetof(struct event, data): where the last field of T ends,
+// rounded up to the alignment of E. It has all elements of the sample, has no spare capacity, and
+// is nil if there are none. The shortest valid sample ends where the array would begin.
 //
-// Both share the memory of RawSample, as a view of As does. C and Go pad T at its end (here from
-// 12 bytes to 16), so the first elements may be in the padding of head. Whoever may write there
-// sets the fields of head, and never *head as a whole. And where a sample ends within the padding,
-// head is a copy of the fields in memory of its own, because a copy of *head reads the padding.
+// Both results share the memory of RawSample, like a view of As. C and Go pad T at its end (here
+// from 12 bytes to 16), so that the first elements may lie in the padding of head. If you write to
+// a sample, set the fields of head one by one, never *head as a whole. If a sample ends within the
+// padding, head is a copy of the fields, because reading *head as a whole reads the padding too.
 //
-// An incomplete last element is an error. But a program that submits sizeof(struct event) bytes
-// plus the elements submits more than they take, by the padding. Such a sample is taken, and
-// array may have more elements than the program wrote: cut it to the length that the program
-// tells.
+// An incomplete last element is an error, with one exception. A program that submits
+// sizeof(struct event) bytes plus the elements also submits the padding. Such a sample is accepted,
+// and array may have more elements than the program wrote. Cut it to the length that the program
+// stores in the sample.
 func AsFlex[T, E any](rec Record) (head *T, array []E, err error) {
 	sample := rec.RawSample
 	f, err := flexibleOf(reflect.TypeFor[T](), reflect.TypeFor[E]())
@@ -91,14 +87,14 @@ func AsFlex[T, E any](rec Record) (head *T, array []E, err error) {
 	return (*T)(memory), array, nil
 }
 
-// Samples returns an iterator over the samples of r as values of type T. Each is a view of the
-// ring's memory: it can only be read, a write is SIGSEGV, and it is valid until the next
-// iteration. It is Records and As in one: see both. Record.Lost is not
-// seen here.
+// Samples returns an iterator over the samples of r as values of type T. It combines
+// [Reader.Records] and [As]. Each value is a view of the ring's memory. It can only be read, a
+// write to it is SIGSEGV, and it is valid until the next iteration. Record.Lost is not available
+// here.
 //
-// For a sample that does not fit, the error of As comes in its place, and the loop goes on;
-// for a T that As refuses, it comes once, and no record is read. After any other error the
-// loop ends, so its body may continue whatever the error is.
+// If a sample does not fit, the loop yields the error of As in its place and continues. If As
+// refuses T, the loop yields that error once and reads no record. After any other error the loop
+// ends. So its body can use continue for every error.
 func Samples[T any](ctx context.Context, r *Reader) iter.Seq2[*T, error] {
 	return func(yield func(*T, error) bool) {
 		if err := checkType(reflect.TypeFor[T]()); err != nil {
