@@ -9,44 +9,46 @@ import (
 	"unsafe"
 )
 
-// Merged returns an iterator over the records of all rings in the order of a key, which the
-// function key takes from a sample: as a rule the time that the BPF program wrote into it.
-// Records with equal keys come in the order in which they were found.
+// Merged returns an iterator over the records of all rings in the order of a key. The function key
+// takes the key from a sample; usually it is the time that the BPF program wrote into it. Records
+// with equal keys come in the order in which they were found.
 //
-// Neither a ring nor the kernel knows that order: programs on several processors write into
-// several rings, and into one, and take the time before they reserve a record. So each record is
-// held back until the time hold has passed since it was found, or since one with a higher key
-// was. The order is perfect if no record becomes readable, that is committed like all before it
-// in its ring, more than hold after one with a higher key. A record may come up to a quarter of
-// hold later than that, at most a millisecond, and whenever the body of the loop is ready. It
-// comes earlier in three cases:
+// Neither a ring nor the kernel knows that order. Programs on several processors write into several
+// rings, and programs take the time before they reserve a record. So Merged holds each record back
+// until the time hold has passed since it found the record, or one with a higher key. The order is
+// perfect if no record becomes readable more than hold after a record with a higher key. (A record
+// is readable when it and all records before it in its ring are committed.) A record may come up to
+// a quarter of hold later than that, but at most a millisecond later, and it waits for the body of
+// the loop. A record comes earlier in three cases:
 //
-//   - A record is late if one with a higher key has come. It comes at once, and Stats.Late
-//     counts it. A record whose key is far too high makes all later ones of this loop late.
-//   - When a quarter of a ring is held back and there is more, the lowest keys of all rings come
-//     at once until there is room. So give each ring four times the room of what is written to
-//     it in the time hold. With less the order may suffer, and a flood finds less room than with
-//     Records.
-//   - When a deadline has passed or Flush was called, what was in the rings then comes at once,
-//     in order, and after it the error, as in Records.
+//   - A record is late if one with a higher key has come before. It comes at once, and Stats.Late
+//     counts it. A key that is far too high makes all later records of this loop late.
+//   - When a quarter of a ring is held back and there is more in it, the lowest keys of all rings
+//     come at once until there is room. So give each ring four times the room of what is written
+//     to it in the time hold. In a smaller ring the order may suffer, and a flood has less room
+//     than with Records.
+//   - After a deadline has passed or Flush was called, everything that was in the rings then comes
+//     at once, in order. The error follows, as in Records.
 //
-// A record is a view of the ring's own memory: it can only be read, and is valid until the next
-// iteration. The loop ends for the same reasons as one over Records, with the same errors, and
-// leaves what did not come to the next read. A record whose body has not ended stays in its
-// ring, and libbpf consumes in order: when the process is killed, the next Reader gets what was
-// held back, and what had come from behind that once more, up to a quarter of each ring and a
-// lease.
+// A record is a view of the ring's own memory. It can only be read, and is valid until the next
+// iteration. The loop ends for the same reasons and with the same errors as a loop over Records.
+// It leaves what it has not yielded to the next read.
 //
-// Record.Remaining counts from the place of the record in its ring, though records behind it may
-// have come. Record.Lost is with the first record that comes after the loss was found.
+// A record stays in its ring until its body has ended, and libbpf consumes in order. When the
+// process is killed, the next Reader gets the records that were held back. It also gets records
+// again that had come from behind these: up to a quarter of each ring and a lease.
 //
-// The function key is called once for each record, when it is found, and may not keep what it is
-// given. A record that is held back takes 16 bytes. While some are, the kernel notifies of none
-// behind them, so the loop looks at the rings on a timer: by default every millisecond, or more
-// often if a flood could fill a ring in that time; else as often as WithMaxDelay says.
+// Record.Remaining counts from the place of the record in its ring, even if records behind it have
+// come already. Record.Lost comes with the first record after the loss was found.
 //
-// If others read at the same time, each gets some of the records, and Merged orders those that
-// it gets.
+// Merged calls key once for each record, when it finds the record. key must not keep the record. A
+// record that is held back takes 16 bytes of memory. While records are held back, the kernel
+// notifies of none behind them, so the loop looks at the rings on a timer: by default every
+// millisecond, or more often if a flood could fill a ring in that time. WithMaxDelay sets another
+// interval.
+//
+// If other goroutines read at the same time, each gets some of the records, and Merged orders those
+// that it gets.
 func (r *Reader) Merged(ctx context.Context, key func(Record) uint64,
 	hold time.Duration) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {

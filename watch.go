@@ -11,17 +11,16 @@ import (
 	"time"
 )
 
-// A Watcher looks at the records of a ring buffer and takes none. Any number of Watchers, in any
-// processes, may look at a ring beside the Reader that reads it. They move no position and
-// cause no notification, and nobody waits for them. So they may be too late for records, which
-// the kernel has overwritten. A Watcher tells how much it has missed, and never yields a
-// record that is not whole.
+// A Watcher looks at the records of a ring buffer and consumes none. Any number of Watchers, in any
+// processes, may look at a ring beside the Reader that reads it. They move no position, cause no
+// notification, and delay nobody. So the kernel may overwrite records before a Watcher has copied
+// them. A Watcher says how much it has missed, and never yields an incomplete record.
 //
 // A Watcher needs neither libbpf nor cgo. It also watches rings in overwrite mode
 // (BPF_F_RB_OVERWRITE, Linux 6.19), which libbpf cannot consume.
 //
-// Only one goroutine at a time may be in a loop over Records. The other methods may be called by
-// any number of goroutines at once.
+// Only one goroutine at a time may run a loop over Records. Any number of goroutines may call the
+// other methods at the same time.
 type Watcher struct {
 	watched // of it, mem is nil when it is not mapped any more
 	view    *watchedRing
@@ -49,15 +48,16 @@ type WatchOption func(*watchOptions)
 
 type watchOptions struct{ oldest bool }
 
-// FromOldest makes Records begin with the oldest record that is in the ring and can be found, which
-// is the first of Snapshot. The default is the first one that is reserved after NewWatcher.
+// FromOldest makes Records begin with the oldest record in the ring that can be found. That is the
+// first record of Snapshot. By default Records begins with the first record that is reserved after
+// NewWatcher.
 func FromOldest() WatchOption { return func(o *watchOptions) { o.oldest = true } }
 
-// A MissedError is what Watcher.Records yields in place of records that were overwritten before
-// it could copy them. The loop goes on after it.
+// Watcher.Records yields a MissedError in place of records that were overwritten before it could
+// copy them. The loop continues after it.
 type MissedError struct {
-	// Bytes is how much of the ring they took, headers and padding included. How many
-	// records that were is not known.
+	// Bytes is the number of bytes that these records took in the ring, headers and padding
+	// included. The number of records is not known.
 	Bytes uint64
 }
 
@@ -66,19 +66,20 @@ func (e *MissedError) Error() string {
 		"were copied", e.Bytes)
 }
 
-// NewWatcher returns a Watcher of m: a ring buffer (BPF_MAP_TYPE_RINGBUF), in overwrite mode or
-// not, or a user ring buffer (BPF_MAP_TYPE_USER_RINGBUF), of which it has Stats only.
+// NewWatcher returns a Watcher of m, which is a ring buffer (BPF_MAP_TYPE_RINGBUF), in overwrite
+// mode or not, or a user ring buffer (BPF_MAP_TYPE_USER_RINGBUF). Of a user ring buffer it has only
+// Stats.
 //
-// It maps the ring for reading, so that m may be closed afterwards, and the ring remains until
-// Close. It needs no capability, only a descriptor of the map for reading and writing: one that
-// was got with BPF_F_RDONLY or BPF_F_WRONLY the kernel does not map. On kernels before 6.0 with
-// the sysctl kernel.unprivileged_bpf_disabled set it also needs CAP_BPF.
+// It maps the ring for reading. So m may be closed afterwards, and the ring exists until Close. It
+// needs a descriptor of the map for reading and writing: with BPF_F_RDONLY or BPF_F_WRONLY the
+// kernel refuses to map it. It needs no capability, except on kernels before 6.0 where the sysctl
+// kernel.unprivileged_bpf_disabled is set. There it needs CAP_BPF.
 //
-// The error names the map and what was being done, and wraps the errno where there is one. On other
+// The error names the map and the step that failed, and wraps the errno if there is one. On other
 // systems than Linux it wraps errors.ErrUnsupported.
 //
-// Close releases the mapping. If the Watcher is dropped without a Close, that happens after the
-// garbage collector has found out.
+// Close releases the mapping. If a Watcher is dropped without Close, that happens after a garbage
+// collection.
 func NewWatcher(m Map, opts ...WatchOption) (*Watcher, error) {
 	var o watchOptions
 	for _, opt := range opts {
@@ -148,20 +149,20 @@ const (
 //
 //	for record, err := range watcher.Records(ctx)
 //
-// RawSample is a copy. It is valid until the next iteration, and may be written to. Remaining is
-// the number of bytes that were behind the record when it was copied, and Lost is 0. Records that
-// were discarded are skipped. One that is reserved and not yet submitted holds back those behind
-// it.
+// RawSample is a copy. It is valid until the next iteration and may be written to. Remaining is the
+// number of bytes that were behind the record when it was copied. Lost is 0. Records that were
+// discarded are skipped. A record that is reserved and not yet submitted holds back all records
+// behind it.
 //
-// A *MissedError comes in place of records that were overwritten, and the loop goes on. It misses
-// records when more than fits in the ring is produced while its body runs, or in a pause: while
-// nothing comes it looks at the ring every 10 ms, and the sooner, down to 1 ms, the faster the
-// ring fills up. It then goes on with the oldest record that it can find or, if it is overtaken
-// again before it has seen as much as fits in the ring, with the newest.
+// A *MissedError comes in place of records that were overwritten. The loop misses records when more
+// than fits in the ring is produced while its body runs or while it pauses. It pauses for 10 ms
+// when nothing comes, and for less, down to 1 ms, the faster the ring fills up. After a miss it
+// continues with the oldest record that it can find. If it is overtaken again before it has seen as
+// much as fits in the ring, it continues with the newest.
 //
-// When the Watcher is closed the loop ends. When ctx is done, at once, its error comes with
-// a last iteration, without a record. A loop that is left with break or return can be followed by
-// another one, which goes on with the next record.
+// The loop ends when the Watcher is closed. When ctx is done, the error of ctx comes at once, in a
+// last iteration without a record. A loop that is left with break or return can be followed by
+// another one, which continues with the next record.
 func (w *Watcher) Records(ctx context.Context) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		if !w.looping.CompareAndSwap(false, true) {
@@ -264,21 +265,21 @@ func (w *Watcher) pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Position returns the position in the ring where the record, or gap, ends that Records has
-// yielded last. Before the first it is where the Watcher begins. It is the position that
-// Lease.Position tells of the same record, and with the id of the map it names the record.
+// Position returns the position in the ring at which the last record, or gap, that Records has
+// yielded ends. Before the first it is where the Watcher begins. Lease.Position returns the same
+// position for the same record. Together with the id of the map it identifies the record.
 func (w *Watcher) Position() uint64 { return w.position.Load() }
 
 // Snapshot returns copies of the records that are in the ring now, from the oldest that can be
-// found up to the first that is not submitted yet. They belong to the caller, and share one
-// allocation. Their Remaining is the number of bytes that were behind them in the ring.
+// found up to the first that is not submitted yet. The copies belong to the caller and share one
+// allocation. Remaining is the number of bytes that were behind the record in the ring.
 //
-// It finds those that nobody has consumed and, in overwrite mode, those that are not overwritten:
-// so it takes out of a program that writes for ever what came before the call. As long as the ring
-// was not filled once, it has all records. If somebody has written a consumer position where
-// no record begins, or others are faster all the time, there may be none.
+// Snapshot finds the records that were not consumed. In overwrite mode it finds those that are not
+// overwritten, which are the last ones before the call. Until the ring has been filled once, it
+// finds all records. It may find none if somebody has written a consumer position where no record
+// begins, or if producers overtake it again and again.
 //
-// It does not concern Records. Close waits for it.
+// Snapshot does not affect Records. Close waits for it.
 func (w *Watcher) Snapshot() ([]Record, error) {
 	done, err := w.use()
 	if err != nil {
@@ -309,35 +310,35 @@ func (r run) split() []Record {
 	return all
 }
 
-// WatchStats is what Watcher.Stats says of a ring. It is a plain value, which encoding/json can
-// show as it is.
+// WatchStats is the state of a ring as Watcher.Stats returns it. It is a plain value, so that
+// encoding/json can show it as it is.
 type WatchStats struct {
 	Name string // of the map
 	ID   uint32 // of the map
 	Size int    // of the ring in bytes
 
-	// The positions count bytes from the creation of the map. (Of a user ring buffer the
-	// producer is in user space, and the consumer a BPF program.)
+	// The positions count bytes since the creation of the map. In a user ring buffer the producer
+	// is in user space, and the consumer is a BPF program.
 	Consumer, Producer uint64
 
-	// Fill is how many bytes were produced and not consumed and, in overwrite mode, not
-	// overwritten. It is -1 if the positions cannot be those of a ring, because somebody has
-	// written there.
+	// Fill is the number of bytes that were produced and not consumed and, in overwrite mode, not
+	// overwritten. It is -1 if the positions are not valid, because somebody has written to them.
 	Fill int
 
-	// Samples, Bytes and Discarded are what was produced between NewWatcher and the last call of
-	// Stats: samples, their bytes without headers and padding, and records that were
-	// discarded. To count them Stats looks at the header of each record that is new since the last
-	// call, whether or not Records has yielded it. Of a user ring buffer they are 0.
+	// Samples, Bytes and Discarded count what was produced between NewWatcher and the last call of
+	// Stats: samples, their bytes without headers and padding, and discarded records. Stats looks
+	// at the header of each record that is new since the last call, whether or not Records has
+	// yielded it. For a user ring buffer they are 0.
 	Samples, Bytes, Discarded uint64
 
-	// Missed is how many bytes of the ring, headers and padding included, Stats could not count,
-	// because they were overwritten before: more than fits in the ring was produced between two
-	// calls. Two calls a few milliseconds apart tell the mean size of samples in such a ring.
+	// Missed is the number of bytes, headers and padding included, that Stats could not count
+	// because they were overwritten: more than fits in the ring was produced between two calls. In
+	// such a ring two calls a few milliseconds apart show the mean size of samples.
 	Missed uint64
 }
 
-// Stats returns the state of the ring, and what was produced in it so far, or until Close.
+// Stats returns the state of the ring and counts what was produced in it. After Close it returns
+// the final values.
 func (w *Watcher) Stats() WatchStats {
 	w.mapped.RLock()
 	defer w.mapped.RUnlock()
@@ -364,7 +365,7 @@ func (w *Watcher) updateStats() {
 }
 
 // Close ends the loop over Records, waits for a Snapshot that is being taken, and releases the
-// mapping. Further calls do nothing. It returns nil.
+// mapping. Further calls do nothing. Close always returns nil.
 func (w *Watcher) Close() error {
 	w.close()
 	return nil
