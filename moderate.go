@@ -19,9 +19,9 @@ const (
 	startDelays = 6
 	stopTicks   = 4
 
-	// An explicit delay of this or more is long: see moderator.long. To look at the rings
-	// ten times a second takes 0.3 % of a processor.
-	longDelay = 10 * time.Millisecond
+	// With an explicit delay of this or more, the Reader looks at the rings without being notified:
+	// see moderator.unprompted. To look ten times a second takes 0.3 % of a processor.
+	unpromptedDelay = 10 * time.Millisecond
 
 	// A tick that finds more than this part of a ring filled makes the next one come
 	// sooner.
@@ -182,7 +182,6 @@ func (r *ringPace) flood(room uint64) time.Duration {
 	return time.Duration(records*(minRecordTime+r.record/copiedPerNs)) - wakeLatency
 }
 
-// long reports whether the delay is one with which nothing depends on the kernel's
-// notifications: the rings are looked at as often as that, and a wakeup that a program
-// forces while one fills up ends a pause.
-func (m *moderator) long() bool { return m.given && m.max >= longDelay }
+// unprompted reports whether the Reader does not depend on notifications. Then it looks at the rings
+// every delay, and a wakeup that a program forces while a ring fills up ends a pause.
+func (m *moderator) unprompted() bool { return m.given && m.max >= unpromptedDelay }

@@ -381,13 +381,13 @@ func TestALongDelayLooksAtTheRing(t *testing.T) {
 	}
 	for name, blockFor := range map[string]time.Duration{"blocked": time.Hour, "parked": 0} {
 		t.Run(name, func(t *testing.T) {
-			ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(longDelay))
+			ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(unpromptedDelay))
 			r.queue.rings.(*libbpfRings).blockFor = blockFor
 			test(t, ring, r)
 		})
 	}
 	t.Run("ticking without a thread", func(t *testing.T) {
-		ring, r := newTickingReader(t, longDelay)
+		ring, r := newTickingReader(t, unpromptedDelay)
 		blocked.Add(1000) // no thread may be blocked any more
 		defer blocked.Add(-1000)
 		result := goRead(t, r)
@@ -411,7 +411,7 @@ func TestWakeupsAreThoseThatEndedAPause(t *testing.T) {
 	for _, d := range []time.Duration{8 * time.Millisecond, 40 * time.Millisecond} {
 		t.Run(d.String(), func(t *testing.T) {
 			ring, r := newTickingReader(t, d)
-			r.queue.rings.(*libbpfRings).pace.max = max(d, longDelay)
+			r.queue.rings.(*libbpfRings).pace.max = max(d, unpromptedDelay)
 			before := r.Stats()
 			for i := range 5 {
 				ring.Count(0, uint64(i), 3, 0) // the kernel notifies of the first, at most

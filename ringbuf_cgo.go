@@ -40,6 +40,9 @@ import (
 	"unsafe"
 )
 
+// C and Go agree on the size of an entry's header.
+var _ = [1]struct{}{}[C.sizeof_struct_cgo_ringbuf_entry-entryHeaderSize]
+
 // A door is an open struct cgo_ringbuf, whose comments say what the methods do, and which
 // calls may overlap.
 type door struct {

@@ -30,7 +30,7 @@ const (
 	yieldAfter = 5 * time.Millisecond
 
 	// A longer pause between two ticks parks the goroutine, all but the end of it.
-	longPause = 10 * time.Millisecond
+	parkingPause = 10 * time.Millisecond
 
 	// While older records are lent the kernel notifies of none: so the rings are looked at,
 	// after pauses that grow from the first to the second.
@@ -133,7 +133,7 @@ func (r *libbpfRings) poll(b *batch, req request) error {
 	if !q.deadline.IsZero() {
 		left = q.deadline.Sub(now)
 	}
-	if r.pace.long() && left > r.pace.max {
+	if r.pace.unprompted() && left > r.pace.max {
 		left, q.deadline = r.pace.max, now.Add(r.pace.max)
 	}
 	pause, tick := r.pace.next(now)
@@ -146,11 +146,11 @@ func (r *libbpfRings) poll(b *batch, req request) error {
 		err = r.findOrWait(b, q, now, left)
 	case pause <= 0:
 		err = r.tick(b, q)
-	case pause > longPause:
+	case pause > parkingPause:
 		err = r.pauseParked(b, q, now.Add(pause-netpollGrain))
 	case block():
 		listen := deaf
-		if r.pace.long() {
+		if r.pace.unprompted() {
 			listen = untilEighth
 		}
 		err = r.door.pause(max(pause-timerSlack, 1), listen)
@@ -343,7 +343,7 @@ func (r *libbpfRings) rest(pause time.Duration) error {
 		return nil
 	}
 	listen := deaf
-	if r.pace.long() {
+	if r.pace.unprompted() {
 		listen = untilEighth
 	}
 	err := r.pause(pause, listen, r.onEighth)
@@ -394,7 +394,7 @@ func (r *libbpfRings) waitParked(deadline time.Time) error {
 // pauseParked waits in Go's netpoller until the given time or wake. If the kernel notifies
 // before that while a ring fills up, it ticks.
 func (r *libbpfRings) pauseParked(b *batch, q *request, until time.Time) error {
-	if !r.pace.long() {
+	if !r.pace.unprompted() {
 		return r.park(until, func(uintptr) bool { return false })
 	}
 	if err := r.door.arm(true); err != nil {
