@@ -4,6 +4,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
+#include "ringbuf.bpf.h"
 
 /* The parts that are needed of two kernel types, found through the kernel's BTF. */
 struct task_struct {
@@ -32,8 +33,8 @@ struct {
 /* Has the compiler describe the type in the BTF, for who decodes events, such as ringbuf tail. */
 const struct event *const event_type __attribute__((unused));
 
-/* Events for which there was no room. */
-__u64 lost;
+/* Counts the events for which there was no room. */
+RINGBUF_COUNTER(losses);
 
 /* TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm) */
 SEC("raw_tp/sched_process_exec")
@@ -43,11 +44,9 @@ int sched_process_exec(struct bpf_raw_tracepoint_args *ctx)
 	struct linux_binprm *bprm = (struct linux_binprm *)ctx->args[2];
 	struct event *event;
 
-	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {
-		__sync_fetch_and_add(&lost, 1);
+	event = ringbuf_reserve(&events, &losses, sizeof(*event), 0);
+	if (!event)
 		return 0;
-	}
 	event->pid = bpf_get_current_pid_tgid() >> 32;
 	event->ppid = BPF_CORE_READ(task, real_parent, tgid);
 	event->uid = bpf_get_current_uid_gid();

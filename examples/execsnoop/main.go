@@ -4,8 +4,8 @@ package main
 
 import (
 	"bytes"
+	"context"
 	_ "embed"
-	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -14,9 +14,6 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
-	"unsafe"
-
-	bpf "github.com/aquasecurity/libbpfgo"
 
 	"github.com/libbpfgo/ringbuf"
 )
@@ -59,7 +56,11 @@ func run(demo bool) error {
 	if err != nil {
 		return err
 	}
-	reader, err := ringbuf.NewReader(events)
+	losses, err := module.GetMap("losses")
+	if err != nil {
+		return err
+	}
+	reader, err := ringbuf.NewReader(events, ringbuf.WithLossCounter(losses))
 	if err != nil {
 		return err
 	}
@@ -83,11 +84,7 @@ func run(demo bool) error {
 	if err != nil {
 		return err
 	}
-	lost, err := lostEvents(module)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("%d programs seen, %d lost\n", seen, lost)
+	fmt.Printf("%d programs seen, %d lost\n", seen, reader.Stats().Lost)
 	return nil
 }
 
@@ -95,43 +92,23 @@ func run(demo bool) error {
 func print(reader *ringbuf.Reader) (seen int, err error) {
 	const row = "%-15s %8v %8v %6v  %-16s %s\n"
 	fmt.Printf(row, "TIME", "PID", "PPID", "UID", "COMM", "FILENAME")
-	var (
-		record ringbuf.Record
-		e      event
-	)
-	for ; ; seen++ {
-		err := reader.ReadInto(&record)
+	for e, err := range ringbuf.Samples[event](context.Background(), reader) {
 		if errors.Is(err, ringbuf.ErrFlushed) || errors.Is(err, os.ErrDeadlineExceeded) {
-			return seen, nil
+			break
 		}
 		if err != nil {
 			return seen, err
 		}
-		if _, err := binary.Decode(record.RawSample, binary.NativeEndian, &e); err != nil {
-			return seen, fmt.Errorf("event of %d bytes: %w", len(record.RawSample), err)
-		}
+		seen++
 		fmt.Printf(row, time.Now().Format("15:04:05.000000"), e.PID, e.PPID, e.UID, cString(e.Comm[:]),
 			cString(e.Filename[:]))
 	}
+	return seen, nil
 }
 
 func cString(b []byte) string {
 	s, _, _ := bytes.Cut(b, []byte{0})
 	return string(s)
-}
-
-// lostEvents returns the program's variable of that name.
-func lostEvents(module *bpf.Module) (uint64, error) {
-	variables, err := module.GetMap(".bss")
-	if err != nil {
-		return 0, err
-	}
-	key := uint32(0)
-	value, err := variables.GetValue(unsafe.Pointer(&key))
-	if err != nil {
-		return 0, err
-	}
-	return binary.NativeEndian.Uint64(value), nil
 }
 
 // startPrograms executes programs that do nothing of note, for the demo: those of
