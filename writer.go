@@ -90,7 +90,7 @@ func NewWriter(m Map, opts ...WriterOption) (*Writer, error) {
 	}
 	waker := &waker{file: ring.file}
 	if drainer != nil {
-		drainer.waker = waker
+		drainer.waker, drainer.ring = waker, ring
 	}
 	w := &Writer{
 		ring:    ring,

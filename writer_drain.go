@@ -29,7 +29,8 @@ func WithDrain(drain func() error) WriterOption {
 // command BPF_PROG_TEST_RUN of bpf(2), without a context, and does not return before the program
 // does. The program, SEC("syscall"), returns what bpf_user_ringbuf_drain returned, or 0:
 //
-//   - if that is as many as one call drains (BPF_MAX_USER_RINGBUF_SAMPLES, 131072), it is run again;
+//   - if it may have ended because one call takes at most 131072 records, discarded ones included
+//     (BPF_MAX_USER_RINGBUF_SAMPLES), it is run again;
 //   - if it is -EBUSY, since the ring is being drained elsewhere, likewise, up to a second;
 //   - another negative number is the errno of an error: the ring has what the kernel takes for no
 //     record.
@@ -47,6 +48,7 @@ type drainer struct {
 	call    func() error
 	release func() // of what call needs
 	waker   *waker
+	ring    *userRing
 
 	state  atomic.Int32
 	rests  sync.WaitGroup

@@ -225,13 +225,8 @@ func (r *userRing) explain(err error) error {
 	return fmt.Errorf("map %q: %w", r.name, err)
 }
 
-// A programDrainer runs a BPF program.
-type programDrainer struct {
-	attr testrun.Attr
-	fd   int
-}
-
-// maxDrained is BPF_MAX_USER_RINGBUF_SAMPLES of include/linux/bpf.h.
+// maxDrained is BPF_MAX_USER_RINGBUF_SAMPLES of include/linux/bpf.h: the most records that one call
+// of bpf_user_ringbuf_drain takes.
 const maxDrained = 128 << 10
 
 func newProgramDrainer(prog Program) (*drainer, error) {
@@ -249,24 +244,31 @@ func newProgramDrainer(prog Program) (*drainer, error) {
 		syscall.Close(fd)
 		return nil, fmt.Errorf("drain program: descriptor %d: %s is not a BPF program", given, target)
 	}
-	p := &programDrainer{fd: fd}
-	p.attr.ProgFD = uint32(fd)
-	return &drainer{call: p.drain, release: func() { syscall.Close(fd) }}, nil
+	attr := &testrun.Attr{ProgFD: uint32(fd)}
+	d := &drainer{release: func() { syscall.Close(fd) }}
+	d.call = func() error { return runDrainProgram(attr, d.ring) }
+	return d, nil
 }
 
-func (p *programDrainer) drain() error {
+// runDrainProgram runs the program of attr until it has drained what was submitted before.
+func runDrainProgram(attr *testrun.Attr, ring *userRing) error {
 	const patience = time.Second
 	var busy time.Time // since when
+	end := atomic.LoadUint64(ring.producerPos)
 	for pause := 10 * time.Microsecond; ; {
-		if err := p.attr.Run(); err != nil {
+		before := atomic.LoadUint64(ring.consumerPos)
+		if err := attr.Run(); err != nil {
 			return fmt.Errorf("ringbuf: writer: run drain program: %w", err)
 		}
-		switch n := int32(p.attr.Retval); {
-		case n >= maxDrained:
+		switch n := int32(attr.Retval); {
+		case n >= 0:
+			// That does not count the discarded records, of which the kernel takes no more either.
+			after := atomic.LoadUint64(ring.consumerPos)
+			if after-before < maxDrained*recordHeaderSize || int64(end-after) <= 0 {
+				return nil
+			}
 			busy = time.Time{}
 			continue
-		case n >= 0:
-			return nil
 		case syscall.Errno(-n) != syscall.EBUSY:
 			return fmt.Errorf("ringbuf: writer: the drain program returned %d: %w", n, syscall.Errno(-n))
 		}
