@@ -76,7 +76,8 @@ func (w *Writer) Reserve(n int) (*Reservation, error) {
 	w.lent.add(l)
 	r := &Reservation{w: w, lent: l, bytes: w.ring.bytesOf(l)}
 	w.mu.Unlock()
-	runtime.SetFinalizer(r, (*Reservation).Discard)
+	// Other finalizers do not wait for a drain.
+	runtime.SetFinalizer(r, func(r *Reservation) { go r.Discard() })
 	return r, nil
 }
 

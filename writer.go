@@ -107,9 +107,12 @@ func NewWriter(m Map, opts ...WriterOption) (*Writer, error) {
 	w.stats = WriterStats{Name: ring.name, Size: int(ring.size), Repaired: ring.repaired}
 	w.close = sync.OnceValue(w.doClose)
 	w.cleanup = runtime.AddCleanup(w, func(ring *userRing) {
-		ring.close()
-		ring.free()
-		drainer.free()
+		go func() { // for other cleanups do not wait for a drain
+			drainer.wait()
+			ring.close()
+			ring.free()
+			drainer.free()
+		}()
 	}, ring)
 	return w, nil
 }

@@ -139,7 +139,7 @@ func (d *drainer) end(call bool) (err error) {
 	if d == nil {
 		return nil
 	}
-	d.rests.Wait()
+	d.wait()
 	if call {
 		err = d.run()
 	}
@@ -147,6 +147,13 @@ func (d *drainer) end(call bool) (err error) {
 		err = *failed
 	}
 	return err
+}
+
+// wait waits for calls that are running, of a Writer that nobody uses any more.
+func (d *drainer) wait() {
+	if d != nil {
+		d.rests.Wait()
+	}
 }
 
 func (d *drainer) free() {

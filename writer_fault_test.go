@@ -1,8 +1,12 @@
 package ringbuf
 
 import (
+	"context"
 	"os"
+	"runtime"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
@@ -27,4 +31,73 @@ func TestTheDrainProgramIsRunAgainBehindDiscardedRecords(t *testing.T) {
 	if got := w.Stats().Drains; got != 1 {
 		t.Errorf("there were %d calls, want 1", got)
 	}
+}
+
+// TestAGarbageWriterOutlivesItsDrain drops a Writer while a goroutine of its own drains.
+func TestAGarbageWriterOutlivesItsDrain(t *testing.T) {
+	ring := bpftest.NewUser(t, os.Getpagesize(), os.Getpagesize())
+	before := resources()
+	d := newFakeDrain()
+	var released, collected atomic.Bool
+	func() {
+		w, err := NewWriter(ring, WithDrain(d.drain))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.drainer.release = func() { released.Store(true) }
+		runtime.AddCleanup(w, func(b *atomic.Bool) { b.Store(true) }, &collected)
+		wrote := make(chan error)
+		go func() { wrote <- w.WriteContext(context.Background(), nil) }()
+		<-d.begun
+		mustWrite(t, w, nil) // leads to one more call, by no Write
+		d.end <- nil
+		if err := <-wrote; err != nil {
+			t.Error(err)
+		}
+		<-d.begun
+	}()
+	for p := (patience{left: 5 * time.Second}); !collected.Load(); runtime.GC() {
+		if p.over() {
+			t.Fatal("the Writer is not collected")
+		}
+	}
+	for range 10 {
+		runtime.GC()
+	}
+	if released.Load() {
+		t.Error("what the drain needs was released during a call")
+	}
+	d.end <- nil
+	if err := awaitResources(before); err != nil {
+		t.Error(err)
+	}
+	for p := (patience{left: 5 * time.Second}); !released.Load(); runtime.Gosched() {
+		if p.over() {
+			t.Fatal("what the drain needs is not released")
+		}
+	}
+}
+
+// TestADrainForGarbageHoldsUpNoFinalizer has a drain that does not end.
+func TestADrainForGarbageHoldsUpNoFinalizer(t *testing.T) {
+	ring := bpftest.NewUser(t, os.Getpagesize(), os.Getpagesize())
+	d := newFakeDrain()
+	w := mustNewWriter(t, ring, WithDrain(d.drain))
+	mustReserve(t, w, "nobody submits this")
+	for begun := false; !begun; runtime.GC() {
+		select {
+		case <-d.begun:
+			begun = true
+		default:
+		}
+	}
+	var finalized atomic.Bool
+	runtime.SetFinalizer(new([64]byte), func(*[64]byte) { finalized.Store(true) })
+	for p := (patience{left: 5 * time.Second}); !finalized.Load(); runtime.GC() {
+		if p.over() {
+			t.Error("finalizers wait for the drain")
+			break
+		}
+	}
+	d.end <- nil
 }
