@@ -134,14 +134,15 @@ func (r *Reservation) finish(submit bool) error {
 }
 
 // discardLent discards what is lent, and takes the ring's memory away from who has it.
-func (w *Writer) discardLent() (n int) {
-	for l := w.lent.first.next; l != nil && l != &w.lent.first; l = l.next {
-		// In this order: the kernel may reuse what is discarded.
-		w.ring.detach(l)
+func (w *Writer) discardLent() (n int, err error) {
+	if w.lent.count == 0 {
+		return 0, nil
+	}
+	err = w.ring.detach() // before the kernel may reuse what is discarded
+	for l := w.lent.first.next; l != &w.lent.first; l = l.next {
 		w.ring.discard(l)
 		l.lib = 0
 		w.stats.Discarded++
-		n++
 	}
-	return n
+	return w.lent.count, err
 }

@@ -229,9 +229,7 @@ func (d writerDoor) lent(offset uint64, n int) []byte {
 	return unsafe.Slice((*byte)(unsafe.Add(d.c.view, offset)), n)
 }
 
-func (d writerDoor) submit(lib uintptr)  { C.cgo_writer_submit(d.c, C.uintptr_t(lib)) }
-func (d writerDoor) discard(lib uintptr) { C.cgo_writer_discard(d.c, C.uintptr_t(lib)) }
-func (d writerDoor) detach(offset uint64, n int) {
-	C.cgo_writer_detach(d.c, C.__u64(offset), C.size_t(n))
-}
+func (d writerDoor) submit(lib uintptr)   { C.cgo_writer_submit(d.c, C.uintptr_t(lib)) }
+func (d writerDoor) discard(lib uintptr)  { C.cgo_writer_discard(d.c, C.uintptr_t(lib)) }
+func (d writerDoor) detach() error        { return errnoOf(C.cgo_writer_detach(d.c)) }
 func (d writerDoor) arm(armed bool) error { return errnoOf(C.cgo_writer_arm(d.c, C.bool(armed))) }

@@ -214,10 +214,10 @@ void cgo_writer_submit(struct cgo_writer *w, uintptr_t sample);
 void cgo_writer_discard(struct cgo_writer *w, uintptr_t sample);
 
 /*
- * Puts other memory in the place of a reservation's in view: what its owner still writes gets
- * into no ring.
+ * Puts other memory in the place of view: what owners of reservations still write gets into no
+ * ring.
  */
-void cgo_writer_detach(struct cgo_writer *w, __u64 offset, size_t len);
+int cgo_writer_detach(struct cgo_writer *w);
 
 /* Makes park_fd readable when the kernel has drained something (or no longer). */
 int cgo_writer_arm(struct cgo_writer *w, bool armed);

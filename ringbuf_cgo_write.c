@@ -221,15 +221,13 @@ void cgo_writer_discard(struct cgo_writer *w, uintptr_t sample)
 	user_ring_buffer__discard(w->rb, (void *)sample);
 }
 
-void cgo_writer_detach(struct cgo_writer *w, __u64 offset, size_t len)
+int cgo_writer_detach(struct cgo_writer *w)
 {
-	size_t page = page_size();
-	size_t first = offset & ~(page - 1);
-	size_t end = (offset + len + page - 1) & ~(page - 1);
+	/* All of it: pieces would be mappings each, of which a process may have only so many. */
+	void *p = mmap(w->view, 2 * w->size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
 
-	if (len)
-		mmap(w->view + first, end - first, PROT_READ | PROT_WRITE,
-		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	return p == MAP_FAILED ? -errno : 0;
 }
 
 int cgo_writer_arm(struct cgo_writer *w, bool armed)

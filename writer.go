@@ -233,7 +233,9 @@ func (w *Writer) BufferSize() int { return int(w.ring.size) }
 // more if it has discarded something, and releases the Writer's descriptors, mappings and memory:
 // that of reservations when they are finished. What is in the ring remains there, to be drained.
 //
-// Further calls do nothing and return the same as the first: nil, or an error of the drain function.
+// Further calls do nothing and return the same as the first: nil, an error of the drain function, or
+// one that wraps syscall.ENOMEM when there is no memory to put in the place of what reservations had.
+// They are discarded then too, but whoever goes on to write to their Bytes writes into the ring.
 func (w *Writer) Close() error {
 	w.cleanup.Stop()
 	return w.close()
@@ -247,12 +249,23 @@ func (w *Writer) doClose() error {
 	w.waker.wake()
 	<-w.turn // for ever: nobody waits for the kernel
 	w.kicks.Wait()
+	defer w.release() // also if the drain function panics
 
 	w.mu.Lock()
-	drain := w.discardLent() > 0 || w.late
+	n, err := w.discardLent()
+	drain := n > 0 || w.late
 	w.mu.Unlock()
-	err := w.drainer.end(drain)
+	if err != nil {
+		err = w.failed(fmt.Errorf("take the ring away from reservations, to whose Bytes nobody may "+
+			"write any more: %w", err))
+	}
+	if failed := w.drainer.end(drain); err == nil {
+		err = failed
+	}
+	return err
+}
 
+func (w *Writer) release() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stats.Available = w.ring.pending()
@@ -262,5 +275,4 @@ func (w *Writer) doClose() error {
 		w.ring.free()
 	}
 	w.drainer.free()
-	return err
 }

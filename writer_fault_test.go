@@ -2,11 +2,16 @@ package ringbuf
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
@@ -100,4 +105,74 @@ func TestADrainForGarbageHoldsUpNoFinalizer(t *testing.T) {
 		}
 	}
 	d.end <- nil
+}
+
+// mappingOf returns the line of /proc/self/maps for an address.
+func mappingOf(t *testing.T, p *byte) string {
+	t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(maps)) {
+		var from, to uintptr
+		fmt.Sscanf(line, "%x-%x", &from, &to)
+		if at := uintptr(unsafe.Pointer(p)); from <= at && at < to {
+			return line
+		}
+	}
+	return ""
+}
+
+// TestCloseTakesTheWholeRingAwayAtOnce has reservations on many pages: of mappings a process may
+// have only so many.
+func TestCloseTakesTheWholeRingAwayAtOnce(t *testing.T) {
+	const pages = 16
+	ring := bpftest.NewUser(t, pages*os.Getpagesize(), os.Getpagesize())
+	before := resources()
+	w := mustNewWriter(t, ring)
+	var reservations []*Reservation
+	for range pages / 2 {
+		reservations = append(reservations, mustReserve(t, w, "x"))
+		mustWrite(t, w, make([]byte, 2*os.Getpagesize()-3*recordHeaderSize))
+	}
+	first := &reservations[0].Bytes()[0]
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if after := resources(); after.mappings != before.mappings {
+		t.Errorf("%d mappings of the ring are left", after.mappings-before.mappings)
+	}
+	for _, r := range reservations {
+		if mappingOf(t, first) == "" {
+			t.Fatal("a reservation has no memory")
+		}
+		r.Discard()
+	}
+	if line := mappingOf(t, first); line != "" {
+		t.Errorf("when all reservations are finished, there is still %s", line)
+	}
+}
+
+// TestCloseSaysIfItCannotTakeTheRingAway has it ask for more memory than there can be.
+func TestCloseSaysIfItCannotTakeTheRingAway(t *testing.T) {
+	wire := newWire(t, os.Getpagesize())
+	w, err := NewWriter(wire)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := mustReserve(t, w, "x")
+	mustWrite(t, w, []byte("behind"))
+	size := w.ring.door.c.size
+	w.ring.door.c.size = 1 << 61
+	err = w.Close()
+	w.ring.door.c.size = size
+	const want = `ringbuf: writer: map "commands": take the ring away from reservations, to whose ` +
+		`Bytes nobody may write any more: cannot allocate memory`
+	if !errors.Is(err, syscall.ENOMEM) || err.Error() != want {
+		t.Errorf("Close returned %v, want %s", err, want)
+	}
+	r.Discard()
+	wire.wantDrain(t, 1) // it is discarded nevertheless
+	wantSample(t, wire.r, "behind")
 }

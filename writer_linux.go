@@ -162,13 +162,16 @@ func (r *userRing) write(sample []byte) error { return r.door.write(sample) }
 
 func (r *userRing) reserve(l *lent) (err error) {
 	l.lib, l.offset, err = r.door.reserve(l.n)
+	if err == syscall.ENOMEM {
+		err = fmt.Errorf("mmap for reservations: %w", err)
+	}
 	return err
 }
 
 func (r *userRing) bytesOf(l *lent) []byte { return r.door.lent(l.offset, l.n)[:l.n:l.n] }
 func (r *userRing) submit(l *lent)         { r.door.submit(l.lib) }
 func (r *userRing) discard(l *lent)        { r.door.discard(l.lib) }
-func (r *userRing) detach(l *lent)         { r.door.detach(l.offset, l.n) }
+func (r *userRing) detach() error          { return r.door.detach() }
 
 // pending, room and sound look at the positions, at any time until close.
 
@@ -219,8 +222,6 @@ func (r *userRing) explain(err error) error {
 	case errors.Is(err, syscall.EBADF):
 		return fmt.Errorf("map %q: wait for room: somebody closed a descriptor of this Writer, or put "+
 			"another file in its place: %w", r.name, err)
-	case errors.Is(err, syscall.ENOMEM):
-		return fmt.Errorf("map %q: mmap for reservations: %w", r.name, err)
 	}
 	return fmt.Errorf("map %q: %w", r.name, err)
 }

@@ -34,6 +34,6 @@ func (*userRing) pending() int                    { return 0 }
 func (*userRing) sound() bool                     { return false }
 func (*userRing) submit(*lent)                    {}
 func (*userRing) discard(*lent)                   {}
-func (*userRing) detach(*lent)                    {}
+func (*userRing) detach() error                   { return errNoWriter() }
 func (*userRing) close()                          {}
 func (*userRing) free()                           {}

@@ -611,12 +611,7 @@ func TestCloseDiscardsReservations(t *testing.T) {
 		}
 	}
 	r2.Discard()
-	before := resources()
-	r3.Discard() // the last one: the mapping goes
-	if after := resources(); after.mappings >= before.mappings {
-		t.Errorf("%d mappings, and before the last reservation was finished %d", after.mappings,
-			before.mappings)
-	}
+	r3.Discard()
 }
 
 func TestAfterCloseThereAreErrorsOnly(t *testing.T) {
