@@ -89,29 +89,34 @@ func (d *drainer) kick() error {
 				return nil
 			}
 		case drainIdle:
-			if !d.state.CompareAndSwap(drainIdle, drainRunning) {
-				continue
+			if d.state.CompareAndSwap(drainIdle, drainRunning) {
+				return d.first()
 			}
-			err := d.run()
-			if !d.state.CompareAndSwap(drainRunning, drainIdle) {
-				// Others have submitted. The caller has waited long enough.
-				d.rests.Add(1)
-				go d.rest()
-			}
-			if failed := d.failed.Load(); err == nil && failed != nil &&
-				d.failed.CompareAndSwap(failed, nil) {
-				err = *failed
-			}
-			return err
 		}
 	}
 }
 
+// first makes the first of a series of calls.
+func (d *drainer) first() error {
+	defer func() { // also if the function panics, from which a caller may recover
+		if !d.state.CompareAndSwap(drainRunning, drainIdle) {
+			// Others have submitted. The caller has waited long enough.
+			d.rests.Add(1)
+			go d.rest()
+		}
+	}()
+	err := d.run()
+	if failed := d.failed.Load(); err == nil && failed != nil &&
+		d.failed.CompareAndSwap(failed, nil) {
+		err = *failed
+	}
+	return err
+}
+
 func (d *drainer) run() error {
 	d.calls.Add(1)
-	err := d.call()
-	d.waker.drained()
-	return err
+	defer d.waker.drained()
+	return d.call()
 }
 
 // rest goes on until a call has ended without that there was more.

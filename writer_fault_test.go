@@ -176,3 +176,63 @@ func TestCloseSaysIfItCannotTakeTheRingAway(t *testing.T) {
 	wire.wantDrain(t, 1) // it is discarded nevertheless
 	wantSample(t, wire.r, "behind")
 }
+
+// TestCloseAfterAPanicOfTheDrain recovers from one in each place where there is a call.
+func TestCloseAfterAPanicOfTheDrain(t *testing.T) {
+	ring := bpftest.NewUser(t, os.Getpagesize(), os.Getpagesize())
+	var panics atomic.Bool
+	w, err := NewWriter(ring, WithDrain(func() error {
+		if panics.Load() {
+			panic("drain")
+		}
+		return nil
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	recovered := func(call func()) {
+		t.Helper()
+		panics.Store(true)
+		defer func() {
+			t.Helper()
+			panics.Store(false)
+			if got := recover(); got != "drain" {
+				t.Errorf("recovered %v", got)
+			}
+		}()
+		call()
+	}
+	recovered(func() { w.Write(nil) })
+	mustWrite(t, w, nil)
+	if got := w.Stats().Drains; got != 2 {
+		t.Errorf("after a panic there were %d calls, want 2", got)
+	}
+	for w.AvailableBytes() > 0 {
+		mustWrite(t, w, nil)
+	}
+	recovered(func() { w.Write(nil) }) // which waits for room
+	ring.Drain()
+	w.SetDeadline(time.Now().Add(forever))
+	mustWrite(t, w, nil)
+	closed := make(chan error)
+	go func() { closed <- w.Close() }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("Close hangs")
+	}
+
+	before := resources()
+	if w, err = NewWriter(ring, WithDrain(func() error { panic("drain") })); err != nil {
+		t.Fatal(err)
+	}
+	mustReserve(t, w, "x")
+	panics.Store(true)
+	recovered(func() { w.Close() })
+	if err := awaitResources(before); err != nil {
+		t.Error(err)
+	}
+}

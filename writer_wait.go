@@ -26,18 +26,24 @@ func (w *Writer) waitForRoom(ctx context.Context, n int) error {
 	w.waiting++
 	w.stats.Waits++
 	w.mu.Unlock()
-	err := w.takeTurn(ctx, n)
-	if err == nil {
-		err = w.parkForRoom(ctx, n)
-		w.turn <- struct{}{}
-	}
-	if err != nil {
+	locked := false
+	defer func() { // also if ctx or the drain function panics
+		if locked {
+			w.waiting--
+			return
+		}
 		w.mu.Lock()
 		w.waiting--
 		w.mu.Unlock()
+	}()
+	if err := w.takeTurn(ctx, n); err != nil {
 		return err
 	}
-	w.waiting--
+	defer func() { w.turn <- struct{}{} }()
+	if err := w.parkForRoom(ctx, n); err != nil {
+		return err
+	}
+	locked = true
 	return nil
 }
 
