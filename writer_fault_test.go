@@ -236,3 +236,35 @@ func TestCloseAfterAPanicOfTheDrain(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestDeadlinesLeaveNoTimers sets many while two calls wait: one for the kernel, one for that.
+func TestDeadlinesLeaveNoTimers(t *testing.T) {
+	wire := newWire(t, os.Getpagesize())
+	fill(t, wire.w)
+	errs := make(chan error)
+	for range 2 {
+		go func() { errs <- wire.w.WriteContext(context.Background(), nil) }()
+	}
+	awaitWaits(t, wire.w, 2)
+	awaitParked(t, wire.w)
+	objects := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapObjects)
+	}
+	before := objects()
+	for range 10_000 {
+		wire.w.SetDeadline(time.Now().Add(forever))
+		runtime.Gosched() // to who waits
+	}
+	if grown := objects() - before; grown > 2000 {
+		t.Errorf("10000 deadlines have left %d objects", grown)
+	}
+	wire.w.SetDeadline(time.Unix(0, 1))
+	for range 2 {
+		if err := <-errs; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+	}
+}

@@ -62,9 +62,7 @@ func (w *Writer) takeTurn(ctx context.Context, n int) error {
 			if left <= 0 {
 				return w.tooLate(n)
 			}
-			timer := time.NewTimer(left)
-			defer timer.Stop() // a few, at most: one for each SetDeadline
-			timeout = timer.C
+			timeout = time.After(left)
 		}
 		select {
 		case <-w.turn:
