@@ -167,7 +167,8 @@ __u64 cgo_ringbuf_wakeups(const struct cgo_ringbuf *r);
 /*
  * The user ring buffer of a Writer. Any thread may be in cgo_writer_arm(); of the other functions
  * one at a time may run. They return 0 or a negative errno. -EUCLEAN: somebody else wrote the
- * producer position, or a record has a header that the kernel refuses.
+ * producer position, or a record has a header that the kernel refuses. -EBADF: somebody closed a
+ * descriptor or put another file in its place.
  */
 struct cgo_writer {
 	struct user_ring_buffer *rb;

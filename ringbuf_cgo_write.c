@@ -238,5 +238,6 @@ int cgo_writer_arm(struct cgo_writer *w, bool armed)
 	 */
 	struct epoll_event event = {.events = armed ? EPOLLOUT : 0};
 
-	return epoll_ctl(w->park_fd, EPOLL_CTL_MOD, w->map_fd, &event) ? -errno : 0;
+	/* With other files it is one of EBADF, EINVAL, ENOENT and EPERM. */
+	return epoll_ctl(w->park_fd, EPOLL_CTL_MOD, w->map_fd, &event) ? -EBADF : 0;
 }

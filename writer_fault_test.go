@@ -268,3 +268,39 @@ func TestDeadlinesLeaveNoTimers(t *testing.T) {
 		}
 	}
 }
+
+// TestAWaitFindsThatADescriptorIsAnother puts other files in the place of a Writer's descriptors.
+func TestAWaitFindsThatADescriptorIsAnother(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	event, _, errno := syscall.Syscall(syscall.SYS_EVENTFD2, 0, syscall.O_CLOEXEC, 0)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	defer syscall.Close(int(event))
+	for _, tt := range []struct {
+		name string
+		fd   func(w *Writer) int
+		by   int
+	}{
+		{"the map", func(w *Writer) int { return int(w.ring.door.c.map_fd) }, int(event)},
+		{"the map, by what cannot be polled", func(w *Writer) int { return int(w.ring.door.c.map_fd) },
+			int(null.Fd())},
+		{"the epoll instance", func(w *Writer) int { return w.ring.door.parkFD() }, int(event)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			wire := newWire(t, os.Getpagesize())
+			fill(t, wire.w)
+			if err := syscall.Dup3(tt.by, tt.fd(wire.w), syscall.O_CLOEXEC); err != nil {
+				t.Fatal(err)
+			}
+			_, err := wire.w.Write(nil)
+			if !errors.Is(err, syscall.EBADF) || !strings.Contains(err.Error(), "another file in its place") {
+				t.Errorf("Write returned %v", err)
+			}
+		})
+	}
+}
