@@ -52,7 +52,10 @@ func (l *lentList) remove(r *lent) bool {
 	return true
 }
 
-var errFinished = errors.New("ringbuf: writer: the reservation was submitted or discarded before")
+var (
+	errFinished  = errors.New("ringbuf: writer: the reservation was submitted or discarded before")
+	errDiscarded = fmt.Errorf("ringbuf: writer: the reservation was discarded by Close: %w", ErrClosed)
+)
 
 // Reserve reserves a record for a sample of n bytes, and waits for room as Write does, with the same
 // errors. The first call maps the ring once more: there its owner writes.
@@ -96,7 +99,7 @@ func (r *Reservation) Submit() error { return r.finish(true) }
 // so that it can be deferred. An error of the drain function, which is called as after Submit, is
 // returned by the next call that calls that, or Close.
 func (r *Reservation) Discard() {
-	if err := r.finish(false); err != nil && err != errFinished && !errors.Is(err, ErrClosed) {
+	if err := r.finish(false); err != nil && err != errFinished && err != errDiscarded {
 		r.w.drainer.keep(err)
 	}
 }
@@ -115,7 +118,7 @@ func (r *Reservation) finish(submit bool) error {
 			w.ring.free()
 		}
 		w.mu.Unlock()
-		return fmt.Errorf("ringbuf: writer: the reservation was discarded by Close: %w", ErrClosed)
+		return errDiscarded
 	}
 	if submit {
 		w.ring.submit(r.lent)

@@ -304,3 +304,18 @@ func TestAWaitFindsThatADescriptorIsAnother(t *testing.T) {
 		})
 	}
 }
+
+// TestDiscardKeepsEachErrorOfTheDrain has one of which Discard could think that it is its own.
+func TestDiscardKeepsEachErrorOfTheDrain(t *testing.T) {
+	ring := bpftest.NewUser(t, os.Getpagesize(), os.Getpagesize())
+	var err error
+	w := mustNewWriter(t, ring, WithDrain(func() error { return err }))
+	r := mustReserve(t, w, "x")
+	err = fmt.Errorf("the drain's file: %w", os.ErrClosed)
+	r.Discard()
+	want := err
+	err = nil
+	if n, got := w.Write(nil); n != 0 || got != want {
+		t.Errorf("Write after Discard returned %d, %v, want %v", n, got, want)
+	}
+}
