@@ -268,7 +268,7 @@ func (w *Writer) doClose() error {
 func (w *Writer) release() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.stats.Available = w.ring.pending()
+	w.stats.Fill = w.ring.fill()
 	w.ring.close()
 	w.released = true
 	if w.lent.count == 0 {

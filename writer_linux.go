@@ -173,10 +173,10 @@ func (r *userRing) submit(l *lent)         { r.door.submit(l.lib) }
 func (r *userRing) discard(l *lent)        { r.door.discard(l.lib) }
 func (r *userRing) detach() error          { return r.door.detach() }
 
-// pending, room and sound look at the positions, at any time until close.
+// fill, room and sound look at the positions, at any time until close.
 
-// pending returns how many bytes the kernel has not drained.
-func (r *userRing) pending() int { return int(r.size - r.room()) }
+// fill returns how many bytes the kernel has not drained.
+func (r *userRing) fill() int { return int(r.size - r.room()) }
 
 // room returns how many bytes are free.
 func (r *userRing) room() uint64 {

@@ -30,7 +30,7 @@ func (*userRing) tooLarge(int) error              { return errNoWriter() }
 func (*userRing) explain(err error) error         { return err }
 func (*userRing) bytesOf(*lent) []byte            { return nil }
 func (*userRing) room() uint64                    { return 0 }
-func (*userRing) pending() int                    { return 0 }
+func (*userRing) fill() int                       { return 0 }
 func (*userRing) sound() bool                     { return false }
 func (*userRing) submit(*lent)                    {}
 func (*userRing) discard(*lent)                   {}

@@ -24,9 +24,9 @@ type WriterStats struct {
 	// Reserved is the number of reservations that are out.
 	Reserved int
 
-	// Available is how many bytes of the ring the kernel has not drained, headers and padding
+	// Fill is how many bytes of the ring the kernel has not drained, headers and padding
 	// included; or had not at Close.
-	Available int
+	Fill int
 }
 
 // Stats returns what the Writer has done so far, or when it was closed. It may be called often, and
@@ -40,7 +40,7 @@ func (w *Writer) Stats() WriterStats {
 		s.Drains = w.drainer.calls.Load()
 	}
 	if !w.released {
-		s.Available = w.ring.pending()
+		s.Fill = w.ring.fill()
 	}
 	return s
 }

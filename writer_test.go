@@ -160,7 +160,7 @@ func TestAnEmptySampleIsDrained(t *testing.T) {
 	if err := mustReserve(t, wire.w, "").Submit(); err != nil {
 		t.Fatal(err)
 	}
-	if got := wire.w.Stats().Available; got != 3*recordHeaderSize {
+	if got := wire.w.Stats().Fill; got != 3*recordHeaderSize {
 		t.Errorf("three empty samples take %d bytes", got)
 	}
 	wire.wantDrain(t, 3)
@@ -601,7 +601,7 @@ func TestCloseDiscardsReservations(t *testing.T) {
 		wantSample(t, wire.r, strings.Repeat("n", 56))
 	}
 	want := WriterStats{Name: "commands", Size: os.Getpagesize(), Samples: 2, Bytes: 11, Discarded: 3,
-		Reserved: 3, Available: 5*8 + 8 + 8 + 2000 + 8}
+		Reserved: 3, Fill: 5*8 + 8 + 8 + 2000 + 8}
 	if got := wire.w.Stats(); got != want {
 		t.Errorf("Stats are %+v, want %+v", got, want)
 	}
@@ -636,7 +636,7 @@ func TestAfterCloseThereAreErrorsOnly(t *testing.T) {
 	if a, b := w.AvailableBytes(), w.BufferSize(); a != 0 || b != os.Getpagesize() {
 		t.Errorf("AvailableBytes is %d, BufferSize %d", a, b)
 	}
-	if got := w.Stats(); got.Samples != 1 || got.Available != 16 {
+	if got := w.Stats(); got.Samples != 1 || got.Fill != 16 {
 		t.Errorf("Stats are %+v", got)
 	}
 	wire.wantDrain(t, 1) // what is in the ring remains
@@ -728,8 +728,8 @@ func TestAWatcherSeesWhatAWriterHasWritten(t *testing.T) {
 	if got := watcher.Stats(); got != want {
 		t.Errorf("Stats are %+v, want %+v", got, want)
 	}
-	if got := wire.w.Stats().Available; got != want.Fill {
-		t.Errorf("Available is %d", got)
+	if got := wire.w.Stats().Fill; got != want.Fill {
+		t.Errorf("Fill is %d", got)
 	}
 	wire.wantDrain(t, 1)
 	want.Consumer, want.Fill = 128, 0

@@ -17,7 +17,7 @@ import (
 //	ringbuf_writer_drains_total            always 0 without a drain function
 //	ringbuf_writer_reservations
 //	ringbuf_writer_size_bytes
-//	ringbuf_writer_available_bytes
+//	ringbuf_writer_fill_bytes
 //
 // What NewCollector says of several Readers, and of what a registered Collector keeps, is true of
 // Writers too.
@@ -34,12 +34,12 @@ var writerMetrics = []metric[ringbuf.WriterStats]{
 	ofWriter(counter, "samples_total", "Samples that were written to the user ring buffer.",
 		func(s ringbuf.WriterStats) float64 { return float64(s.Samples) }),
 	ofWriter(counter, "sample_bytes_total",
-		"Bytes of the samples that were written, without headers and padding.",
+		"Bytes of these samples, without headers and padding.",
 		func(s ringbuf.WriterStats) float64 { return float64(s.Bytes) }),
 	ofWriter(counter, "discarded_records_total", "Reservations that were given up.",
 		func(s ringbuf.WriterStats) float64 { return float64(s.Discarded) }),
 	ofWriter(counter, "repaired_records_total",
-		"Records of a Writer that died, which were discarded by this one.",
+		"Records of a dead Writer that this one discarded.",
 		func(s ringbuf.WriterStats) float64 { return float64(s.Repaired) }),
 	ofWriter(counter, "waits_total", "Calls that found no room, and waited for it.",
 		func(s ringbuf.WriterStats) float64 { return float64(s.Waits) }),
@@ -49,9 +49,9 @@ var writerMetrics = []metric[ringbuf.WriterStats]{
 		func(s ringbuf.WriterStats) float64 { return float64(s.Reserved) }),
 	ofWriter(gauge, "size_bytes", "Size of the user ring buffer.",
 		func(s ringbuf.WriterStats) float64 { return float64(s.Size) }),
-	ofWriter(gauge, "available_bytes",
-		"Bytes, headers and padding included, that the kernel has not drained.",
-		func(s ringbuf.WriterStats) float64 { return float64(s.Available) }),
+	ofWriter(gauge, "fill_bytes",
+		"Bytes that the kernel has not drained, with headers and padding.",
+		func(s ringbuf.WriterStats) float64 { return float64(s.Fill) }),
 }
 
 // Describe implements prometheus.Collector.

@@ -197,8 +197,8 @@ func TestListShowsUserRingBuffers(t *testing.T) {
 	if _, err := w.Write(make([]byte, 100)); err != nil {
 		t.Fatal(err)
 	}
-	if o := listed(t, mapID(t, m)); *o.FillBytes != 112 || w.Stats().Available != 112 {
-		t.Errorf("beside a Writer the fill is %d, and it says %d", *o.FillBytes, w.Stats().Available)
+	if o := listed(t, mapID(t, m)); *o.FillBytes != 112 || w.Stats().Fill != 112 {
+		t.Errorf("beside a Writer the fill is %d, and it says %d", *o.FillBytes, w.Stats().Fill)
 	}
 }
 

@@ -106,7 +106,7 @@ func run() error {
 		many, time.Since(started)/time.Duration(many))
 
 	stats := writer.Stats()
-	if want := uint64(n + many); stats.Samples != want || stats.Available != 0 || stats.Discarded != 0 {
+	if want := uint64(n + many); stats.Samples != want || stats.Fill != 0 || stats.Discarded != 0 {
 		return fmt.Errorf("the Stats are %+v, want %d samples", stats, want)
 	}
 	if err := writer.Close(); err != nil {
