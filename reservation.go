@@ -57,8 +57,12 @@ var (
 	errDiscarded = fmt.Errorf("ringbuf: writer: the reservation was discarded by Close: %w", ErrClosed)
 )
 
-// Reserve reserves a record for a sample of n bytes, and waits for room as Write does, with the same
-// errors. The first call maps the ring once more: there its owner writes.
+// Reserve reserves a record for a sample of n bytes, and waits for room as Write does, with the
+// same errors. The first call maps the ring once more: there its owner writes.
+//
+// While a reservation is out, nothing behind it is drained. A goroutine that has one and calls
+// Write or Reserve may wait for room that there will not be before it has submitted: set a
+// deadline, or submit first.
 func (w *Writer) Reserve(n int) (*Reservation, error) {
 	ctx := context.Background()
 	if err := w.lockForRoom(ctx, n); err != nil {
@@ -86,8 +90,8 @@ func (w *Writer) Reserve(n int) (*Reservation, error) {
 
 // Bytes returns the n bytes to fill, in the ring itself. What is in them at first is what older
 // records left there. They are valid until Submit or Discard, after which the kernel may be reading
-// them and others writing: a program that writes to them then destroys records. After Close they are
-// other memory, which is read by nobody, and remain so until Submit or Discard.
+// them and others writing: a program that writes to them then destroys records. After Close they
+// are other memory, of zeroes, which nobody reads, until Submit or Discard.
 func (r *Reservation) Bytes() []byte { return r.bytes }
 
 // Submit hands the record over to the kernel. After Close it returns an error that wraps ErrClosed,

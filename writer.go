@@ -54,10 +54,9 @@ type writerOptions struct {
 	repair bool
 }
 
-// WithRepair lets NewWriter discard the records that another Writer has reserved and not submitted
-// before its process died. Only who knows that no other process writes to the ring may use it: a
-// Writer that lives and submits such a record later may write into what others have put there
-// meanwhile.
+// WithRepair lets NewWriter discard the records that another Writer reserved and did not submit
+// before its process died. Use it only if no other process writes to the ring: another Writer that
+// submits such a record later may overwrite what was put in its place.
 func WithRepair() WriterOption { return func(o *writerOptions) { o.repair = true } }
 
 // NewWriter returns a Writer to the user ring buffer m.
@@ -66,11 +65,11 @@ func WithRepair() WriterOption { return func(o *writerOptions) { o.repair = true
 // belongs to, while the Writer goes on. It needs no capability, only a descriptor for reading and
 // writing; see NewReader for kernels before 6.0 and their sysctl.
 //
-// The error names the map and what was being done, and wraps the errno where there is one. The map
-// may be no user ring buffer. On kernels before 6.1, which have none, the error says that, and wraps
-// errors.ErrUnsupported, as it does where there is no Linux or no cgo. A record that is reserved and
-// not submitted, left by a process that died or in the hands of another Writer, is an error too:
-// the kernel's drain would stop at it for ever. See WithRepair.
+// The error names the map and what was being done, and wraps the errno where there is one. A map
+// that is no user ring buffer is an error. On kernels before 6.1, which have none, the error says
+// that, and wraps errors.ErrUnsupported, as it does where there is no Linux or no cgo. A record
+// that is reserved and not submitted, left by a process that died or held by another Writer, is an
+// error that wraps syscall.EBUSY: the kernel's drain stops at it for ever. See WithRepair.
 //
 // Close releases the Writer's resources. If it is dropped without a Close, they are released after
 // the garbage collector has found out.
@@ -203,7 +202,8 @@ func (w *Writer) failed(err error) error {
 
 // SetDeadline sets the time after which Write and Reserve do not wait for room. It applies to calls
 // that are already waiting too, and never waits for them. The zero Time means no deadline, which is
-// the default. With a time in the past, they succeed if there is room, and do not wait at all.
+// the default. With a time in the past they do not wait at all: they succeed if there is room and
+// no other call waits for it.
 func (w *Writer) SetDeadline(t time.Time) {
 	w.timing.Lock()
 	w.deadline = t
@@ -233,9 +233,9 @@ func (w *Writer) BufferSize() int { return int(w.ring.size) }
 // more if it has discarded something, and releases the Writer's descriptors, mappings and memory:
 // that of reservations when they are finished. What is in the ring remains there, to be drained.
 //
-// Further calls do nothing and return the same as the first: nil, an error of the drain function, or
-// one that wraps syscall.ENOMEM when there is no memory to put in the place of what reservations had.
-// They are discarded then too, but whoever goes on to write to their Bytes writes into the ring.
+// Further calls do nothing and return the same as the first: nil, an error of the drain function,
+// or one that wraps syscall.ENOMEM when there is no memory to put in the place of what reservations
+// had. They are discarded then too, but who still writes to their Bytes writes into the ring.
 func (w *Writer) Close() error {
 	w.cleanup.Stop()
 	return w.close()

@@ -19,15 +19,16 @@ type Program interface {
 // another goroutine. So no two calls run at once, and after the last record one begins. An error of
 // a call in that goroutine is returned by the next call that makes one, or by Close.
 //
-// While calls wait for room, it is called too now and then: a drain may leave some of what is there.
-// It must not call methods of the Writer, but Stats. Deadlines and contexts do not interrupt it.
+// It is also called now and then while calls wait for room, since a drain may leave some of what is
+// there. It must not call methods of the Writer other than Stats. Deadlines and contexts do not
+// interrupt it.
 func WithDrain(drain func() error) WriterOption {
 	return func(o *writerOptions) { o.drains = append(o.drains, drain) }
 }
 
-// WithDrainProgram is WithDrain with a function that runs prog, of type BPF_PROG_TYPE_SYSCALL, by the
-// command BPF_PROG_TEST_RUN of bpf(2), without a context, and does not return before the program
-// does. The program, SEC("syscall"), returns what bpf_user_ringbuf_drain returned, or 0:
+// WithDrainProgram is WithDrain with a function that runs prog, of type BPF_PROG_TYPE_SYSCALL, by
+// the command BPF_PROG_TEST_RUN of bpf(2), without a context, and does not return before the
+// program does. The program, SEC("syscall"), returns what bpf_user_ringbuf_drain returned, or 0:
 //
 //   - if it may have ended because one call takes at most 131072 records, discarded ones included
 //     (BPF_MAX_USER_RINGBUF_SAMPLES), it is run again;

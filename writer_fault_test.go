@@ -18,8 +18,8 @@ import (
 
 // These tests disturb a Writer, or take away what it needs.
 
-// TestTheDrainProgramIsRunAgainBehindDiscardedRecords has as many of these as one drain takes, which
-// does not count them.
+// TestTheDrainProgramIsRunAgainBehindDiscardedRecords has as many of these as one drain takes,
+// which does not count them.
 func TestTheDrainProgramIsRunAgainBehindDiscardedRecords(t *testing.T) {
 	const most = 128 << 10
 	ring := bpftest.NewUser(t, 2*most*recordHeaderSize, os.Getpagesize())
@@ -298,7 +298,8 @@ func TestAWaitFindsThatADescriptorIsAnother(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err := wire.w.Write(nil)
-			if !errors.Is(err, syscall.EBADF) || !strings.Contains(err.Error(), "another file in its place") {
+			if !errors.Is(err, syscall.EBADF) ||
+				!strings.Contains(err.Error(), "another file in its place") {
 				t.Errorf("Write returned %v", err)
 			}
 		})

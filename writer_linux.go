@@ -217,8 +217,8 @@ func (r *userRing) tooLarge(n int) error {
 func (r *userRing) explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.EUCLEAN):
-		return fmt.Errorf("map %q: the producer position is not where this Writer left it: somebody else "+
-			"writes to the ring, which only one Writer at a time may: %w%s", r.name, err, r.others())
+		return fmt.Errorf("map %q: the producer position is not where this Writer left it: somebody "+
+			"else writes to the ring, which only one Writer at a time may: %w%s", r.name, err, r.others())
 	case errors.Is(err, syscall.EBADF):
 		return fmt.Errorf("map %q: wait for room: somebody closed a descriptor of this Writer, or put "+
 			"another file in its place: %w", r.name, err)

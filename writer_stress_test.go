@@ -38,9 +38,10 @@ func stressSample(buf []byte, writer int, seq uint64) {
 	}
 }
 
-// TestStressWriter writes from several goroutines, by all methods, while the kernel drains as far as
-// the Reader of what comes back keeps up, interrupts them by deadlines and contexts, closes the
-// Writer in the middle, and counts: what was submitted comes back, once, in order, and nothing else.
+// TestStressWriter writes from several goroutines, by all methods, while the kernel drains as far
+// as the Reader of what comes back keeps up, interrupts them by deadlines and contexts, closes the
+// Writer in the middle, and counts: what was submitted comes back, once, in order, and nothing
+// else.
 func TestStressWriter(t *testing.T) {
 	t.Run("drained by others", func(t *testing.T) { stressWriter(t, false) })
 	t.Run("drained by the Writer", func(t *testing.T) { stressWriter(t, true) })
@@ -163,7 +164,8 @@ func stressRound(t *testing.T, round int, drains bool) (sum writerBook, stats Wr
 	var lent uint64
 	for i, b := range books {
 		if b.submitted != b.received {
-			t.Errorf("goroutine %d has submitted %d samples, and %d were received", i, b.submitted, b.received)
+			t.Errorf("goroutine %d has submitted %d samples, and %d were received", i, b.submitted,
+				b.received)
 		}
 		sum.submitted += b.submitted
 		sum.discarded += b.discarded

@@ -49,7 +49,8 @@ type wire struct {
 func newWire(t testing.TB, size int, opts ...WriterOption) wire {
 	t.Helper()
 	ring := bpftest.NewUser(t, size, 1<<20)
-	return wire{ring, mustNewWriter(t, ring, opts...), mustNewReader(t, ring.Replies(), WithMaxDelay(0))}
+	return wire{ring, mustNewWriter(t, ring, opts...),
+		mustNewReader(t, ring.Replies(), WithMaxDelay(0))}
 }
 
 func mustWrite(t testing.TB, w *Writer, sample []byte) {
@@ -224,10 +225,10 @@ func TestTheLargestSampleIsDrainedAndALargerOneIsRefused(t *testing.T) {
 		size, largest int
 		text          string
 	}{
-		{4 * 4096, 4*4096 - 8, `a sample of 16377 bytes is too large: map "commands", of 16384 bytes, has ` +
-			`room for 16376, beside a header of 8: argument list too long`},
-		{32 << 20, 1<<24 - 1, "a sample of 16777216 bytes is too large: the kernel hands at most 16777215 " +
-			"to a program: argument list too long"},
+		{4 * 4096, 4*4096 - 8, `a sample of 16377 bytes is too large: map "commands", of 16384 bytes, ` +
+			`has room for 16376, beside a header of 8: argument list too long`},
+		{32 << 20, 1<<24 - 1, "a sample of 16777216 bytes is too large: the kernel hands at most " +
+			"16777215 to a program: argument list too long"},
 	} {
 		wire := newWire(t, tt.size)
 		wire.Control().Quiet = 1
@@ -340,7 +341,7 @@ func TestWaitingWithTooLittleRoomDoesNotSpin(t *testing.T) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
 	}
-	// Pauses of 1, 2, 4 … 64 ms, with three each: the wait, its first look, and one when it is armed.
+	// Pauses of 1, 2, 4 … 64 ms, with three each: the wait, its first look, and one when armed.
 	if looks > 50 {
 		t.Errorf("it looked %d times in 300 ms", looks)
 	}
@@ -373,7 +374,8 @@ func TestWhatWaitsIsInterrupted(t *testing.T) {
 				"it? i/o timeout"},
 		{"by a past deadline", func(w *Writer, _ func()) { w.SetDeadline(time.Unix(0, 1)) },
 			os.ErrDeadlineExceeded, ""},
-		{"by its context", func(_ *Writer, cancel func()) { cancel() }, context.Canceled, "context canceled"},
+		{"by its context", func(_ *Writer, cancel func()) { cancel() }, context.Canceled,
+			"context canceled"},
 		{"by Close", func(w *Writer, _ func()) { w.Close() }, ErrClosed,
 			"ringbuf: writer: file already closed"},
 	} {
@@ -510,18 +512,21 @@ func TestNewWriterRefusesWhatItCannotWrite(t *testing.T) {
 	}{
 		{nil, nil, "ringbuf: writer: no map given"},
 		{hash, nil, `map "my_hash" has type hash, not user_ringbuf` + old},
-		{ring, nil, `map "events" has type ringbuf, not user_ringbuf: a ringbuf is read, by a Reader` + old},
+		{ring, nil, `map "events" has type ringbuf, not user_ringbuf: a ringbuf is read, by a Reader` +
+			old},
 		{FD(prog.FileDescriptor()), nil, "anon_inode:bpf-prog is not a BPF map"},
 		{FD(-1), nil, "ringbuf: writer: descriptor -1: bad file descriptor"},
 		{hash, []WriterOption{WithDrain(nil)}, "ringbuf: writer: WithDrain without a function"},
-		{hash, []WriterOption{WithDrainProgram(nil)}, "ringbuf: writer: WithDrainProgram without a program"},
+		{hash, []WriterOption{WithDrainProgram(nil)},
+			"ringbuf: writer: WithDrainProgram without a program"},
 		{hash, []WriterOption{WithDrainProgram(prog), WithDrainProgram(prog)},
 			"ringbuf: writer: more than one of WithDrain and WithDrainProgram"},
 		{hash, []WriterOption{WithDrainProgram(hash)}, "ringbuf: writer: drain program: descriptor " +
 			fmt.Sprint(hash.FileDescriptor()) + ": anon_inode:bpf-map is not a BPF program"},
 		{hash, []WriterOption{WithDrainProgram(FD(-1))},
 			"ringbuf: writer: drain program: descriptor -1: bad file descriptor"},
-		{hash, []WriterOption{WithDrainProgram(prog)}, `map "my_hash" has type hash, not user_ringbuf` + old},
+		{hash, []WriterOption{WithDrainProgram(prog)},
+			`map "my_hash" has type hash, not user_ringbuf` + old},
 	} {
 		w, err := NewWriter(tt.m, tt.opts...)
 		if err == nil {
@@ -648,8 +653,8 @@ func TestASecondWriterIsFound(t *testing.T) {
 	other := mustNewWriter(t, wire)
 	mustWrite(t, other, []byte("b"))
 	_, err := wire.w.Write([]byte("c"))
-	if !errors.Is(err, syscall.EUCLEAN) || !strings.HasPrefix(err.Error(), `ringbuf: writer: map "commands": `+
-		`the producer position is not where this Writer left it: somebody else writes to the ring`) {
+	if !errors.Is(err, syscall.EUCLEAN) || !strings.HasPrefix(err.Error(), `ringbuf: writer: map `+
+		`"commands": the producer position is not where this Writer left it: somebody else writes`) {
 		t.Errorf("Write returned %v", err)
 	}
 	if _, err := wire.w.Reserve(1); !errors.Is(err, syscall.EUCLEAN) {
@@ -922,9 +927,7 @@ func TestTheDrainProgramsErrorsAreReturned(t *testing.T) {
 	}
 }
 
-const (
-	writerPin = "RINGBUF_TEST_WRITER_PIN"
-)
+const writerPin = "RINGBUF_TEST_WRITER_PIN"
 
 // TestWhatAKilledWriterReservedIsRepaired kills a process that has reserved records.
 func TestWhatAKilledWriterReservedIsRepaired(t *testing.T) {
@@ -957,7 +960,8 @@ func TestWhatAKilledWriterReservedIsRepaired(t *testing.T) {
 		}
 		// While it lives it is named.
 		_, err = NewWriter(wire)
-		if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", cmd.Process.Pid)) {
+		pid := fmt.Sprintf("pid %d", cmd.Process.Pid)
+		if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), pid) {
 			t.Errorf("NewWriter beside a Writer returned %v", err)
 		}
 		cmd.Process.Kill()
@@ -970,9 +974,10 @@ func TestWhatAKilledWriterReservedIsRepaired(t *testing.T) {
 		wantSample(t, wire.r, "before")
 		before := resources()
 		_, err = NewWriter(wire)
-		if want := `ringbuf: writer: map "commands" has 2 records that another Writer has reserved and not ` +
-			`submitted, at which the kernel's drain stops: if that Writer's process is dead, WithRepair ` +
-			`discards them: device or resource busy`; !errors.Is(err, syscall.EBUSY) || err.Error() != want {
+		const want = `ringbuf: writer: map "commands" has 2 records that another Writer has reserved ` +
+			`and not submitted, at which the kernel's drain stops: if that Writer's process is dead, ` +
+			`WithRepair discards them: device or resource busy`
+		if !errors.Is(err, syscall.EBUSY) || err.Error() != want {
 			t.Errorf("NewWriter returned %v, want %s", err, want)
 		}
 		if err := awaitResources(before); err != nil {

@@ -10,10 +10,11 @@ import (
 )
 
 // How a Writer waits for room: without a thread, in Go's netpoller, for the kernel to notify of a
-// drain. The kernel says EPOLLOUT while any byte is free, so the netpoller, which is edge-triggered,
-// only tells that there was a drain; whether it made enough room is seen by the positions. A program
-// that drains with BPF_RB_NO_WAKEUP notifies nobody, and one drain may go on for long before it
-// notifies: so there is also a timer, whose pauses grow while nothing is drained.
+// drain. The kernel says EPOLLOUT while any byte is free, so the netpoller, which is
+// edge-triggered, only tells that there was a drain. Whether it made enough room is seen by the
+// positions. A program that drains with BPF_RB_NO_WAKEUP notifies nobody, a drain that finds only
+// discarded records neither, and one drain may go on for long before it notifies: so there is also
+// a timer, whose pauses grow while nothing is drained.
 
 const (
 	minRoomPause = time.Millisecond

@@ -8,7 +8,8 @@ package main
 #include <bpf/libbpf.h>
 
 // Writes count numbered messages from seq on, and waits for room as libbpf does.
-static int write_all(struct user_ring_buffer *ring, void *message, __u32 size, __u64 seq, __u64 count)
+static int write_all(struct user_ring_buffer *ring, void *message, __u32 size, __u64 seq,
+		     __u64 count)
 {
 	__u64 i;
 

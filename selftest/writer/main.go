@@ -102,8 +102,8 @@ func run() error {
 	if err != nil {
 		return fmt.Errorf("many at once: %w", err)
 	}
-	fmt.Printf("%d round trips one by one, %v each; %d many at once, %v each\n", n, took/time.Duration(n),
-		many, time.Since(started)/time.Duration(many))
+	fmt.Printf("%d round trips one by one, %v each; %d many at once, %v each\n",
+		n, took/time.Duration(n), many, time.Since(started)/time.Duration(many))
 
 	stats := writer.Stats()
 	if want := uint64(n + many); stats.Samples != want || stats.Fill != 0 || stats.Discarded != 0 {
