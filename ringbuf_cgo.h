@@ -190,7 +190,8 @@ struct cgo_writer {
 
 /*
  * Opens the user ring buffer of map_fd, which it owns unless it fails. With repair it discards
- * records that are reserved and not submitted. A failure sets *step to what was being done.
+ * records that are reserved and not submitted. -EBUSY: somebody is writing to the ring. A failure
+ * sets *step to what was being done.
  */
 int cgo_writer_open(int map_fd, __u64 size, bool repair, struct cgo_writer **out,
 		    const char **step);

@@ -115,6 +115,9 @@ static int open_writer(struct cgo_writer *w, bool repair, const char **step)
 
 	*step = "check records";
 	err = find_busy(w, repair);
+	/* Where somebody writes meanwhile, anything can have been found. */
+	if (cgo_ringbuf_load(w->producer_pos) != w->producer)
+		return -EBUSY;
 	if (err)
 		return err;
 	/* Only Reserve needs it: it counts as resident memory once more. */

@@ -69,7 +69,8 @@ func WithRepair() WriterOption { return func(o *writerOptions) { o.repair = true
 // that is no user ring buffer is an error. On kernels before 6.1, which have none, the error says
 // that, and wraps errors.ErrUnsupported, as it does where there is no Linux or no cgo. A record
 // that is reserved and not submitted, left by a process that died or held by another Writer, is an
-// error that wraps syscall.EBUSY: the kernel's drain stops at it for ever. See WithRepair.
+// error that wraps syscall.EBUSY: the kernel's drain stops at it for ever. See WithRepair. So is
+// another Writer that is seen to be writing.
 //
 // Close releases the Writer's resources. If it is dropped without a Close, they are released after
 // the garbage collector has found out.

@@ -320,3 +320,33 @@ func TestDiscardKeepsEachErrorOfTheDrain(t *testing.T) {
 		t.Errorf("Write after Discard returned %d, %v, want %v", n, got, want)
 	}
 }
+
+// TestNewWriterBesideOneThatWritesDoesNotSayCorrupt opens while the positions move.
+func TestNewWriterBesideOneThatWritesDoesNotSayCorrupt(t *testing.T) {
+	wire := newWire(t, os.Getpagesize())
+	wire.Control().Quiet = 1
+	var stop atomic.Bool
+	var g group
+	g.Go(func() {
+		for !stop.Load() {
+			mustWrite(t, wire.w, make([]byte, 100))
+			wire.Drain()
+		}
+	})
+	refused := 0
+	for range 200 {
+		w, err := NewWriter(wire)
+		if err == nil {
+			w.Close()
+			continue
+		}
+		refused++
+		if !errors.Is(err, syscall.EBUSY) {
+			t.Errorf("NewWriter returned %v", err)
+			break
+		}
+	}
+	stop.Store(true)
+	g.Wait()
+	t.Logf("%d of 200 were refused", refused)
+}

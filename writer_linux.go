@@ -59,6 +59,10 @@ func openUserRing(m Map, repair bool) (*userRing, error) {
 		syscall.Close(fd)
 		return nil, fmt.Errorf("map %q of type user_ringbuf: %s: the ring is corrupt, and the kernel "+
 			"drains nothing more of it: make the map anew: %w%s", r.name, step, err, r.others())
+	case errors.Is(err, syscall.EBUSY):
+		syscall.Close(fd)
+		return nil, fmt.Errorf("map %q of type user_ringbuf: %s: somebody else is writing to the "+
+			"ring, which only one Writer at a time may: %w%s", r.name, step, err, r.others())
 	case err != nil:
 		syscall.Close(fd)
 		return nil, fmt.Errorf("map %q of type user_ringbuf: %s, through a descriptor that must be "+
