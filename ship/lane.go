@@ -27,16 +27,16 @@ type lane struct {
 
 // A pending lease waits until the sink has its records.
 type pending struct {
-	lease  *ringbuf.Lease
-	end    uint64
-	bytes  int // in the ring, but for discarded records
-	found  time.Time
-	window <-chan struct{}
+	lease *ringbuf.Lease
+	end   uint64
+	bytes int // in the ring, but for discarded records
+	found time.Time
+	room  chan<- struct{} // gets something when it is done
 }
 
 // add takes over a lease, of which first is the first record.
 func (l *lane) add(lease *ringbuf.Lease, first ringbuf.Record, untold uint64,
-	window <-chan struct{}) error {
+	room chan<- struct{}) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	producer := lease.Position(first) + uint64(first.Remaining)
@@ -45,7 +45,7 @@ func (l *lane) add(lease *ringbuf.Lease, first ringbuf.Record, untold uint64,
 			"ring, or the sink has that of another machine with this name", ErrPermanent, l.ring.Name, l.ring.ID,
 			l.done.Position, producer)
 	}
-	p := pending{lease: lease, found: time.Now(), window: window}
+	p := pending{lease: lease, found: time.Now(), room: room}
 	l.found.Lost += untold
 	for rec := range lease.Records() {
 		p.end = lease.Position(rec)
@@ -190,7 +190,7 @@ func (l *lane) commit() error {
 			return err
 		}
 		l.stats.InFlightBytes -= p.bytes
-		<-p.window
+		p.room <- struct{}{}
 		n++
 	}
 	l.leases = l.leases[n:]

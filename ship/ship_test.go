@@ -8,6 +8,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/libbpfgo/ringbuf"
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
@@ -181,6 +182,65 @@ func TestWhatIsNotAcknowledgedStays(t *testing.T) {
 	if stats.Acknowledged != 2 {
 		t.Errorf("%d records were shipped by the second, want 2", stats.Acknowledged)
 	}
+}
+
+// TestCloseEndsRunWhileTheSinkIsAway has it be away from the beginning, and later, when there is no
+// room for more.
+func TestCloseEndsRunWhileTheSinkIsAway(t *testing.T) {
+	for _, resumes := range []bool{false, true} {
+		ring := bpftest.New(t, 1<<16)
+		emit(ring, 0, 10)
+		r := newReader(t, ring)
+		sink := &absent{resumes: resumes, called: make(chan struct{}, 1)}
+		done := make(chan error, 1)
+		go func() { done <- ship.Run(t.Context(), r, sink, ship.Options{Window: 1}) }()
+		<-sink.called
+		emit(ring, 10, 20)
+		r.Close()
+		select {
+		case err := <-done:
+			if !errors.Is(err, ringbuf.ErrClosed) {
+				t.Errorf("Run ends with %v", err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("Run does not end")
+		}
+		// All is still there.
+		again := newReader(t, ring)
+		again.Flush()
+		stored := newMemory(1000)
+		s, err := ship.New(again, stored, ship.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Run(t.Context()); err != nil || s.Stats().Rings[0].Acknowledged != 20 {
+			t.Errorf("the next one ships %d records: %v", s.Stats().Rings[0].Acknowledged, err)
+		}
+	}
+}
+
+// An absent Sink waits, as one does for a server that is away.
+type absent struct {
+	resumes bool
+	called  chan struct{}
+}
+
+func (a *absent) wait(ctx context.Context) error {
+	select {
+	case a.called <- struct{}{}:
+	default:
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (a *absent) Append(ctx context.Context, _ *ship.Batch) (int, error) { return 0, a.wait(ctx) }
+
+func (a *absent) Resume(ctx context.Context, _ ship.Ring) (ship.Mark, error) {
+	if a.resumes {
+		return ship.Mark{}, nil
+	}
+	return ship.Mark{}, a.wait(ctx)
 }
 
 func TestRunEndsWithWhatIsOfNoUse(t *testing.T) {

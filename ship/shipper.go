@@ -39,6 +39,7 @@ type Shipper struct {
 	sink   Sink
 	opts   Options
 	lanes  []*lane
+	untold uint64 // records that were lost, of which the sink was not told
 }
 
 // New returns a Shipper. Nobody else may read from reader, which should have a loss counter if
@@ -86,19 +87,26 @@ func Run(ctx context.Context, reader *ringbuf.Reader, sink Sink, opts Options) e
 func (s *Shipper) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	untold, err := s.resume(ctx)
-	if err != nil {
-		return err
-	}
+	// Leases are taken meanwhile, so that a Reader that is closed ends Run also if the sink is away.
+	room := make(chan struct{}, s.opts.Window*len(s.lanes))
 	var all sync.WaitGroup
-	for _, l := range s.lanes {
-		all.Go(func() {
-			if err := l.run(ctx); err != nil {
-				cancel(err)
-			}
-		})
-	}
-	err = s.lease(ctx, untold)
+	all.Go(func() {
+		if err := s.resume(ctx); err != nil {
+			cancel(err)
+			return
+		}
+		for _, l := range s.lanes {
+			all.Go(func() {
+				if err := l.run(ctx); err != nil {
+					cancel(err)
+				}
+			})
+		}
+		for range cap(room) {
+			room <- struct{}{}
+		}
+	})
+	err := s.lease(ctx, room)
 	if errors.Is(err, ringbuf.ErrFlushed) || errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
 		err = nil
 	} else {
@@ -117,39 +125,46 @@ func (s *Shipper) Run(ctx context.Context) error {
 	return err
 }
 
-// resume finds out what the sink has. It returns how many records were lost of which nobody has
-// told it: because they were lost while there was no Shipper, or it ended before it could.
-func (s *Shipper) resume(ctx context.Context) (untold uint64, err error) {
-	untold = s.reader.Stats().LostBefore
+// resume finds out what the sink has, and how many records were lost of which nobody has told it:
+// because they were lost while there was no Shipper, or it ended before it could.
+func (s *Shipper) resume(ctx context.Context) error {
+	s.untold = s.reader.Stats().LostBefore
 	for _, l := range s.lanes {
 		if err := l.resume(ctx); err != nil {
-			return 0, err
+			return err
 		}
-		untold -= min(untold, l.done.Lost)
+		s.untold -= min(s.untold, l.done.Lost)
 	}
-	return untold, nil
+	return nil
 }
 
-// lease has the lanes ship what there is. The first record is told of what is untold.
-func (s *Shipper) lease(ctx context.Context, untold uint64) error {
-	window := make(chan struct{}, s.opts.Window*len(s.lanes))
+// lookAgain is how often lease looks whether the Reader was closed while there is no room.
+const lookAgain = 500 * time.Millisecond
+
+// lease has the lanes ship what there is. A lease waits for room, which comes when the sink was
+// asked what it has, and again for each lease that is done.
+func (s *Shipper) lease(ctx context.Context, room chan struct{}) error {
 	for {
-		select {
-		case window <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
 		lease, err := s.reader.Lease(ctx)
 		if err != nil {
 			return err
 		}
+		select {
+		case <-room:
+		case <-ctx.Done():
+			lease.Release()
+			return ctx.Err()
+		case <-time.After(lookAgain):
+			lease.Release() // the next Lease is the same, unless the Reader is closed
+			continue
+		}
 		for rec := range lease.Records() {
 			l := s.lanes[rec.Ring]
-			if err := l.add(lease, rec, untold, window); err != nil {
+			if err := l.add(lease, rec, s.untold, room); err != nil {
 				lease.Release()
 				return err
 			}
-			untold = 0
+			s.untold = 0 // the first record was told
 			break
 		}
 	}
