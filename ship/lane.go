@@ -15,13 +15,14 @@ type lane struct {
 	shipper *Shipper
 	ring    Ring
 	work    chan struct{} // has something when there is something new, and is closed at the end
+	pause   time.Duration // before the next Resume, if the next Append fails
 
 	mu       sync.Mutex
 	leases   []pending // in the order of the ring
 	records  []Record  // of these leases, but for those that are done
 	found    Mark      // the end of the last record
 	done     Mark      // the sink has all up to there
-	attempts int       // records that were given to Append once
+	attempts int       // records of which an Append that failed may have stored some
 	stats    RingStats
 }
 
@@ -73,32 +74,60 @@ func (l *lane) end() { close(l.work) }
 // run appends to the sink what is added, until end.
 func (l *lane) run(ctx context.Context) error {
 	for range l.work {
-		for {
-			batch := l.batch()
-			if batch == nil {
-				break
-			}
-			n, err := l.shipper.sink.Append(ctx, batch)
-			if err == nil && n <= 0 {
-				err = fmt.Errorf("%w: the sink appended nothing, and says not why", ErrPermanent)
-			}
-			if err == nil {
-				err = l.acknowledge(batch.Records[n-1].Mark)
-				if err != nil {
-					return err
-				}
-				l.tell(nil)
-				continue
-			}
-			if err := l.failed(ctx, err); err != nil {
-				return err
-			}
-			if err := l.resume(ctx); err != nil {
+		for batch := l.batch(); batch != nil; batch = l.batch() {
+			if err := l.append(ctx, batch); err != nil {
 				return err
 			}
 		}
+		l.tell(nil) // if an attempt that failed has had its effect
 	}
 	return nil
+}
+
+// append has the sink append one batch, or finds out what it has if that fails. The first attempt
+// after a failure is made at once: as a rule an acknowledgement was lost. Attempts that follow it
+// in vain have pauses before them, so that a stream that is full is not asked all the time.
+func (l *lane) append(ctx context.Context, batch *Batch) error {
+	n, err := l.shipper.sink.Append(ctx, batch)
+	if err == nil && n <= 0 {
+		err = fmt.Errorf("%w: the sink appended nothing, and says not why", ErrPermanent)
+	}
+	if err == nil {
+		if err := l.acknowledge(batch.Records[n-1].Mark); err != nil {
+			return err
+		}
+		l.mu.Lock()
+		l.attempts = 0 // what it has not appended it has not stored
+		l.mu.Unlock()
+		l.pause = 0
+		l.tell(nil)
+		return nil
+	}
+	if err := l.failed(ctx, err); err != nil {
+		return err
+	}
+	if err := sleep(ctx, l.pause); err != nil {
+		return err
+	}
+	if err := l.resume(ctx); err != nil {
+		return err
+	}
+	if l.done != batch.After {
+		l.pause = 0
+	} else {
+		l.pause = min(max(2*l.pause, firstPause), lastPause)
+	}
+	return nil
+}
+
+// sleep waits, or returns why ctx is done.
+func sleep(ctx context.Context, pause time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(pause):
+		return nil
+	}
 }
 
 // batch returns what is to be appended next, or nil.
@@ -109,7 +138,7 @@ func (l *lane) batch() *Batch {
 		return nil
 	}
 	l.stats.Redelivered += uint64(min(l.attempts, len(l.records)))
-	l.attempts = max(l.attempts, len(l.records))
+	l.attempts = len(l.records)
 	return &Batch{Ring: l.ring, After: l.done, Records: l.records[:len(l.records):len(l.records)],
 		Time: l.leases[0].found}
 }
@@ -119,16 +148,13 @@ func (l *lane) resume(ctx context.Context) error {
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		mark, err := l.shipper.sink.Resume(ctx, l.ring)
 		if err == nil {
-			l.tell(nil)
 			return l.acknowledge(mark)
 		}
 		if err := l.failed(ctx, err); err != nil {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(pause):
+		if err := sleep(ctx, pause); err != nil {
+			return err
 		}
 	}
 }

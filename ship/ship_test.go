@@ -101,7 +101,7 @@ func TestFailuresChangeNothing(t *testing.T) {
 	}
 	for _, most := range []int{1, 7, 1000} {
 		rings := []*bpftest.Ring{bpftest.New(t, 1<<16), bpftest.New(t, 1<<16)}
-		want := [][]string{emit(rings[0], 0, 100), emit(rings[1], 100, 250)}
+		want := [][]string{emit(rings[0], 0, 20), emit(rings[1], 100, 150)}
 		sink := newMemory(most)
 		sink.fail, sink.failLate = every(3), every(2)
 		var told, back int
@@ -181,6 +181,58 @@ func TestWhatIsNotAcknowledgedStays(t *testing.T) {
 	}
 	if stats.Acknowledged != 2 {
 		t.Errorf("%d records were shipped by the second, want 2", stats.Acknowledged)
+	}
+}
+
+// TestASinkThatTakesPartsIsNotGivenThemAgain has nothing fail.
+func TestASinkThatTakesPartsIsNotGivenThemAgain(t *testing.T) {
+	ring := bpftest.New(t, 1<<16)
+	emit(ring, 0, 100)
+	r := newReader(t, ring)
+	r.Flush()
+	s, err := ship.New(r, newMemory(7), ship.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if stats := s.Stats().Rings[0]; stats.Acknowledged != 100 || stats.Redelivered != 0 {
+		t.Errorf("%d records were shipped, and %d again; want 100 and 0", stats.Acknowledged,
+			stats.Redelivered)
+	}
+}
+
+// TestASinkThatRefusesHasPauses has one that answers, and takes nothing for a while, as a stream
+// does that is full.
+func TestASinkThatRefusesHasPauses(t *testing.T) {
+	const refusals = 6
+	ring := bpftest.New(t, 1<<16)
+	emit(ring, 0, 10)
+	sink := newMemory(1000)
+	sink.fail = func(attempt int) error {
+		if attempt <= refusals {
+			return errFlaky
+		}
+		return nil
+	}
+	r := newReader(t, ring)
+	r.Flush()
+	var told []error
+	begin := time.Now()
+	err := ship.Run(t.Context(), r, sink, ship.Options{OnError: func(_ ship.Ring, err error) {
+		told = append(told, err)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// None before the second attempt, then 20, 40, 80, 160 and 320 ms.
+	if took := time.Since(begin); took < 620*time.Millisecond {
+		t.Errorf("%d attempts in %v: there are no pauses", refusals+1, took)
+	}
+	want := append(slices.Repeat([]error{errFlaky}, refusals), nil)
+	if !slices.Equal(told, want) {
+		t.Errorf("told is %v, want %v", told, want)
 	}
 }
 

@@ -23,7 +23,7 @@ type Options struct {
 	Window int
 
 	// OnError is told of each Append or Resume that failed, after which it is tried again, and gets
-	// nil when one has succeeded again. It may be called by several goroutines at once.
+	// nil when records are shipped again. It may be called by several goroutines at once.
 	OnError func(ring Ring, err error)
 }
 
@@ -133,6 +133,7 @@ func (s *Shipper) resume(ctx context.Context) error {
 		if err := l.resume(ctx); err != nil {
 			return err
 		}
+		l.tell(nil)
 		s.untold -= min(s.untold, l.done.Lost)
 	}
 	return nil
