@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -36,16 +38,17 @@ type jsonSink struct {
 	mu   sync.Mutex
 	w    io.Writer
 	sync func() error
-	undo func() error // what an Append that failed has written
+	undo func(error) error // what an Append that failed has written
 	ends map[Ring]Mark
 	buf  bytes.Buffer
 }
 
 // NewWriter returns a Sink that writes records to w as lines of JSON. They count as safe when w has
-// returned. A process that goes on where another was killed writes some again.
+// returned. If w fails, so does Run: what w has written of them cannot be taken back. A process
+// that goes on where another ended writes some again.
 func NewWriter(w io.Writer) Sink {
-	nothing := func() error { return nil }
-	return &jsonSink{w: w, sync: nothing, undo: nothing, ends: map[Ring]Mark{}}
+	return &jsonSink{w: w, ends: map[Ring]Mark{}, sync: func() error { return nil },
+		undo: func(err error) error { return fmt.Errorf("%w: %w", ErrPermanent, err) }}
 }
 
 // A FileSink is a Sink that appends lines of JSON to a file. It has each record once: it looks at
@@ -55,44 +58,60 @@ type FileSink struct {
 	file *os.File
 }
 
-// NewFile opens or creates a file. One FileSink at a time may use it. A line that was cut by a kill
-// is removed.
+// NewFile opens or creates a file, which one FileSink at a time may use. It reads all of the file. A
+// line that was cut by a kill is removed; a file of anything but such lines is an error.
 func NewFile(path string) (*FileSink, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	f := &FileSink{jsonSink: jsonSink{w: file, sync: file.Sync, ends: map[Ring]Mark{}}, file: file}
-	size, err := f.scan()
-	if err == nil {
-		f.undo = func() error { return f.cut(size) }
-		err = f.cut(size)
-	}
-	if err != nil {
+	f := &FileSink{jsonSink: jsonSink{w: file, ends: map[Ring]Mark{}}, file: file}
+	if err := f.open(); err != nil {
 		file.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	f.sync = func() error {
-		if err := file.Sync(); err != nil {
-			return err
-		}
-		size, err := file.Seek(0, io.SeekCurrent)
-		f.undo = func() error { return f.cut(size) }
-		return err
-	}
 	return f, nil
 }
+
+// open makes the file ready for more lines.
+func (f *FileSink) open() error {
+	if err := syscall.Flock(int(f.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return errors.New("it is used by another process: end that, or choose another file")
+	}
+	size, err := f.scan()
+	if err != nil {
+		return err
+	}
+	f.sync = func() error {
+		if err := f.file.Sync(); err != nil {
+			return err
+		}
+		now, err := f.file.Seek(0, io.SeekCurrent)
+		if err == nil {
+			size = now
+		}
+		return err
+	}
+	f.undo = func(err error) error { return errors.Join(err, f.cut(size)) }
+	return f.cut(size)
+}
+
+// lineStart begins each line.
+const lineStart = `{"time":"`
 
 // scan finds where each ring ends, and how long all whole lines are.
 func (f *FileSink) scan() (size int64, err error) {
 	r := bufio.NewReaderSize(f.file, 1<<16)
 	for {
 		text, err := r.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return size, nil
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return 0, err
+		}
+		if !strings.HasPrefix(string(text), lineStart[:min(len(text), len(lineStart))]) {
+			return 0, fmt.Errorf("it has other lines than records, at byte %d: choose another file", size)
+		}
+		if err != nil { // the last line has no end
+			return size, nil
 		}
 		var head struct {
 			Host, Boot, Ring string
@@ -139,7 +158,7 @@ func (s *jsonSink) Append(_ context.Context, b *Batch) (int, error) {
 		err = s.sync()
 	}
 	if err != nil {
-		return 0, errors.Join(err, s.undo())
+		return 0, s.undo(err)
 	}
 	s.ends[b.Ring] = end
 	return len(b.Records), nil

@@ -3,8 +3,10 @@ package ship_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/libbpfgo/ringbuf/ship"
@@ -23,11 +25,13 @@ func newFile(t *testing.T, path string) *ship.FileSink {
 // TestAFileGoesOnWhereItWasCut cuts a file at each byte, as a kill may, and goes on.
 func TestAFileGoesOnWhereItWasCut(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "events.jsonl")
-	b := testBatch(5)
-	n, err := newFile(t, path).Append(t.Context(), b)
-	if n != 5 || err != nil {
+	b := testBatch(3)
+	first := newFile(t, path)
+	n, err := first.Append(t.Context(), b)
+	if n != 3 || err != nil {
 		t.Fatalf("%d records: %v", n, err)
 	}
+	first.Close()
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -69,11 +73,46 @@ func TestAFileGoesOnWhereItWasCut(t *testing.T) {
 		last.Position != b.Records[2].Position || last.Lost != 2 || last.LostTotal != 7 {
 		t.Errorf("the third line is %s", lines[2])
 	}
-	if err := os.WriteFile(path, []byte("something else\n"), 0o600); err != nil {
-		t.Fatal(err)
+}
+
+// TestNoOtherFileIsWritten has files of something else, and one that is in use.
+func TestNoOtherFileIsWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	for _, content := range []string{"something else\n", "without an end", "{}\n", "\n"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ship.NewFile(path); err == nil || !strings.Contains(err.Error(), "choose another file") {
+			t.Errorf("of a file of %q is said %v", content, err)
+		}
+		if now, err := os.ReadFile(path); err != nil || string(now) != content {
+			t.Errorf("a file of %q is %q now: %v", content, now, err)
+		}
 	}
-	if _, err := ship.NewFile(path); err == nil {
-		t.Error("a file of something else is appended to")
+	path += "2"
+	first := newFile(t, path)
+	if _, err := ship.NewFile(path); err == nil || !strings.Contains(err.Error(), "used by another process") {
+		t.Errorf("two write to a file: %v", err)
+	}
+	first.Close()
+	newFile(t, path)
+}
+
+// A full writer takes some bytes, and then fails.
+type full struct{ bytes.Buffer }
+
+var errFull = errors.New("no space left")
+
+func (f *full) Write(p []byte) (int, error) {
+	n, _ := f.Buffer.Write(p[:10])
+	return n, errFull
+}
+
+// TestNoLineFollowsHalfOfOne has a writer fail in the middle of a line, which cannot be undone.
+func TestNoLineFollowsHalfOfOne(t *testing.T) {
+	_, err := ship.NewWriter(new(full)).Append(t.Context(), testBatch(3))
+	if !errors.Is(err, errFull) || !errors.Is(err, ship.ErrPermanent) {
+		t.Errorf("the error is %v", err)
 	}
 }
 
