@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -141,13 +142,21 @@ func (s *Sink) Resume(ctx context.Context, ring ship.Ring) (ship.Mark, error) {
 		if s.opts.Create == nil {
 			return ship.Mark{}, fmt.Errorf("%w: there is no stream %s", ship.ErrPermanent, s.stream)
 		}
-		stream, err = s.js.CreateStream(ctx, *s.opts.Create)
+		if stream, err = s.js.CreateStream(ctx, *s.opts.Create); overlaps(err) {
+			return ship.Mark{}, fmt.Errorf("%w: there is no stream %s, and it cannot be made as another has its "+
+				"subjects, %s: ship to that one", ship.ErrPermanent, s.stream,
+				strings.Join(s.opts.Create.Subjects, ", "))
+		}
 	}
 	if err != nil {
 		return ship.Mark{}, s.failed(ctx, "look up", err)
 	}
 	e := s.end(ring)
 	config := stream.CachedInfo().Config
+	if !slices.ContainsFunc(config.Subjects, func(of string) bool { return covers(of, e.subject) }) {
+		return ship.Mark{}, fmt.Errorf("%w: stream %s does not have the subject %s: let its subjects have %s.>",
+			ship.ErrPermanent, s.stream, e.subject, s.opts.Prefix)
+	}
 	if s.opts.Single && !config.AllowAtomicPublish {
 		return ship.Mark{}, fmt.Errorf("%w: stream %s does not allow atomic batches, which keep single messages in "+
 			"order: set allow_atomic, or ship several records in a message", ship.ErrPermanent, s.stream)
@@ -176,6 +185,32 @@ func (s *Sink) Resume(ctx context.Context, ring ship.Ring) (ship.Mark, error) {
 	}
 	e.seq = last.Sequence
 	return mark, nil
+}
+
+// overlaps reports whether a stream cannot be made because another has its subjects.
+func overlaps(err error) bool {
+	var refused *jetstream.APIError
+	return errors.As(err, &refused) && refused.ErrorCode == codeOverlap
+}
+
+// The server's error: subjects overlap with an existing stream.
+const codeOverlap = 10065
+
+// covers reports whether a subject is one of those of a pattern.
+func covers(pattern, subject string) bool {
+	of, parts := strings.Split(pattern, "."), strings.Split(subject, ".")
+	for i, part := range of {
+		if i == len(parts) {
+			return false
+		}
+		if part == ">" {
+			return true
+		}
+		if part != "*" && part != parts[i] {
+			return false
+		}
+	}
+	return len(of) == len(parts)
 }
 
 // Append implements ship.Sink.

@@ -222,6 +222,22 @@ func TestErrorsThatStaySayWhatToDo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OTHER",
+		Subjects: []string{"ringbuf.*.a", "ringbuf.*.other.*"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := jet.New(nc, "OTHER", jet.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = other.Resume(t.Context(), ring)
+	want(err, "OTHER does not have the subject ringbuf.web1_example.events.0f-7: let its subjects have ringbuf.>")
+	_, err = newSink(t, nc, jet.Options{}).Resume(t.Context(), ring)
+	want(err, "it cannot be made as another has its subjects, ringbuf.>: ship to that one")
+	if err := js.DeleteStream(t.Context(), "OTHER"); err != nil {
+		t.Fatal(err)
+	}
 	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: stream, Subjects: []string{"ringbuf.>"}})
 	if err != nil {
 		t.Fatal(err)
