@@ -63,16 +63,18 @@ func Start(store, addr string) (*Server, error) {
 	}
 	s.Start()
 	n := &Server{s, lock}
-	if s.ReadyForConnections(time.Minute) {
-		return n, nil
+	ready := make(chan bool, 1)
+	go func() { ready <- s.ReadyForConnections(time.Minute) }()
+	select {
+	case ok := <-ready:
+		if ok {
+			return n, nil
+		}
+		err = errors.New("it is not ready after a minute")
+	case err = <-failed:
 	}
 	n.Stop()
-	select {
-	case err = <-failed:
-	default:
-		err = errors.New("it is not ready after a minute")
-	}
-	return nil, fmt.Errorf("nats-server: %w", err)
+	return nil, fmt.Errorf("nats-server, with its streams in %s: %w", store, err)
 }
 
 // lockDir makes a directory this process's until the file is closed.
