@@ -58,8 +58,8 @@ type FileSink struct {
 	file *os.File
 }
 
-// NewFile opens or creates a file, which one FileSink at a time may use. It reads all of the file. A
-// line that was cut by a kill is removed; a file of anything but such lines is an error.
+// NewFile opens or creates a file, which one FileSink at a time may use. It reads all of the file.
+// A line that was cut by a kill is removed; a file of anything but such lines is an error.
 func NewFile(path string) (*FileSink, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -108,7 +108,8 @@ func (f *FileSink) scan() (size int64, err error) {
 			return 0, err
 		}
 		if !strings.HasPrefix(string(text), lineStart[:min(len(text), len(lineStart))]) {
-			return 0, fmt.Errorf("it has other lines than records, at byte %d: choose another file", size)
+			return 0, fmt.Errorf("it has other lines than records, at byte %d: choose another file",
+				size)
 		}
 		if err != nil { // the last line has no end
 			return size, nil

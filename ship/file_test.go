@@ -82,7 +82,8 @@ func TestNoOtherFileIsWritten(t *testing.T) {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ship.NewFile(path); err == nil || !strings.Contains(err.Error(), "choose another file") {
+		_, err := ship.NewFile(path)
+		if err == nil || !strings.Contains(err.Error(), "choose another file") {
 			t.Errorf("of a file of %q is said %v", content, err)
 		}
 		if now, err := os.ReadFile(path); err != nil || string(now) != content {
@@ -91,7 +92,8 @@ func TestNoOtherFileIsWritten(t *testing.T) {
 	}
 	path += "2"
 	first := newFile(t, path)
-	if _, err := ship.NewFile(path); err == nil || !strings.Contains(err.Error(), "used by another process") {
+	_, err := ship.NewFile(path)
+	if err == nil || !strings.Contains(err.Error(), "used by another process") {
 		t.Errorf("two write to a file: %v", err)
 	}
 	first.Close()

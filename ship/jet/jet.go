@@ -143,8 +143,8 @@ func (s *Sink) Resume(ctx context.Context, ring ship.Ring) (ship.Mark, error) {
 			return ship.Mark{}, fmt.Errorf("%w: there is no stream %s", ship.ErrPermanent, s.stream)
 		}
 		if stream, err = s.js.CreateStream(ctx, *s.opts.Create); overlaps(err) {
-			return ship.Mark{}, fmt.Errorf("%w: there is no stream %s, and it cannot be made as another has its "+
-				"subjects, %s: ship to that one", ship.ErrPermanent, s.stream,
+			return ship.Mark{}, fmt.Errorf("%w: there is no stream %s, and it cannot be made as "+
+				"another has its subjects, %s: ship to that one", ship.ErrPermanent, s.stream,
 				strings.Join(s.opts.Create.Subjects, ", "))
 		}
 	}
@@ -154,8 +154,8 @@ func (s *Sink) Resume(ctx context.Context, ring ship.Ring) (ship.Mark, error) {
 	e := s.end(ring)
 	config := stream.CachedInfo().Config
 	if !slices.ContainsFunc(config.Subjects, func(of string) bool { return covers(of, e.subject) }) {
-		return ship.Mark{}, fmt.Errorf("%w: stream %s does not have the subject %s: let its subjects have %s.>",
-			ship.ErrPermanent, s.stream, e.subject, s.opts.Prefix)
+		return ship.Mark{}, fmt.Errorf("%w: stream %s does not have the subject %s: let its "+
+			"subjects have %s.>", ship.ErrPermanent, s.stream, e.subject, s.opts.Prefix)
 	}
 	if s.opts.Single && !config.AllowAtomicPublish {
 		return ship.Mark{}, fmt.Errorf("%w: stream %s does not allow atomic batches, which keep single messages in "+

@@ -232,7 +232,8 @@ func TestErrorsThatStaySayWhatToDo(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = other.Resume(t.Context(), ring)
-	want(err, "OTHER does not have the subject ringbuf.web1_example.events.0f-7: let its subjects have ringbuf.>")
+	want(err, "OTHER does not have the subject ringbuf.web1_example.events.0f-7: "+
+		"let its subjects have ringbuf.>")
 	_, err = newSink(t, nc, jet.Options{}).Resume(t.Context(), ring)
 	want(err, "it cannot be made as another has its subjects, ringbuf.>: ship to that one")
 	if err := js.DeleteStream(t.Context(), "OTHER"); err != nil {
