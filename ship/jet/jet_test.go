@@ -39,6 +39,7 @@ func startServer(t *testing.T, store string) (*nats.Conn, *natsd.Server) {
 func newSink(t *testing.T, nc *nats.Conn, opts jet.Options) *jet.Sink {
 	t.Helper()
 	opts.Create = jet.NewStream(stream, jet.DefaultPrefix)
+	opts.Timeout = time.Minute // of a machine that does much else
 	s, err := jet.New(nc, stream, opts)
 	if err != nil {
 		t.Fatal(err)
