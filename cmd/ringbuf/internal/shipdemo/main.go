@@ -30,7 +30,7 @@ const (
 	programs = 300
 	every    = 20 * time.Millisecond
 	away     = 500 * time.Millisecond // how long there is no shipper
-	patience = 30 * time.Second
+	patience = 2 * time.Minute
 )
 
 func main() {
@@ -83,6 +83,8 @@ func run(tool, object string) error {
 	}
 
 	var started []int
+	again := make(chan error, 1) // has something unless the shipper is about to be started
+	again <- nil
 	for i := range programs {
 		cmd := exec.Command(program)
 		if err := cmd.Run(); err != nil {
@@ -91,15 +93,19 @@ func run(tool, object string) error {
 		started = append(started, cmd.Process.Pid)
 		if i == programs/3 || i == programs/2 {
 			fmt.Printf("--- kill -9 of the shipper, and of its server, after %d programs\n", i+1)
+			if err := <-again; err != nil {
+				return err
+			}
 			shipper.kill()
 			time.AfterFunc(away, func() {
 				fmt.Println("--- the shipper is started again")
-				if err := shipper.start(nil); err != nil {
-					fmt.Fprintln(os.Stderr, "ship-demo:", err)
-				}
+				again <- shipper.start(nil)
 			})
 		}
 		time.Sleep(every)
+	}
+	if err := <-again; err != nil {
+		return err
 	}
 	pids, err := await(seen, printed, programs)
 	if err != nil {
