@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -41,16 +44,52 @@ func (b *broker) check() error {
 	return nil
 }
 
-// connect connects to a server that may come and go: it returns at once.
-func (b *broker) connect(to string, more ...nats.Option) (*nats.Conn, error) {
-	if u, err := url.Parse(to); err != nil || u.Host == "" {
-		return nil, usageErrorf("%q is no URL of a server, such as nats://host:4222 or tls://host:4222", to)
+// authenticates reports whether a flag says how to be let in by a server.
+func (b *broker) authenticates() bool {
+	return b.creds != "" || b.tlsCA != "" || b.tlsCert != ""
+}
+
+// withoutSecrets returns URLs, with commas, as they may be shown: without users, passwords and
+// tokens.
+func withoutSecrets(to string) (string, error) {
+	var shown []string
+	for i, part := range strings.Split(to, ",") {
+		if part = strings.TrimSpace(part); i > 0 && !strings.Contains(part, "://") {
+			part = "nats://" + part
+		}
+		u, err := url.Parse(part)
+		if err != nil || u.Host == "" {
+			return "", usageErrorf("%q is no URL of a server, such as nats://host:4222 or tls://host:4222",
+				part)
+		}
+		u.User = nil
+		shown = append(shown, u.String())
+	}
+	return strings.Join(shown, ","), nil
+}
+
+// connect connects to a server that may come and go: it returns at once. It says why there is no
+// connection.
+func (b *broker) connect(to string, say func(format string, args ...any),
+	more ...nats.Option) (*nats.Conn, error) {
+	shown, err := withoutSecrets(to)
+	if err != nil {
+		return nil, err
 	}
 	options := append([]nats.Option{
 		nats.Name("ringbuf"),
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
 		nats.ReconnectWait(250 * time.Millisecond),
 	}, more...)
+	told := map[string]bool{} // since there was a connection; these are called one at a time
+	forget := func(*nats.Conn) { clear(told) }
+	options = append(options, nats.ConnectHandler(forget), nats.ReconnectHandler(forget),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			if why := reason(err); !told[why] {
+				told[why] = true
+				say("no connection to %s: %s", shown, why)
+			}
+		}))
 	if b.creds != "" {
 		options = append(options, nats.UserCredentials(b.creds))
 	}
@@ -62,7 +101,15 @@ func (b *broker) connect(to string, more ...nats.Option) (*nats.Conn, error) {
 	}
 	nc, err := nats.Connect(to, options...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", to, err)
+		return nil, fmt.Errorf("connect to %s: %w", shown, err)
 	}
 	return nc, nil
+}
+
+// reason leaves out of an error of the network at which port of this machine it was.
+func reason(err error) string {
+	for op := new(net.OpError); errors.As(err, &op); {
+		err = op.Err
+	}
+	return oneLine(err)
 }

@@ -91,8 +91,16 @@ error and exit code 0.
 
 // check refuses what makes no sense.
 func (f *shipFlags) check() error {
-	if f.to != "" && (f.store != "" || f.listen != "") {
+	lines := f.to == "-" || strings.HasPrefix(f.to, "file:")
+	switch {
+	case f.to != "" && (f.store != "" || f.listen != ""):
 		return usageErrorf("--store and --listen are about ship's own server: leave them out, or --to")
+	case f.authenticates() && (f.to == "" || lines):
+		return usageErrorf("--creds and --tls... are about a nats-server: leave them out, or name it " +
+			"with --to")
+	case lines && (f.stream != defaultStream || f.single || f.maxSize != 0):
+		return usageErrorf("--stream, --single and --max-size are about a stream: leave them out, or " +
+			"name a nats-server with --to")
 	}
 	return f.broker.check()
 }
@@ -187,7 +195,7 @@ func (f *shipFlags) openSink(cmd *cobra.Command) (ship.Sink, func(), error) {
 		closeServer, to = server.Stop, server.URL()
 		options = append(options, server.Option())
 	}
-	nc, err := f.connect(to, options...)
+	nc, err := f.connect(to, f.say, options...)
 	if err != nil {
 		closeServer()
 		return nil, nil, err
@@ -200,7 +208,12 @@ func (f *shipFlags) openSink(cmd *cobra.Command) (ship.Sink, func(), error) {
 		closeAll()
 		return nil, nil, err
 	}
-	f.say("shipping to stream %s of %s", f.stream, to)
+	shown, err := withoutSecrets(to)
+	if err != nil {
+		closeAll()
+		return nil, nil, err
+	}
+	f.say("shipping to stream %s of %s", f.stream, shown)
 	return sink, closeAll, nil
 }
 

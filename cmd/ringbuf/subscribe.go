@@ -112,14 +112,18 @@ func (f *subscribeFlags) run(cmd *cobra.Command, names []string) error {
 			return err
 		}
 	}
-	nc, err := f.connect(f.from)
+	shown, err := withoutSecrets(f.from)
+	if err != nil {
+		return err
+	}
+	nc, err := f.connect(f.from, f.say)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
 	t := &tail.Tail{Count: f.count, Live: true,
 		Printer: tail.NewPrinter(cmd.OutOrStdout(), *f.out == outputJSON)}
-	f.say("subscribing to stream %s of %s", f.stream, f.from)
+	f.say("subscribing to stream %s of %s", f.stream, shown)
 	received := jet.Receive(ctx, nc, f.stream, jet.ReceiveOptions{
 		FromNow:  f.fromNow,
 		Subjects: subjects(f.host, names),
