@@ -27,7 +27,7 @@ endif
 PREFIX := $(OUTPUT)/libbpf
 
 # Each with a go.mod of its own.
-MODULES := . bench capture cmd/ringbuf examples/migration metrics ship ship/kafka
+MODULES := . bench capture cmd/ringbuf examples/migration metrics ship ship/kafka tools
 
 # The flags by which libbpfgo and this package find libbpf, see `make env`.
 export CGO_CFLAGS := -I$(PREFIX)/include
@@ -108,6 +108,7 @@ test: lint selftest asan test-tool test-ship ## lint, selftests, all tests, benc
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 	cd examples/migration && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 	cd metrics && go test -race -count=1 -timeout 5m $(TEST_EXEC) -v ./...
+	cd tools && go test -count=1 -timeout 10m ./...
 
 .PHONY: test-tool
 test-tool: bpf ## test the tool and what it records: cmd/ringbuf, capture
@@ -223,6 +224,16 @@ static: bpf libstatic ## build static binaries of the demo and the selftests, in
 .PHONY: tool
 tool: libstatic ## build the tool, static and with libbpf: output/ringbuf
 	@cd cmd/ringbuf && go build $(STATIC_FLAGS) -o $(OUTPUT)/ringbuf .
+
+# By default the newest version of the changelog.
+VERSION = $(shell sed -n 's/^\#\# \(v[^ ]*\).*/\1/p' CHANGELOG.md | head -n 1)
+.PHONY: release-check
+release-check: libbpf ## build each module of a release as its users get it (VERSION=v0.1.0)
+	@go -C tools run ./release check $(VERSION)
+
+.PHONY: release
+release: libbpf ## check a release, tag it, and print how to publish that (VERSION=v0.1.0)
+	@go -C tools run ./release tag $(VERSION)
 
 # What may take root is only the copying, as in: make tool && sudo make install.
 prefix := /usr/local
