@@ -4,7 +4,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error make cannot work in a directory with a space in its name: $(CURDIR))
 endif
 
-# ARCH=arm64 is for vmtest and static: clang builds for it with libraries of Debian's.
+# ARCH=arm64 is for vmtest, static and the tool: clang builds for it with libraries of Debian's.
 HOST_ARCH := $(shell go env GOHOSTARCH 2>/dev/null)
 ARCH := $(HOST_ARCH)
 ifeq ($(ARCH),$(HOST_ARCH))
@@ -12,8 +12,9 @@ OUTPUT := $(CURDIR)/output
 PKG_CONFIG := pkg-config
 else ifeq ($(filter $(ARCH),amd64 arm64),)
 $(error ARCH=$(ARCH) is not known: amd64 and arm64 are, as Go and Debian name them)
-else ifneq ($(filter-out static vmtest libbpf bpf bpf-objects help clean,$(MAKECMDGOALS)),)
-$(error ARCH=$(ARCH) is not the processor of this machine, and is for make vmtest and make static)
+else ifneq ($(filter-out static vmtest tool dist libstatic libbpf bpf bpf-objects help clean, \
+		$(MAKECMDGOALS)),)
+$(error ARCH=$(ARCH) is not this machine's processor, and is for make vmtest, static, tool and dist)
 else
 OUTPUT := $(CURDIR)/output/$(ARCH)
 SYSROOT := $(OUTPUT)/sysroot
@@ -235,6 +236,20 @@ release-check: libbpf ## build each module of a release as its users get it (VER
 release: libbpf ## check a release, tag it, and print how to publish that (VERSION=v0.1.0)
 	@go -C tools run ./release tag $(VERSION)
 
+DIST := $(CURDIR)/output/dist
+.PHONY: dist
+dist: tool ## pack the static tool, in output/dist (VERSION=v0.1.0 ARCH=arm64)
+	@mkdir -p $(DIST)
+	@tar --owner=0 --group=0 --numeric-owner --mtime=@0 -I 'gzip -n' \
+		-cf $(DIST)/ringbuf-$(VERSION)-linux-$(ARCH).tar.gz -C $(OUTPUT) ringbuf -C $(CURDIR) LICENSE
+
+.PHONY: dist-image
+dist-image: docker ## build the image, and pack it for docker load, in output/dist
+	@mkdir -p $(DIST)
+	@$(SUDO) scripts/docker.sh save >$(DIST)/image.tar
+	@gzip -nc $(DIST)/image.tar >$(DIST)/ringbuf-$(VERSION)-image-$(ARCH).tar.gz
+	@rm $(DIST)/image.tar
+
 # What may take root is only the copying, as in: make tool && sudo make install.
 prefix := /usr/local
 .PHONY: install
@@ -311,7 +326,7 @@ bench-writers: libbpf-of-bench ## compare who writes into a user ring buffer: do
 	@$(SUDO) $(OUTPUT)/bench -writers -run 100ms
 
 .PHONY: lint
-lint: libbpf-of-bench ## go vet, staticcheck, gofmt and clang-format
+lint: libbpf-of-bench ## go vet, staticcheck, gofmt, clang-format, and actionlint for workflows
 	@scripts/deps.sh clang-format=clang-format
 	@set -e; for module in $(MODULES); do \
 		echo "go vet, staticcheck: $$module"; cd $(CURDIR)/$$module; \
@@ -320,6 +335,7 @@ lint: libbpf-of-bench ## go vet, staticcheck, gofmt and clang-format
 	@unformatted=$$(gofmt -l .); \
 		[ -z "$$unformatted" ] || { echo "not gofmt-clean: $$unformatted"; exit 1; }
 	clang-format --dry-run --Werror $(C_SOURCES)
+	go tool -modfile=tools/go.mod actionlint .github/workflows/*.yml
 
 .PHONY: fmt
 fmt: ## format Go and C

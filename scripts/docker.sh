@@ -1,10 +1,11 @@
 #!/bin/sh
-# Usage: docker.sh base | build [FLAG]...
+# Usage: docker.sh base | build [FLAG]... | save
 #
 # base makes the image localhost/ringbuf-base: Debian 13, from the archive that this
 # machine uses, for where no registry can be reached. build builds the image ringbuf
 # (on $BASE or, if that is empty, on localhost/ringbuf-base where it exists), with
-# the engine's FLAGs, unpacks it into output/docker/image, and runs its selftests.
+# the engine's FLAGs, unpacks it into output/docker/image, and runs its selftests. save
+# prints the image that was built, for docker load.
 #
 # The engine is docker, podman or buildah, the first that works. Root is needed: the
 # containers of a rootless engine cannot load BPF.
@@ -72,6 +73,17 @@ unpack() {
 	find output/docker -type d -exec chown --reference=. {} +
 }
 
+save() {
+	if [ "$engine" = buildah ]; then
+		archive=$(mktemp -d)
+		trap 'rm -rf "$archive"' EXIT
+		buildah push --quiet ringbuf "docker-archive:$archive/image.tar:ringbuf:latest" >&2
+		cat "$archive/image.tar"
+	else
+		"$engine" save ringbuf
+	fi
+}
+
 check() {
 	for program in bin/execsnoop bin/flightrecorder bin/selftest bin/selftests/*; do
 		ldd "$program" 2>&1 | grep -q 'not a dynamic executable' || die "$program is not static"
@@ -102,7 +114,10 @@ build)
 	cd output/docker/image
 	check
 	;;
+save)
+	save
+	;;
 *)
-	die "usage: docker.sh base | build [FLAG]..."
+	die "usage: docker.sh base | build [FLAG]... | save"
 	;;
 esac
