@@ -103,13 +103,17 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest asan test-tool test-ship ## lint, selftests, all tests, benchmarks once
+test: lint selftest asan test-tool test-ship test-metrics ## lint, selftests, all tests, benchmarks once
 	@scripts/deps.sh spin=spin
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 	cd examples/migration && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
-	cd metrics && go test -race -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 	cd tools && go test -count=1 -timeout 10m ./...
+
+.PHONY: test-metrics
+test-metrics: bpf ## test module metrics, its dashboard, and its alerts with a Prometheus of Debian's
+	@scripts/deps.sh prometheus=prometheus promtool=prometheus
+	cd metrics && go test -race -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 
 .PHONY: test-tool
 test-tool: bpf ## test the tool and what it records: cmd/ringbuf, capture

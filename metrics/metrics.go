@@ -1,5 +1,7 @@
 // Package metrics publishes the Stats of a ringbuf.Reader or ringbuf.Writer to Prometheus.
 //
+// Directory prometheus has alert rules on these metrics, directory grafana a dashboard of them.
+//
 // It is a module of its own, so that package ringbuf depends on nothing but libbpf.
 package metrics
 

@@ -1,9 +1,12 @@
 package metrics
 
 import (
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/libbpfgo/ringbuf/ship"
@@ -49,5 +52,36 @@ ringbuf_ship_redelivered_records_total{host="web1",id="7",ring="events"} 4
 	problems, err := testutil.CollectAndLint(c)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("promlint finds %v, %v", problems, err)
+	}
+}
+
+// The dashboard and the rules are in module metrics, whose test sees to the other metrics.
+func TestDashboardAndRulesNameMetricsThatAreExported(t *testing.T) {
+	descs := make(chan *prometheus.Desc, len(all))
+	collector{}.Describe(descs)
+	close(descs)
+	names := regexp.MustCompile(`\bringbuf_ship_[a-z_]+`)
+	shown := map[string]bool{}
+	for desc := range descs {
+		_, name, _ := strings.Cut(desc.String(), `fqName: "`)
+		name, _, _ = strings.Cut(name, `"`)
+		shown[name] = false
+	}
+	for _, file := range []string{"grafana/dashboard.json", "prometheus/rules.yml"} {
+		text, err := os.ReadFile("../../metrics/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names.FindAllString(string(text), -1) {
+			if _, exported := shown[name]; !exported {
+				t.Errorf("%s names %s, which is not exported", file, name)
+			}
+			shown[name] = true
+		}
+	}
+	for name, shown := range shown {
+		if !shown {
+			t.Errorf("the dashboard does not show %s", name)
+		}
 	}
 }
