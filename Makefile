@@ -103,12 +103,11 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest asan test-tool test-ship test-metrics ## lint, selftests, all tests, benchmarks once
+test: lint selftest asan test-tool test-ship test-metrics ## lint, selftests, tests, benchmarks once
 	@scripts/deps.sh spin=spin
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 	cd examples/migration && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
-	cd tools && go test -count=1 -timeout 10m ./...
 
 .PHONY: test-metrics
 test-metrics: bpf ## test module metrics, its dashboard, and its alerts with a Prometheus of Debian's
@@ -234,6 +233,7 @@ tool: libstatic ## build the tool, static and with libbpf: output/ringbuf
 VERSION = $(shell sed -n 's/^\#\# \(v[^ ]*\).*/\1/p' CHANGELOG.md | head -n 1)
 .PHONY: release-check
 release-check: libbpf ## build each module of a release as its users get it (VERSION=v0.1.0)
+	cd tools && go test -count=1 -timeout 10m ./...
 	@go -C tools run ./release check $(VERSION)
 
 .PHONY: release

@@ -182,6 +182,6 @@ func (r *ringPace) flood(room uint64) time.Duration {
 	return time.Duration(records*(minRecordTime+r.record/copiedPerNs)) - wakeLatency
 }
 
-// unprompted reports whether the Reader does not depend on notifications. Then it looks at the rings
-// every delay, and a wakeup that a program forces while a ring fills up ends a pause.
+// unprompted reports whether the Reader does not depend on notifications. Then it looks at the
+// rings every delay, and a wakeup that a program forces while a ring fills up ends a pause.
 func (m *moderator) unprompted() bool { return m.given && m.max >= unpromptedDelay }

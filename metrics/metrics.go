@@ -49,15 +49,18 @@ type metric[T any] struct {
 	value func(T) float64
 }
 
-func newMetric[T any](kind prometheus.ValueType, name, help string, labels []string, value func(T) float64) metric[T] {
+func newMetric[T any](kind prometheus.ValueType, name, help string, labels []string,
+	value func(T) float64) metric[T] {
 	return metric[T]{prometheus.NewDesc("ringbuf_"+name, help, labels, nil), kind, value}
 }
 
-func ofReader(kind prometheus.ValueType, name, help string, value func(ringbuf.Stats) float64) metric[ringbuf.Stats] {
+func ofReader(kind prometheus.ValueType, name, help string,
+	value func(ringbuf.Stats) float64) metric[ringbuf.Stats] {
 	return newMetric(kind, name, help, nil, value)
 }
 
-func ofRing(kind prometheus.ValueType, name, help string, value func(ringbuf.RingStats) float64) metric[ringbuf.RingStats] {
+func ofRing(kind prometheus.ValueType, name, help string,
+	value func(ringbuf.RingStats) float64) metric[ringbuf.RingStats] {
 	return newMetric(kind, name, help, []string{"ring", "index"}, value)
 }
 
@@ -73,20 +76,23 @@ var readerMetrics = []metric[ringbuf.Stats]{
 		func(s ringbuf.Stats) float64 { return float64(s.Wakeups) }),
 	ofReader(counter, "ticks_total", "Drains on the timer of wakeup moderation.",
 		func(s ringbuf.Stats) float64 { return float64(s.Ticks) }),
-	ofReader(counter, "lost_records_total", "Records that the kernel refused because a ring was full, if they are counted.",
+	ofReader(counter, "lost_records_total",
+		"Records that the kernel refused because a ring was full, if they are counted.",
 		func(s ringbuf.Stats) float64 { return float64(s.Lost) }),
 }
 
 var ringMetrics = []metric[ringbuf.RingStats]{
 	ofRing(counter, "samples_total", "Samples that were drained from the ring.",
 		func(s ringbuf.RingStats) float64 { return float64(s.Samples) }),
-	ofRing(counter, "sample_bytes_total", "Bytes of the samples that were drained, without headers and padding.",
+	ofRing(counter, "sample_bytes_total",
+		"Bytes of the samples that were drained, without headers and padding.",
 		func(s ringbuf.RingStats) float64 { return float64(s.Bytes) }),
 	ofRing(counter, "discarded_records_total", "Records that the BPF program discarded.",
 		func(s ringbuf.RingStats) float64 { return float64(s.Discarded) }),
 	ofRing(gauge, "size_bytes", "Size of the ring.",
 		func(s ringbuf.RingStats) float64 { return float64(s.Size) }),
-	ofRing(gauge, "available_bytes", "Bytes, headers and padding included, that were produced and not yet read.",
+	ofRing(gauge, "available_bytes",
+		"Bytes, headers and padding included, that were produced and not yet read.",
 		func(s ringbuf.RingStats) float64 { return float64(s.Available) }),
 	ofRing(gauge, "peak_bytes",
 		"Most bytes, headers and padding included, in the ring in the last minute.",
@@ -111,7 +117,8 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 	}
 	for i, ring := range stats.Rings {
 		for _, m := range ringMetrics {
-			metrics <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value(ring), ring.Name, strconv.Itoa(i))
+			metrics <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value(ring), ring.Name,
+				strconv.Itoa(i))
 		}
 	}
 }

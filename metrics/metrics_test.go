@@ -107,7 +107,8 @@ func gathered(t *testing.T, g prometheus.Gatherer) (values []string) {
 				labels = append(labels, fmt.Sprintf("%s=%q", label.GetName(), label.GetValue()))
 			}
 			value := m.GetCounter().GetValue() + m.GetGauge().GetValue()
-			values = append(values, fmt.Sprintf("%s{%s} %v", family.GetName(), strings.Join(labels, ","), value))
+			values = append(values, fmt.Sprintf("%s{%s} %v", family.GetName(), strings.Join(labels, ","),
+				value))
 		}
 	}
 	return values
@@ -179,7 +180,8 @@ func TestReadersOfOneRegistryHaveALabelEach(t *testing.T) {
 ringbuf_samples_total{index="0",reader="0",ring="events"} 1
 ringbuf_samples_total{index="0",reader="1",ring="events"} 2
 `
-	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "ringbuf_samples_total"); err != nil {
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want),
+		"ringbuf_samples_total"); err != nil {
 		t.Error(err)
 	}
 	problems, err := testutil.GatherAndLint(registry)

@@ -54,7 +54,8 @@ func waitUntilRefused(h *host) {
 func TestTheServerIsSlow(t *testing.T) {
 	server, url := newServer(t, "one", "")
 	server.start()
-	h := newHost(t, "host", 0, largeRing, "nats://"+delayed(t, strings.TrimPrefix(url, "nats://"), 50*time.Millisecond))
+	h := newHost(t, "host", 0, largeRing, "nats://"+delayed(t, strings.TrimPrefix(url, "nats://"),
+		50*time.Millisecond))
 	h.shipper.start()
 	receive(t, url, h)
 	h.produce(50_000)

@@ -147,7 +147,8 @@ func (s *jsonSink) Append(_ context.Context, b *Batch) (int, error) {
 	encoder := json.NewEncoder(&s.buf)
 	end := b.After
 	for _, rec := range b.Records {
-		err := encoder.Encode(line{b.Time.UTC(), b.Ring.Host, b.Ring.Boot, b.Ring.Name, b.Ring.ID, rec.Position,
+		err := encoder.Encode(line{b.Time.UTC(), b.Ring.Host, b.Ring.Boot, b.Ring.Name, b.Ring.ID,
+			rec.Position,
 			rec.Lost - end.Lost, rec.Lost, rec.Sample})
 		if err != nil {
 			return 0, err

@@ -57,7 +57,8 @@ func newServer(t testing.TB, name, more string) (*process, string) {
 	t.Helper()
 	binary, dir, addr := natsServer(t), t.TempDir(), freeAddr(t)
 	config := filepath.Join(dir, "nats.conf")
-	text := fmt.Sprintf("listen: %q\nserver_name: %s\njetstream { store_dir: %q, sync_interval: always }\n%s",
+	text := fmt.Sprintf("listen: %q\nserver_name: %s\njetstream { store_dir: %q, "+
+		"sync_interval: always }\n%s",
 		addr, name, dir, more)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -112,8 +113,8 @@ func mapID(t testing.TB, fd int) string {
 // newHost returns a host whose shipper is not yet started.
 func newHost(t testing.TB, name string, cpu, size int, url string, env ...string) *host {
 	t.Helper()
-	h := &host{t: t, name: name, cpu: cpu, ring: bpftest.NewLoss(t, size, 0), news: make(chan struct{}, 1),
-		broken: make(chan struct{})}
+	h := &host{t: t, name: name, cpu: cpu, ring: bpftest.NewLoss(t, size, 0),
+		news: make(chan struct{}, 1), broken: make(chan struct{})}
 	env = append(env, envRing+"="+mapID(t, h.ring.FileDescriptor()),
 		envCounter+"="+mapID(t, h.ring.Counter().FileDescriptor()), envURL+"="+url, envHost+"="+name)
 	h.shipper = &process{t: t, make: func() *exec.Cmd {
@@ -158,7 +159,8 @@ func (h *host) try(n int) {
 // take checks that what was received is what comes next.
 func (h *host) take(r *ship.Received) error {
 	if r.Missed > 0 || r.Again > 0 {
-		return fmt.Errorf("%d bytes are missing in the stream, and %d records are there again", r.Missed, r.Again)
+		return fmt.Errorf("%d bytes are missing in the stream, and %d records are there again", r.Missed,
+			r.Again)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -166,7 +168,8 @@ func (h *host) take(r *ship.Received) error {
 		seq := bpftest.DecodeNumbered(rec.Sample).Seq
 		h.lost += rec.Lost
 		if seq < h.next || h.received+h.lost < seq {
-			return fmt.Errorf("record %d of %s where %d was next, after %d records and %d that are told to be lost",
+			return fmt.Errorf("record %d of %s where %d was next, after %d records and %d that are told "+
+				"to be lost",
 				seq, h.name, h.next, h.received, h.lost)
 		}
 		h.next = seq + 1
@@ -217,10 +220,12 @@ func (h *host) finish() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.received != h.accepted || h.received+h.lost != h.tried {
-		h.t.Errorf("%s: %d records were received and %d told to be lost; the kernel accepted %d of %d", h.name,
+		h.t.Errorf("%s: %d records were received and %d told to be lost; the kernel accepted %d of %d",
+			h.name,
 			h.received, h.lost, h.accepted, h.tried)
 	}
-	h.t.Logf("%s: %d records produced, %d received, %d lost and told", h.name, h.tried, h.received, h.lost)
+	h.t.Logf("%s: %d records produced, %d received, %d lost and told", h.name, h.tried, h.received,
+		h.lost)
 }
 
 // awaitNewsOr is awaitNews, unless all up to a number is there.

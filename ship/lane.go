@@ -42,9 +42,9 @@ func (l *lane) add(lease *ringbuf.Lease, first ringbuf.Record, untold uint64,
 	defer l.mu.Unlock()
 	producer := lease.Position(first) + uint64(first.Remaining)
 	if len(l.leases) == 0 && l.done.Position > producer {
-		return fmt.Errorf("%w: the sink has ring %s (id %d) up to position %d, but it ends at %d: it is another "+
-			"ring, or the sink has that of another machine with this name", ErrPermanent, l.ring.Name, l.ring.ID,
-			l.done.Position, producer)
+		return fmt.Errorf("%w: the sink has ring %s (id %d) up to position %d, but it ends at %d: it "+
+			"is another ring, or the sink has that of another machine with this name",
+			ErrPermanent, l.ring.Name, l.ring.ID, l.done.Position, producer)
 	}
 	p := pending{lease: lease, found: time.Now(), room: room}
 	l.found.Lost += untold

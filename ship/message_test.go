@@ -18,7 +18,8 @@ var testRing = ship.Ring{Host: "web1", Boot: "0f-1", Name: "events", ID: 7}
 // testBatch has samples of 0 to n-1 bytes, at positions in steps of 1000, with a loss before each
 // third.
 func testBatch(n int) *ship.Batch {
-	b := &ship.Batch{Ring: testRing, After: ship.Mark{Position: 1 << 40, Lost: 5}, Time: time.Unix(1, 2)}
+	b := &ship.Batch{Ring: testRing, After: ship.Mark{Position: 1 << 40, Lost: 5},
+		Time: time.Unix(1, 2)}
 	end := b.After
 	for i := range n {
 		end.Position += 1000

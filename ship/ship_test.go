@@ -131,14 +131,15 @@ func TestFailuresChangeNothing(t *testing.T) {
 			if r.Ring.Name != "events" || r.Ring.Host != "h" || r.Ring.Boot == "" || r.Ring.ID == 0 {
 				t.Errorf("the ring is %+v", r.Ring)
 			}
-			if r.Acknowledged != uint64(len(want[i])) || r.InFlight != 0 || r.InFlightBytes != 0 || r.LagBytes != 0 ||
-				r.LagSeconds != 0 || r.Failing {
+			if r.Acknowledged != uint64(len(want[i])) || r.InFlight != 0 || r.InFlightBytes != 0 ||
+				r.LagBytes != 0 || r.LagSeconds != 0 || r.Failing {
 				t.Errorf("the stats are %+v", r)
 			}
 		}
 		if failures := stats.Rings[0].Failures + stats.Rings[1].Failures; failures != uint64(told) ||
 			most == 1 && back == 0 {
-			t.Errorf("%d failures are counted, %d told, and %d times that it works again", failures, told, back)
+			t.Errorf("%d failures are counted, %d told, and %d times that it works again", failures, told,
+				back)
 		}
 		if left := r.AvailableBytes(); left != 0 {
 			t.Errorf("%d bytes are left", left)

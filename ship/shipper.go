@@ -107,7 +107,8 @@ func (s *Shipper) Run(ctx context.Context) error {
 		}
 	})
 	err := s.lease(ctx, room)
-	if errors.Is(err, ringbuf.ErrFlushed) || errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
+	if errors.Is(err, ringbuf.ErrFlushed) ||
+		errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
 		err = nil
 	} else {
 		cancel(err)

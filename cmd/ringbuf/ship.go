@@ -37,18 +37,18 @@ func newShipCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ship MAP...",
 		Short: "Ship records to a stream on another machine, and lose none",
-		Long: `Ship is the reader of ring buffers, and passes all records on to a stream of NATS JetStream. A
-record stays in the ring buffer until the server has it on disk. So ship may be killed, and the
-server may be away: when ship runs again, or the server is there again, it goes on where it was,
-and each record is in the stream once and in order. Only when a ring buffer is full the kernel
-refuses records; if its programs have a RINGBUF_COUNTER for it alone, the stream says how many
-and where.
+		Long: `Ship reads ring buffers and passes all records on to a stream of NATS JetStream.
 
-Without --to, ship has a server of its own, whose streams are in the directory --store, and
-which "ringbuf subscribe" and the nats command line on this machine find.
+A record stays in the ring buffer until the server has it on disk. So ship may be killed, and the
+server may be away. Ship then continues where it was, and each record is in the stream once and in
+order. The kernel refuses records only when a ring buffer is full. If its programs have a
+RINGBUF_COUNTER for that ring alone, the stream says how many are missing and where.
 
-Nobody else may read the ring buffers meanwhile. An interrupt ends ship, with totals on standard
-error and exit code 0.
+Without --to, ship runs a server of its own, with its streams in the directory --store. "ringbuf
+subscribe" and the nats command line on this machine find that server.
+
+No other program may read the ring buffers at the same time. An interrupt ends ship, with totals on
+standard error and exit code 0.
 ` + mapHelp,
 		Example: `  ringbuf ship name events
   ringbuf ship --to nats://broker:4222 --stream EVENTS name events
@@ -147,7 +147,8 @@ func (f *shipFlags) openReaders(q rings.Query) (readers []*ringbuf.Reader, err e
 	for _, r := range found {
 		usage := survey.Of(r)
 		if others := usage.Readers(); len(others) > 0 {
-			return nil, fmt.Errorf("%s is read by %s, which would lose records: end that first", r, others[0])
+			return nil, fmt.Errorf("%s is read by %s, which would lose records: end that first", r,
+				others[0])
 		}
 		if usage.Programs != nil && len(usage.Programs) == 0 {
 			f.say("no program uses %s: nothing is submitted to it", r)
@@ -160,8 +161,9 @@ func (f *shipFlags) openReaders(q rings.Query) (readers []*ringbuf.Reader, err e
 		}
 		reader, err := openReader([]*rings.Ring{r}, counter)
 		if errors.Is(err, errors.ErrUnsupported) {
-			return nil, errors.New("ship needs libbpf, and this ringbuf was built without cgo: build one with " +
-				"\"make tool\"")
+			return nil, errors.New(
+				"ship needs libbpf, and this ringbuf was built without cgo: build one with " +
+					"\"make tool\"")
 		}
 		if err != nil {
 			return nil, err
@@ -241,7 +243,8 @@ func (f *shipFlags) shipAll(ctx context.Context, readers []*ringbuf.Reader, sink
 	for _, s := range shippers {
 		all.Go(func() {
 			ring := s.Stats().Rings[0].Ring
-			f.say("shipping %s (id %d) as host %s", text.Printable(ring.Name), ring.ID, text.Printable(ring.Host))
+			f.say("shipping %s (id %d) as host %s", text.Printable(ring.Name), ring.ID,
+				text.Printable(ring.Host))
 			if err := s.Run(ctx); err != nil {
 				cancel(err)
 			}
@@ -252,7 +255,8 @@ func (f *shipFlags) shipAll(ctx context.Context, readers []*ringbuf.Reader, sink
 	left := 0
 	for _, s := range shippers {
 		r := s.Stats().Rings[0]
-		shipped, again, lost, left = shipped+r.Acknowledged, again+r.Redelivered, lost+r.Lost, left+r.LagBytes
+		shipped, again = shipped+r.Acknowledged, again+r.Redelivered
+		lost, left = lost+r.Lost, left+r.LagBytes
 	}
 	f.say("%d records shipped, %d sent again, %d lost, %d bytes left in the ring",
 		shipped, again, lost, left)

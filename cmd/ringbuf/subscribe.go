@@ -37,12 +37,13 @@ func newSubscribeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "subscribe [RING...]",
 		Short: "Print what ringbuf ship has shipped to a stream",
-		Long: `Subscribe prints what is in a stream, from its beginning, and what comes, as tail does. It says
-where records are missing: those that the kernel refused are counted, and of messages that were
-deleted from the stream the bytes are known that their records took in the ring buffer.
+		Long: `Subscribe prints the records of a stream as tail does, from its beginning, and then new ones.
 
-RING is the name of a ring buffer. By default those of all hosts and all rings are printed. With
--t, samples are decoded as a C type of the BTF in the file of --btf.
+It says where records are missing. It counts records that the kernel refused. Of messages that were
+deleted from the stream it tells how many bytes their records took in the ring buffer.
+
+RING is the name of a ring buffer. By default subscribe prints the records of all hosts and all
+rings. With -t it decodes samples as a C type of the BTF in the file that --btf names.
 
 An interrupt ends subscribe, with totals on standard error and exit code 0.`,
 		Example: `  ringbuf subscribe

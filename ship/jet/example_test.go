@@ -28,7 +28,8 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer reader.Close()
-	nc, err := nats.Connect("nats://broker:4222", nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1))
+	nc, err := nats.Connect("nats://broker:4222", nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -158,8 +158,9 @@ func (s *Sink) Resume(ctx context.Context, ring ship.Ring) (ship.Mark, error) {
 			"subjects have %s.>", ship.ErrPermanent, s.stream, e.subject, s.opts.Prefix)
 	}
 	if s.opts.Single && !config.AllowAtomicPublish {
-		return ship.Mark{}, fmt.Errorf("%w: stream %s does not allow atomic batches, which keep single messages in "+
-			"order: set allow_atomic, or ship several records in a message", ship.ErrPermanent, s.stream)
+		return ship.Mark{}, fmt.Errorf(
+			"%w: stream %s does not allow atomic batches, which keep single messages in "+
+				"order: set allow_atomic, or ship several records in a message", ship.ErrPermanent, s.stream)
 	}
 	e.maxBytes = s.opts.MaxBytes
 	for _, limit := range []int{int(s.nc.MaxPayload()), int(config.MaxMsgSize)} {
@@ -180,7 +181,8 @@ func (s *Sink) Resume(ctx context.Context, ring ship.Ring) (ship.Mark, error) {
 		err = fmt.Errorf("it is of %+v, want %+v", of, ring)
 	}
 	if err != nil {
-		return ship.Mark{}, fmt.Errorf("%w: message %d in stream %s: %w", ship.ErrPermanent, last.Sequence,
+		return ship.Mark{}, fmt.Errorf("%w: message %d in stream %s: %w", ship.ErrPermanent,
+			last.Sequence,
 			s.stream, err)
 	}
 	e.seq = last.Sequence
@@ -245,7 +247,8 @@ func (s *Sink) Append(ctx context.Context, b *ship.Batch) (int, error) {
 	return n, nil
 }
 
-func (s *Sink) appendPacked(ctx context.Context, e *end, b *ship.Batch) (int, *jetstream.PubAck, error) {
+func (s *Sink) appendPacked(ctx context.Context, e *end, b *ship.Batch) (
+	int, *jetstream.PubAck, error) {
 	// One record has room in any case, if it has in a message.
 	first := len(b.Records[0].Sample) + ship.FrameOverhead
 	m, err := b.Pack(e.buf[:0], min(e.maxBytes, max(e.maxBytes/e.divisor, first)))
@@ -269,7 +272,8 @@ const (
 
 // appendSingle appends messages of one record each. The server stores all of them, after the last,
 // or none.
-func (s *Sink) appendSingle(ctx context.Context, e *end, b *ship.Batch) (int, *jetstream.PubAck, error) {
+func (s *Sink) appendSingle(ctx context.Context, e *end, b *ship.Batch) (
+	int, *jetstream.PubAck, error) {
 	n, bytes := 0, 0
 	for n < min(len(b.Records), maxAtomic) && (n == 0 || bytes < maxAtomicBytes/e.divisor) {
 		bytes += len(b.Records[n].Sample) + headerRoom/4

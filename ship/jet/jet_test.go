@@ -51,7 +51,8 @@ func newSink(t *testing.T, nc *nats.Conn, opts jet.Options) *jet.Sink {
 func batch(after, last uint64) *ship.Batch {
 	b := &ship.Batch{Ring: ring, After: ship.Mark{Position: after}, Time: time.Now()}
 	for p := after + 1; p <= last; p++ {
-		b.Records = append(b.Records, ship.Record{Sample: fmt.Append(nil, p), Mark: ship.Mark{Position: p}})
+		b.Records = append(b.Records, ship.Record{Sample: fmt.Append(nil, p),
+			Mark: ship.Mark{Position: p}})
 	}
 	return b
 }
@@ -240,7 +241,8 @@ func TestErrorsThatStaySayWhatToDo(t *testing.T) {
 	if err := js.DeleteStream(t.Context(), "OTHER"); err != nil {
 		t.Fatal(err)
 	}
-	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: stream, Subjects: []string{"ringbuf.>"}})
+	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: stream,
+		Subjects: []string{"ringbuf.>"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,8 +29,8 @@ type ReceiveOptions struct {
 // and in the order of its ring. If there is no server or no such stream, it waits for them. An
 // error is yielded for a message that cannot be understood, after which the loop may go on; one
 // that wraps ship.ErrPermanent, because the connection was closed, is the last.
-func Receive(ctx context.Context, nc *nats.Conn, stream string, opts ReceiveOptions) iter.Seq2[*ship.Received,
-	error] {
+func Receive(ctx context.Context, nc *nats.Conn, stream string,
+	opts ReceiveOptions) iter.Seq2[*ship.Received, error] {
 	return func(yield func(*ship.Received, error) bool) {
 		r := receiver{stream: stream, opts: opts}
 		for ctx.Err() == nil {
@@ -72,7 +72,8 @@ const (
 
 // receive receives from a new consumer until something fails. The ordered consumer of nats.go would
 // do, but that waits for ever for a server of a cluster that is gone, whatever its context says.
-func (r *receiver) receive(ctx context.Context, nc *nats.Conn, yield func(*ship.Received, error) bool) error {
+func (r *receiver) receive(ctx context.Context, nc *nats.Conn,
+	yield func(*ship.Received, error) bool) error {
 	if !nc.IsConnected() {
 		return away(nc)
 	}
@@ -93,7 +94,8 @@ func (r *receiver) receive(ctx context.Context, nc *nats.Conn, yield func(*ship.
 	if err != nil {
 		return err
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxBytes(pullBytes), jetstream.PullHeartbeat(heartbeat))
+	messages, err := consumer.Messages(jetstream.PullMaxBytes(pullBytes),
+		jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return err
 	}

@@ -64,15 +64,15 @@ func run(tool, object string) error {
 		return err
 	}
 
-	shipper := &process{args: []string{tool, "ship", "--store", filepath.Join(dir, "store"), "--listen",
-		addr, "id", strconv.Itoa(int(id))}}
+	shipper := &process{args: []string{tool, "ship", "--store", filepath.Join(dir, "store"),
+		"--listen", addr, "id", strconv.Itoa(int(id))}}
 	defer shipper.kill()
 	if err := shipper.start(nil); err != nil {
 		return err
 	}
 	seen, printed := make(chan int, programs), make(chan struct{})
-	subscriber := &process{args: []string{tool, "subscribe", "--from", "nats://" + addr, "--btf", object, "-t",
-		"struct event", "events"}}
+	subscriber := &process{args: []string{tool, "subscribe", "--from", "nats://" + addr, "--btf",
+		object, "-t", "struct event", "events"}}
 	defer subscriber.kill()
 	err = subscriber.start(func(stdout io.Reader) {
 		defer close(printed)
@@ -120,7 +120,8 @@ func run(tool, object string) error {
 		return fmt.Errorf("%d programs were started and %d printed, or in another order", len(started),
 			len(pids))
 	}
-	fmt.Printf("%d programs started, %d printed, each once and in order; the shipper was killed twice\n",
+	fmt.Printf("%d programs started, %d printed, each once and in order; the shipper was killed "+
+		"twice\n",
 		len(started), len(pids))
 	return nil
 }

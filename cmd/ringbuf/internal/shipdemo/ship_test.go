@@ -147,10 +147,10 @@ func TestSubscribePrintsWhatShipHasShipped(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		subscriber := launch(t, "subscribe", "--from", "nats://"+addr, "-o", "json", "-c", fmt.Sprint(n), "--host",
-			"my.host", "--btf", object, "-t", "struct numbered", "--filter", "number >= 0", "events")
-		args := append([]string{"ship", "--store", filepath.Join(dir, "store"), "--listen", addr, "--host",
-			"my.host"}, flags...)
+		subscriber := launch(t, "subscribe", "--from", "nats://"+addr, "-o", "json", "-c", fmt.Sprint(n),
+			"--host", "my.host", "--btf", object, "-t", "struct numbered", "--filter", "number >= 0", "events")
+		args := append([]string{"ship", "--store", filepath.Join(dir, "store"), "--listen", addr,
+			"--host", "my.host"}, flags...)
 		args = append(args, idOf(t, s)...)
 		for round := range 3 {
 			shipper := launch(t, args...)
@@ -212,7 +212,8 @@ func TestShipToAFile(t *testing.T) {
 			continue
 		}
 		shipper.cmd.Process.Signal(os.Interrupt)
-		if _, stderr, code := shipper.wait(); code != 0 || !strings.Contains(stderr, " 100 records shipped, 0 sent again, 0 lost,") {
+		if _, stderr, code := shipper.wait(); code != 0 ||
+			!strings.Contains(stderr, " 100 records shipped, 0 sent again, 0 lost,") {
 			t.Errorf("it ended with %d: %s", code, stderr)
 		}
 	}
@@ -232,7 +233,8 @@ func TestOnlyOneShips(t *testing.T) {
 		t.Errorf("a second one ended with %d: %s", code, stderr)
 	}
 	shipper.cmd.Process.Signal(os.Interrupt)
-	if _, stderr, code := shipper.wait(); code != 0 || !strings.Contains(stderr, " 0 records shipped, ") {
+	if _, stderr, code := shipper.wait(); code != 0 ||
+		!strings.Contains(stderr, " 0 records shipped, ") {
 		t.Errorf("it ended with %d: %s", code, stderr)
 	}
 }
@@ -258,8 +260,10 @@ func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 		{[]string{"ship", "--to", "-", "--stream", "x", "id", "1"}, 2, "--max-size are about a stream"},
 		{[]string{"ship", "--stream", "", "id", "1"}, 2, "a stream has a name"},
 		{[]string{"ship", "name", "no_such_ring"}, 1, `no ring buffer has the name "no_such_ring"`},
-		{append([]string{"ship", "--to", "nats://a:1,b d"}, id...), 2, `"nats://b d" is no URL of a server`},
-		{append([]string{"ship", "--to", "broker"}, id...), 2, `"broker" is no URL of a server, such as nats://`},
+		{append([]string{"ship", "--to", "nats://a:1,b d"}, id...), 2,
+			`"nats://b d" is no URL of a server`},
+		{append([]string{"ship", "--to", "broker"}, id...), 2,
+			`"broker" is no URL of a server, such as nats://`},
 		{append([]string{"ship", "--to", "nats://127.0.0.1:1", "--creds", text + "none"}, id...), 1,
 			"no such file or directory"},
 		{append([]string{"ship", "--to", "file:" + text}, id...), 1, "it has other lines than records"},
@@ -268,7 +272,8 @@ func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 			"the address to listen on: address x: missing port"},
 		{[]string{"subscribe", "-t", "struct x"}, 2, "-t and --btf belong together"},
 		{[]string{"subscribe", "--filter", "x > 1"}, 2, "say with -t which type samples have"},
-		{[]string{"subscribe", "--btf", text, "-t", "x"}, 1, "is neither BTF nor an object file with BTF"},
+		{[]string{"subscribe", "--btf", text, "-t", "x"}, 1,
+			"is neither BTF nor an object file with BTF"},
 		{[]string{"subscribe", "--from", "x"}, 2, `"x" is no URL of a server`},
 		{[]string{"subscribe", "--for", "-1s"}, 2, "--for takes no negative numbers"},
 	} {
@@ -279,8 +284,10 @@ func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 			t.Errorf("%q ended with %d and %q; want %d and %q", tt.args, code, stderr, tt.code, tt.want)
 		}
 	}
-	out, err := exec.Command(toolWithoutCgo, append([]string{"ship", "--to", "-"}, id...)...).CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "ship needs libbpf, and this ringbuf was built without cgo") {
+	out, err := exec.Command(toolWithoutCgo,
+		append([]string{"ship", "--to", "-"}, id...)...).CombinedOutput()
+	if err == nil ||
+		!strings.Contains(string(out), "ship needs libbpf, and this ringbuf was built without cgo") {
 		t.Errorf("without cgo: %v, %s", err, out)
 	}
 }
