@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"runtime"
 	"strconv"
 	"syscall"
@@ -56,7 +57,11 @@ func (t mapType) String() string {
 // check says why a map is none that libbpf can consume.
 func (i mapInfo) check() error {
 	if i.kind != mapTypeRingbuf {
-		return fmt.Errorf("map %q has type %v, not ringbuf", i.name, i.kind)
+		hint := ""
+		if i.kind == mapTypeUserRingbuf {
+			hint = ": NewWriter writes to it"
+		}
+		return fmt.Errorf("map %q has type %v, not ringbuf%s", i.name, i.kind, hint)
 	}
 	if i.flags&flagOverwrite != 0 {
 		return fmt.Errorf("map %q of type ringbuf is in overwrite mode (BPF_F_RB_OVERWRITE), which "+
@@ -165,7 +170,7 @@ func checked(fd int, err error) (int, error) {
 // dupMap returns a descriptor of m for the caller to close, if check has nothing against
 // that map.
 func dupMap(m Map, check func(mapInfo) error) (fd int, info mapInfo, err error) {
-	if m == nil {
+	if v := reflect.ValueOf(m); m == nil || v.Kind() == reflect.Pointer && v.IsNil() {
 		return -1, info, errors.New("no map given")
 	}
 	given := m.FileDescriptor()

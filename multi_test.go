@@ -338,6 +338,7 @@ func TestNewMultiReaderNamesTheMapThatItRefuses(t *testing.T) {
 	}{
 		{nil, []string{"no map given"}},
 		{[]Map{a, nil}, []string{"map 1", "no map given"}},
+		{[]Map{a, (*bpf.BPFMap)(nil)}, []string{"map 1", "no map given"}},
 		{[]Map{a, b, counts}, []string{"map 2", `"plan"`, "array"}},
 		{[]Map{a, b, FD(-1)}, []string{"map 2", "descriptor -1"}},
 		{[]Map{a, b, FD(twice)}, []string{"maps 0 and 2", `the same ring buffer "events"`}},

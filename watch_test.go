@@ -524,7 +524,7 @@ func TestAUserRingBufferHasStatsOnly(t *testing.T) {
 	h, err := OpenID(mapID(t, m))
 	mustOpen(t, h, err)
 	mustWatch(t, h)
-	wantOpenError(t, h, 0, `"commands" has type user_ringbuf, not ringbuf`)
+	wantOpenError(t, h, 0, `"commands" has type user_ringbuf, not ringbuf: NewWriter`)
 }
 
 func TestNewWatcherRefusesWhatItCannotWatch(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,6 +39,9 @@ func (b *broker) check() error {
 	switch {
 	case b.stream == "":
 		return usageErrorf("--stream: a stream has a name")
+	case strings.ContainsAny(b.stream, " \t\r\n.*>/\\"):
+		return usageErrorf("--stream %q: the name of a stream has no spaces and none of . * > / \\",
+			b.stream)
 	case (b.tlsCert == "") != (b.tlsKey == ""):
 		return usageErrorf("--tlscert and --tlskey belong together: give both, or none")
 	}
@@ -58,7 +62,8 @@ func withoutSecrets(to string) (string, error) {
 			part = "nats://" + part
 		}
 		u, err := url.Parse(part)
-		if err != nil || u.Host == "" {
+		if err != nil || u.Host == "" ||
+			!slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
 			return "", usageErrorf("%q is no URL of a server, such as nats://host:4222 or tls://host:4222",
 				part)
 		}

@@ -54,8 +54,11 @@ position, unless told to.`,
 		var number *strconv.NumError
 		if errors.As(err, &number) {
 			problem := "it must be a number"
-			if number.Err == strconv.ErrRange {
+			switch {
+			case number.Err == strconv.ErrRange:
 				problem = "the number is too large"
+			case number.Func == "ParseUint" && strings.HasPrefix(number.Num, "-"):
+				problem = "it must not be negative"
 			}
 			// All before Go's own words is pflag's.
 			before, _, _ := strings.Cut(err.Error(), number.Error())

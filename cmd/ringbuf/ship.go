@@ -102,6 +102,11 @@ func (f *shipFlags) check() error {
 		return usageErrorf("--stream, --single and --max-size are about a stream: leave them out, or " +
 			"name a nats-server with --to")
 	}
+	if f.to != "" && !lines {
+		if _, err := withoutSecrets(f.to); err != nil {
+			return err
+		}
+	}
 	return f.broker.check()
 }
 

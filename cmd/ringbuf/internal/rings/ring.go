@@ -193,7 +193,11 @@ func CloseAll(rings []*Ring) {
 // needs says what a step needs if it is a privilege that is missing.
 func needs(step, capability string, err error) error {
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("to %s takes %s: run as root: %w", step, capability, fs.ErrPermission)
+		hint := "run as root"
+		if os.Geteuid() == 0 {
+			hint = "root lacks it here, as in a container"
+		}
+		return fmt.Errorf("to %s takes %s: %s: %w", step, capability, hint, fs.ErrPermission)
 	}
 	return fmt.Errorf("%s: %w", step, err)
 }

@@ -101,8 +101,8 @@ func (s *Surveyor) Survey() (*Survey, error) {
 	}
 	if hidden > 0 {
 		v.Missing = append(v.Missing,
-			fmt.Sprintf("%d processes could not be looked at: that takes CAP_SYS_PTRACE, and all "+
-				"capabilities that they have", hidden))
+			fmt.Sprintf("%d processes could not be looked at: that takes CAP_SYS_PTRACE and every "+
+				"capability that such a process has", hidden))
 	}
 	if v.Mounts, err = mounts(); err != nil {
 		return nil, fmt.Errorf("look for BPF file systems: %w", err)
