@@ -58,7 +58,7 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/; s/\$$\$$/$$/g' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/; s/\$$\$$/$$/g' | expand -t 16
 
 .PHONY: deps
 deps: ## install all that is needed (apt-get, on Debian and Ubuntu)
@@ -228,6 +228,7 @@ static: bpf libstatic ## build static binaries of the demo and the selftests, in
 .PHONY: tool
 tool: libstatic ## build the tool, static and with libbpf: output/ringbuf
 	@cd cmd/ringbuf && go build $(STATIC_FLAGS) -o $(OUTPUT)/ringbuf .
+	@echo $(OUTPUT)/ringbuf
 
 # By default the newest version of the changelog.
 VERSION = $(shell sed -n 's/^\#\# \(v[^ ]*\).*/\1/p' CHANGELOG.md | head -n 1)
