@@ -189,6 +189,10 @@ func manyAtOnce(writer *ringbuf.Writer, reader *ringbuf.Reader) (n int, err erro
 	}
 	go func() {
 		wg.Wait()
+		// The last messages may be drained in a goroutine of the Writer.
+		for writer.Stats().Fill > 0 {
+			time.Sleep(time.Millisecond)
+		}
 		reader.Flush() // ends the loop below, when all replies are read
 	}()
 	var received [writers]int
