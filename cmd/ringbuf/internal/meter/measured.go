@@ -1,6 +1,7 @@
 package meter
 
 import (
+	"math"
 	"time"
 
 	"github.com/libbpfgo/ringbuf"
@@ -79,12 +80,31 @@ func (r *measured) follow() {
 	for end := time.Now().Add(patience); r.last.at.Before(end) && r.last.Samples == before.Samples; {
 		r.look()
 	}
+	if r.last.Samples == before.Samples && r.known.bytes == 0 {
+		r.known = inRing(r.watcher)
+	}
 }
 
 const (
 	minSleep = 100 * time.Microsecond // about what shorter sleeps take, too
 	patience = time.Millisecond       // of each look, until something is counted
 )
+
+// inRing returns what the records are that are in the ring now, but for those that were discarded.
+// Where a program shares the processor with this one, nothing is produced while this one looks, and
+// more than the ring has room for in between: then there is nothing else to count.
+func inRing(w *ringbuf.Watcher) (k known) {
+	records, err := w.Snapshot()
+	if err != nil {
+		return k // it was closed
+	}
+	for _, rec := range records {
+		k.records++
+		k.sample += float64(len(rec.RawSample))
+		k.bytes += float64(8 + (len(rec.RawSample)+7)&^7)
+	}
+	return k
+}
 
 // row ends the interval, with the last look at the ring.
 func (r *measured) row() Row {
@@ -110,8 +130,11 @@ func (r *measured) row() Row {
 		sample:    float64(end.Bytes - begin.Bytes),
 		bytes:     float64(row.Bytes) - float64(row.Missed),
 	}
-	if row.Missed > 0 && k.bytes <= 0 {
-		k = r.known
+	if row.Missed > 0 {
+		k = k.plausible()
+		if k.bytes == 0 {
+			k = r.known
+		}
 	}
 	scale := 1.0
 	if row.Missed > 0 {
@@ -130,3 +153,18 @@ func (r *measured) row() Row {
 
 // A known is what was counted in some bytes of a ring.
 type known struct{ records, discarded, sample, bytes float64 }
+
+// plausible returns k with as many bytes as what was counted can take. The position is read after
+// the count: what comes between them would be in bytes, and what was missed in an interval may have
+// been produced in the one before.
+func (k known) plausible() known {
+	n := k.records + k.discarded
+	least, most := k.sample+8*n, k.sample+15*n
+	if k.bytes < least || k.discarded == 0 && k.bytes > most {
+		k.bytes = least
+		if k.records > 0 {
+			k.bytes = n * (8 + 8*math.Ceil(k.sample/k.records/8))
+		}
+	}
+	return k
+}
