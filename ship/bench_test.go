@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sys/unix"
 
 	"github.com/libbpfgo/ringbuf"
@@ -56,16 +55,13 @@ func brokers(b *testing.B) map[string]func(b *testing.B) broker {
 
 func (k broker) connect(b *testing.B) *nats.Conn {
 	b.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		nc, err := nats.Connect(k.url, k.options...)
-		if err == nil {
-			b.Cleanup(nc.Close)
-			return nc
-		}
-		if time.Now().After(deadline) {
-			b.Fatal(err)
-		}
-	}
+	var nc *nats.Conn
+	eventually(b, func() (err error) {
+		nc, err = nats.Connect(k.url, k.options...)
+		return err
+	})
+	b.Cleanup(nc.Close)
+	return nc
 }
 
 func (k broker) sink(b *testing.B, single bool) *jet.Sink {
@@ -141,7 +137,7 @@ func BenchmarkNaive(b *testing.B) {
 				b.Fatal(err)
 			}
 			nc := k.connect(b)
-			s := makeStream(b, nc)
+			s := makeStream(b, mustJetStream(b, nc), jet.NewStream(stream, jet.DefaultPrefix))
 			begin, cpu := time.Now(), cpuTime()
 			var rec ringbuf.Record
 			for range n {
@@ -163,23 +159,6 @@ func BenchmarkNaive(b *testing.B) {
 			r.Close()
 		}
 	})
-}
-
-func makeStream(b *testing.B, nc *nats.Conn) jetstream.Stream {
-	b.Helper()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		b.Fatal(err)
-	}
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		s, err := js.CreateStream(b.Context(), *jet.NewStream(stream, jet.DefaultPrefix))
-		if err == nil {
-			return s
-		}
-		if time.Now().After(deadline) {
-			b.Fatal(err)
-		}
-	}
 }
 
 func report(b *testing.B, n int, took, cpu time.Duration) {
@@ -287,7 +266,7 @@ func BenchmarkSubmitNaive(b *testing.B) {
 			b.Fatal(err)
 		}
 		nc := k.connect(b)
-		makeStream(b, nc)
+		makeStream(b, mustJetStream(b, nc), jet.NewStream(stream, jet.DefaultPrefix))
 		done := make(chan error, 1)
 		go func() {
 			var rec ringbuf.Record
@@ -320,7 +299,8 @@ func BenchmarkHosts(b *testing.B) {
 			ctx, cancel := context.WithCancel(b.Context())
 			var all sync.WaitGroup
 			var sent atomic.Int64
-			makeStream(b, k.connect(b))
+			makeStream(b, mustJetStream(b, k.connect(b)),
+				jet.NewStream(stream, jet.DefaultPrefix))
 			for i := range hosts {
 				all.Go(func() {
 					ring := ship.Ring{Host: fmt.Sprint("host", i), Boot: "0f-1", Name: "events", ID: 1}

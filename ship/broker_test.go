@@ -132,21 +132,10 @@ func TestTheStreamIsFull(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server, url := newServer(t, "one", "")
 			server.start()
-			nc := mustConnect(t, url)
-			js, err := jetstream.New(nc)
-			if err != nil {
-				t.Fatal(err)
-			}
+			js := mustJetStream(t, mustConnect(t, url))
 			config := jet.NewStream(stream, jet.DefaultPrefix)
 			config.MaxBytes, config.Discard = 200<<10, jetstream.DiscardNew
-			for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-				if _, err = js.CreateStream(t.Context(), *config); err == nil {
-					break
-				}
-				if time.Now().After(deadline) {
-					t.Fatal(err)
-				}
-			}
+			makeStream(t, js, config)
 			h := newHost(t, "host", 0, smallRing, url, env...)
 			h.shipper.start()
 			receive(t, url, h)

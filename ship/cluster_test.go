@@ -15,10 +15,11 @@ import (
 // TestThreeHostsAndThreeServers has three hosts ship into one stream with three replicas, while
 // servers are killed, one at a time.
 func TestThreeHostsAndThreeServers(t *testing.T) {
-	if !*long {
-		t.Skip("it takes minutes: make ship-stress")
+	const n = 3
+	kills := 1
+	if *long {
+		kills = 10
 	}
-	const n, kills = 3, 10
 	var routes, urls []string
 	for range n {
 		routes = append(routes, freeAddr(t))
@@ -32,21 +33,10 @@ func TestThreeHostsAndThreeServers(t *testing.T) {
 		servers, urls = append(servers, server), append(urls, url)
 	}
 	url := strings.Join(urls, ",")
-	nc := mustConnect(t, url)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := mustJetStream(t, mustConnect(t, url))
 	config := jet.NewStream(stream, jet.DefaultPrefix)
 	config.Replicas = n
-	for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
-		if _, err = js.CreateStream(t.Context(), *config); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+	makeStream(t, js, config)
 	var hosts []*host
 	for i := range n {
 		h := newHost(t, fmt.Sprintf("host%d", i), 0, smallRing, url)
@@ -61,7 +51,7 @@ func TestThreeHostsAndThreeServers(t *testing.T) {
 		for _, h := range hosts {
 			h.awaitNews()
 		}
-		time.Sleep(time.Duration(rand.Int64N(int64(time.Second))))
+		atRandom(time.Second)
 		victim := servers[rand.IntN(n)]
 		victim.kill()
 		hosts[rand.IntN(n)].shipper.kill()
@@ -84,24 +74,23 @@ func TestThreeHostsAndThreeServers(t *testing.T) {
 // majority away.
 func awaitReplicas(t *testing.T, js jetstream.JetStream, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+	eventually(t, func() error {
+		s, err := js.Stream(t.Context(), stream)
+		if err != nil {
+			return err
+		}
 		current := 0
-		if s, err := js.Stream(t.Context(), stream); err == nil {
-			info := s.CachedInfo()
-			if info.Cluster != nil && info.Cluster.Leader != "" {
-				current = 1
-				for _, peer := range info.Cluster.Replicas {
-					if peer.Current && !peer.Offline {
-						current++
-					}
+		if c := s.CachedInfo().Cluster; c != nil && c.Leader != "" {
+			current = 1
+			for _, peer := range c.Replicas {
+				if peer.Current && !peer.Offline {
+					current++
 				}
 			}
 		}
-		if current == n {
-			return
+		if current < n {
+			return fmt.Errorf("%d of %d servers are current", current, n)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d servers are current", current, n)
-		}
-	}
+		return nil
+	})
 }

@@ -203,17 +203,13 @@ func (h *host) awaitNews() {
 // killed any more.
 func (h *host) finish() {
 	h.t.Helper()
-	for deadline := time.Now().Add(patience); ; {
+	eventually(h.t, func() error {
 		before := h.accepted
-		h.try(1)
-		if h.accepted > before {
-			break
+		if h.try(1); h.accepted == before {
+			return fmt.Errorf("the ring of %s stays full", h.name)
 		}
-		if time.Now().After(deadline) {
-			h.t.Fatalf("the ring of %s stays full", h.name)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		return nil
+	})
 	for h.last.Load() < h.tried {
 		h.awaitNewsOr(h.tried)
 	}
@@ -261,7 +257,13 @@ func receive(t testing.TB, url string, hosts ...*host) {
 		byName[h.name] = h
 	}
 	nc := mustConnect(t, url)
-	awaitStream(t, nc)
+	js := mustJetStream(t, nc)
+	eventually(t, func() error { // a shipper makes the stream
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := js.Stream(ctx, stream)
+		return err
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -284,22 +286,37 @@ func receive(t testing.TB, url string, hosts ...*host) {
 	t.Cleanup(func() { cancel(); <-done })
 }
 
-// awaitStream waits until the stream was made.
-func awaitStream(t testing.TB, nc *nats.Conn) jetstream.Stream {
+// eventually asks a server again and again until try succeeds: it tells nobody when it is ready.
+func eventually(t testing.TB, try func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) || t.Context().Err() != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// makeStream makes a stream when there is a server.
+func makeStream(t testing.TB, js jetstream.JetStream, config *jetstream.StreamConfig) (
+	s jetstream.Stream) {
+	t.Helper()
+	eventually(t, func() (err error) {
+		s, err = js.CreateStream(t.Context(), *config)
+		return err
+	})
+	return s
+}
+
+// mustJetStream returns the JetStream of a connection.
+func mustJetStream(t testing.TB, nc *nats.Conn) jetstream.JetStream {
 	t.Helper()
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		s, err := js.Stream(ctx, stream)
-		cancel()
-		if err == nil {
-			return s
-		}
-		if time.Now().After(deadline) || t.Context().Err() != nil {
-			t.Fatalf("there is no stream: %v", err)
-		}
-	}
+	return js
 }

@@ -45,7 +45,7 @@ func TestKillsLoseNothing(t *testing.T) {
 			rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 			for _, i := range order {
 				h.awaitNews()
-				time.Sleep(time.Duration(rand.Int64N(int64(300 * time.Millisecond))))
+				atRandom(300 * time.Millisecond)
 				for _, p := range kills[i] {
 					p.kill()
 				}
@@ -59,3 +59,7 @@ func TestKillsLoseNothing(t *testing.T) {
 		})
 	}
 }
+
+// atRandom returns at a random moment within a time. It waits for nothing: what the test finds must
+// be true whenever somebody is killed.
+func atRandom(within time.Duration) { time.Sleep(rand.N(within)) }
