@@ -58,7 +58,8 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/; s/\$$\$$/$$/g' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
+		sed -E 's/^([a-z-]+):.*## /\1\t/; s/\$$\$$/$$/g' | expand -t 16
 
 .PHONY: deps
 deps: ## install all that is needed (apt-get, on Debian and Ubuntu)
@@ -110,7 +111,7 @@ test: lint selftest asan test-tool test-ship test-metrics ## lint, selftests, te
 	cd examples/migration && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 
 .PHONY: test-metrics
-test-metrics: bpf ## test module metrics, its dashboard, and its alerts with a Prometheus of Debian's
+test-metrics: bpf ## test module metrics, its dashboard, and its alerts with a real Prometheus
 	@scripts/deps.sh prometheus=prometheus promtool=prometheus
 	cd metrics && go test -race -count=1 -timeout 5m $(TEST_EXEC) -v ./...
 

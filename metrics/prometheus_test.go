@@ -29,11 +29,14 @@ const (
 	dashboard = "grafana/dashboard.json"
 )
 
-// find skips the test where Prometheus is not installed.
+// find skips the test where Prometheus is not installed, or fails where CI should have it.
 func find(t *testing.T, program string) string {
 	t.Helper()
 	name, err := exec.LookPath(program)
 	if err != nil {
+		if os.Getenv("RINGBUF_KERNEL_TESTS") == "require" {
+			t.Fatalf("%v: make test-metrics should have installed it", err)
+		}
 		t.Skipf("%v: make test-metrics installs it", err)
 	}
 	return name

@@ -266,8 +266,8 @@ func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 		{"list id x", 2, `id "x": it must be a number`},
 		{"list pid -- -1", 2, `pid "-1": it must be a number`},
 		{"top -n -1", 2, "-n -1: it must not be negative"},
-		{"tail -c -1 name x", 2, `invalid argument "-1" for "-c, --count" flag: it must not be negative: ` +
-			`see ringbuf tail --help`},
+		{"tail -c -1 name x", 2, `invalid argument "-1" for "-c, --count" flag: it must not be ` +
+			`negative: see ringbuf tail --help`},
 		{"top -n x", 2, `invalid argument "x" for "-n, --iterations" flag: it must be a number: see ` +
 			`ringbuf top --help`},
 		{"top -n 99999999999999999999", 2, `invalid argument "99999999999999999999" for ` +

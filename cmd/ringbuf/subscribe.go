@@ -37,7 +37,7 @@ func newSubscribeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "subscribe [RING...]",
 		Short: "Print what ringbuf ship has shipped to a stream",
-		Long: `Subscribe prints the records of a stream as tail does, from its beginning, and then new ones.
+		Long: `Subscribe prints the records of a stream as tail does: from its beginning, then new ones.
 
 It says where records are missing. It counts records that the kernel refused. Of messages that were
 deleted from the stream it tells how many bytes their records took in the ring buffer.

@@ -13,7 +13,8 @@ import (
 func TestAnIntervalOfWhichNothingWasCountedIsEstimated(t *testing.T) {
 	begin := time.Now()
 	r := measured{ring: &rings.Ring{}, begin: look{at: begin}}
-	r.last = look{ringbuf.WatchStats{Producer: 7200, Samples: 100, Bytes: 6400}, begin.Add(time.Second)}
+	r.last = look{ringbuf.WatchStats{Producer: 7200, Samples: 100, Bytes: 6400},
+		begin.Add(time.Second)}
 	if row := r.row(); row.Records != 100 || row.MeanSize != 64 {
 		t.Errorf("of 100 records of 64 bytes it tells %v of %v bytes", row.Records, row.MeanSize)
 	}

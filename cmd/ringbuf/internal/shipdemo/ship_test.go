@@ -148,7 +148,8 @@ func TestSubscribePrintsWhatShipHasShipped(t *testing.T) {
 			t.Fatal(err)
 		}
 		subscriber := launch(t, "subscribe", "--from", "nats://"+addr, "-o", "json", "-c", fmt.Sprint(n),
-			"--host", "my.host", "--btf", object, "-t", "struct numbered", "--filter", "number >= 0", "events")
+			"--host", "my.host", "--btf", object, "-t", "struct numbered",
+			"--filter", "number >= 0", "events")
 		args := append([]string{"ship", "--store", filepath.Join(dir, "store"), "--listen", addr,
 			"--host", "my.host"}, flags...)
 		args = append(args, idOf(t, s)...)
