@@ -93,8 +93,9 @@ func AsFlex[T, E any](rec Record) (head *T, array []E, err error) {
 // here.
 //
 // If a sample is too short for T, the loop yields the error of As in its place and continues. A
-// longer sample is no error: the value is its beginning. If As refuses T, the loop yields that error once and reads no record. After any other error the loop
-// ends. So its body can use continue for every error.
+// longer sample is no error: the value is its beginning. If As refuses T, the loop yields that
+// error once and reads no record. After any other error the loop ends. So its body can use
+// continue for every error.
 func Samples[T any](ctx context.Context, r *Reader) iter.Seq2[*T, error] {
 	return func(yield func(*T, error) bool) {
 		if err := checkType(reflect.TypeFor[T]()); err != nil {

@@ -164,8 +164,7 @@ func TestHeaderAndID(t *testing.T) {
 	if !maps.Equal(m.Header, want) || m.ID != "web1/0f-1/7/1099511630776" {
 		t.Errorf("message %s has the header %v", m.ID, m.Header)
 	}
-	if want := []byte{0xe8, 7, 0, 0, 0xe8, 7, 0, 1, 1, 0xe8, 7, 2, 2, 2, 2};
-		!slices.Equal(m.Data, want) {
+	if want := []byte{0xe8, 7, 0, 0, 0xe8, 7, 0, 1, 1, 0xe8, 7, 2, 2, 2, 2}; !slices.Equal(m.Data, want) {
 		t.Errorf("the data is %x", m.Data)
 	}
 }

@@ -36,7 +36,7 @@ const (
 )
 
 var all = []metric{
-	of(gauge, "in_flight_records", "Records that were taken from the ring and are not acknowledged.",
+	of(gauge, "in_flight_records", "Records that are taken from the ring and not acknowledged.",
 		func(s ship.RingStats) float64 { return float64(s.InFlight) }),
 	of(gauge, "in_flight_bytes", "Bytes of the ring that these records take.",
 		func(s ship.RingStats) float64 { return float64(s.InFlightBytes) }),

@@ -30,7 +30,7 @@ ringbuf_ship_failures_total{host="web1",id="7",ring="events"} 5
 # HELP ringbuf_ship_in_flight_bytes Bytes of the ring that these records take.
 # TYPE ringbuf_ship_in_flight_bytes gauge
 ringbuf_ship_in_flight_bytes{host="web1",id="7",ring="events"} 2
-# HELP ringbuf_ship_in_flight_records Records that were taken from the ring and are not acknowledged.
+# HELP ringbuf_ship_in_flight_records Records that are taken from the ring and not acknowledged.
 # TYPE ringbuf_ship_in_flight_records gauge
 ringbuf_ship_in_flight_records{host="web1",id="7",ring="events"} 1
 # HELP ringbuf_ship_lag_bytes Bytes of the ring that were produced and are not acknowledged.

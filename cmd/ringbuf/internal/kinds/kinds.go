@@ -7,6 +7,7 @@ import (
 	_ "embed"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
@@ -72,6 +73,17 @@ func SkipOrFail(tb testing.TB, err error) {
 		tb.Skipf("this process cannot load BPF programs: %v", err)
 	}
 	tb.Fatalf("load BPF programs: %v", err)
+}
+
+// MAP returns the arguments of the tool that mean the ring.
+func (s *Submitter) MAP() []string {
+	s.tb.Helper()
+	info, err := s.Events.Info()
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	id, _ := info.ID()
+	return []string{"id", fmt.Sprint(id)}
 }
 
 // Submit submits a sample, with so many bytes more than it has, or less.

@@ -40,7 +40,6 @@ type Saver struct {
 	files   int       // that were begun
 	start   time.Time // of the files with the same time, the first record
 	written int64     // in files before
-	records uint64
 }
 
 // New opens the first file, unless its name depends on the first record.
@@ -165,7 +164,6 @@ func (s *Saver) Write(rec capture.Record) error {
 	if err := s.w.Write(rec); err != nil {
 		return err
 	}
-	s.records++
 	return nil
 }
 
@@ -175,9 +173,6 @@ func (s *Saver) Drop(ring int, n uint64) {
 		s.w.Drop(ring, n)
 	}
 }
-
-// Records returns how many records were written.
-func (s *Saver) Records() uint64 { return s.records }
 
 // Bytes returns how many bytes were written.
 func (s *Saver) Bytes() int64 {

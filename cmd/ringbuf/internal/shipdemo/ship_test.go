@@ -1,136 +1,29 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/tooltest"
 )
 
 // These tests run "ringbuf ship" and "ringbuf subscribe" as their users do.
 
-// The program, built with cgo and without.
-var tool, toolWithoutCgo string
+func TestMain(m *testing.M) { tooltest.Main(m) }
 
-func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "")
-	if err != nil {
-		panic(err)
-	}
-	tool, toolWithoutCgo = filepath.Join(dir, "ringbuf"), filepath.Join(dir, "without-cgo")
-	for path, cgo := range map[string]string{tool: "1", toolWithoutCgo: "0"} {
-		build := exec.Command("go", "build", "-buildvcs=false", "-o", path, "../..")
-		build.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Printf("go build: %v\n%s", err, out)
-			os.Exit(1)
-		}
-	}
-	code := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(code)
-}
-
-// A running is a process of the tool.
-type running struct {
-	t      *testing.T
-	cmd    *exec.Cmd
-	stdout *bufio.Reader
-	mu     sync.Mutex
-	stderr strings.Builder
-	line   chan struct{} // has something when stderr has more
-	ended  chan struct{} // closed when stderr is
-}
-
-func launch(t *testing.T, args ...string) *running {
+func launch(t *testing.T, args ...string) *tooltest.Process {
 	t.Helper()
-	r := &running{t: t, cmd: exec.Command(tool, args...), line: make(chan struct{}, 1),
-		ended: make(chan struct{})}
-	stdout, err := r.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.stdout = bufio.NewReaderSize(stdout, 1<<20)
-	stderr, err := r.cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r.cmd.Process.Kill() })
-	go func() {
-		defer close(r.ended)
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			r.mu.Lock()
-			r.stderr.WriteString(lines.Text() + "\n")
-			r.mu.Unlock()
-			select {
-			case r.line <- struct{}{}:
-			default:
-			}
-		}
-	}()
-	return r
-}
-
-func (r *running) messages() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.stderr.String()
-}
-
-// await waits until standard error has a text.
-func (r *running) await(text string) {
-	r.t.Helper()
-	for !strings.Contains(r.messages(), text) {
-		select {
-		case <-r.line:
-		case <-r.ended:
-			if !strings.Contains(r.messages(), text) {
-				r.t.Fatalf("it ended without %q: %s", text, r.messages())
-			}
-		case <-time.After(time.Minute):
-			r.t.Fatalf("it does not say %q, but %s", text, r.messages())
-		}
-	}
-}
-
-// wait returns what is left of standard output, standard error, and the exit code.
-func (r *running) wait() (stdout, stderr string, code int) {
-	r.t.Helper()
-	out, err := io.ReadAll(r.stdout)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	<-r.ended
-	err = r.cmd.Wait()
-	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
-		r.t.Fatal(err)
-	}
-	return string(out), r.messages(), r.cmd.ProcessState.ExitCode()
-}
-
-func idOf(t *testing.T, s *kinds.Submitter) []string {
-	t.Helper()
-	info, err := s.Events.Info()
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, _ := info.ID()
-	return []string{"id", fmt.Sprint(id)}
+	return tooltest.Start(t, tooltest.Path, args...)
 }
 
 // TestSubscribePrintsWhatShipHasShipped kills the shipper, with the server that is in it.
@@ -152,7 +45,7 @@ func TestSubscribePrintsWhatShipHasShipped(t *testing.T) {
 			"--filter", "number >= 0", "events")
 		args := append([]string{"ship", "--store", filepath.Join(dir, "store"), "--listen", addr,
 			"--host", "my.host"}, flags...)
-		args = append(args, idOf(t, s)...)
+		args = append(args, s.MAP()...)
 		for round := range 3 {
 			shipper := launch(t, args...)
 			s.Flood(round*n/3, n/3)
@@ -161,19 +54,18 @@ func TestSubscribePrintsWhatShipHasShipped(t *testing.T) {
 					Time, Host, Ring string
 					Fields           struct{ Number int }
 				}
-				text, err := subscriber.stdout.ReadBytes('\n')
+				text, err := subscriber.Out.ReadBytes('\n')
 				if err == nil {
 					err = json.Unmarshal(text, &line)
 				}
 				if err != nil || line.Host != "my.host" || line.Ring != "events" ||
 					line.Fields.Number != round*n/3+i {
-					t.Fatalf("sample %d of round %d is %s: %v; %s", i, round, text, err, subscriber.messages())
+					t.Fatalf("sample %d of round %d is %s: %v; %s", i, round, text, err, subscriber.Messages())
 				}
 			}
-			shipper.cmd.Process.Kill()
-			shipper.cmd.Wait()
+			shipper.Kill()
 		}
-		if _, stderr, code := subscriber.wait(); code != 0 || !strings.HasSuffix(stderr,
+		if _, stderr, code := subscriber.End(); code != 0 || !strings.HasSuffix(stderr,
 			fmt.Sprintf("%d records seen, 0 bytes missed, %d written\n", n, n)) {
 			t.Errorf("it ended with %d: %s", code, stderr)
 		}
@@ -184,7 +76,7 @@ func TestSubscribePrintsWhatShipHasShipped(t *testing.T) {
 func TestShipToAFile(t *testing.T) {
 	s := kinds.New(t, 1<<16)
 	path := filepath.Join(t.TempDir(), "events.jsonl")
-	args := append([]string{"ship", "--to", "file:" + path}, idOf(t, s)...)
+	args := append([]string{"ship", "--to", "file:" + path}, s.MAP()...)
 	total := 0
 	for round := range 3 {
 		shipper := launch(t, args...)
@@ -194,7 +86,7 @@ func TestShipToAFile(t *testing.T) {
 		for deadline := time.Now().Add(time.Minute); len(lines) < total; {
 			content, err := os.ReadFile(path)
 			if err != nil && !errors.Is(err, os.ErrNotExist) || time.Now().After(deadline) {
-				t.Fatalf("the file has %d lines: %v, %s", len(lines), err, shipper.messages())
+				t.Fatalf("the file has %d lines: %v, %s", len(lines), err, shipper.Messages())
 			}
 			if i := bytes.LastIndexByte(content, '\n'); i >= 0 {
 				lines = strings.Split(string(content[:i]), "\n")
@@ -208,12 +100,11 @@ func TestShipToAFile(t *testing.T) {
 			}
 		}
 		if round < 2 {
-			shipper.cmd.Process.Kill()
-			shipper.cmd.Wait()
+			shipper.Kill()
 			continue
 		}
-		shipper.cmd.Process.Signal(os.Interrupt)
-		if _, stderr, code := shipper.wait(); code != 0 ||
+		shipper.Interrupt()
+		if _, stderr, code := shipper.End(); code != 0 ||
 			!strings.Contains(stderr, " 100 records shipped, 0 sent again, 0 lost,") {
 			t.Errorf("it ended with %d: %s", code, stderr)
 		}
@@ -227,14 +118,14 @@ func TestOnlyOneShips(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shipper := launch(t, append([]string{"ship", "--to", "nats://" + addr}, idOf(t, s)...)...)
-	shipper.await("events: records wait in the ring: not connected to the server")
-	_, stderr, code := launch(t, append([]string{"ship", "--to", "-"}, idOf(t, s)...)...).wait()
+	shipper := launch(t, append([]string{"ship", "--to", "nats://" + addr}, s.MAP()...)...)
+	shipper.MustAwait("events: records wait in the ring: not connected to the server")
+	_, stderr, code := launch(t, append([]string{"ship", "--to", "-"}, s.MAP()...)...).End()
 	if code != 1 || !strings.Contains(stderr, "is read by ringbuf (pid ") {
 		t.Errorf("a second one ended with %d: %s", code, stderr)
 	}
-	shipper.cmd.Process.Signal(os.Interrupt)
-	if _, stderr, code := shipper.wait(); code != 0 ||
+	shipper.Interrupt()
+	if _, stderr, code := shipper.End(); code != 0 ||
 		!strings.Contains(stderr, " 0 records shipped, ") {
 		t.Errorf("it ended with %d: %s", code, stderr)
 	}
@@ -242,7 +133,7 @@ func TestOnlyOneShips(t *testing.T) {
 
 func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 	s := kinds.New(t, 1<<12)
-	id := idOf(t, s)
+	id := s.MAP()
 	text := filepath.Join(t.TempDir(), "text")
 	if err := os.WriteFile(text, []byte("text\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -282,14 +173,14 @@ func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 		{[]string{"subscribe", "--from", "x"}, 2, `"x" is no URL of a server`},
 		{[]string{"subscribe", "--for", "-1s"}, 2, "--for takes no negative numbers"},
 	} {
-		_, stderr, code := launch(t, tt.args...).wait()
+		_, stderr, code := launch(t, tt.args...).End()
 		lines := strings.Split(strings.TrimSuffix(stderr, "\n"), "\n")
 		last := lines[len(lines)-1]
 		if code != tt.code || !strings.HasPrefix(last, "ringbuf: ") || !strings.Contains(last, tt.want) {
 			t.Errorf("%q ended with %d and %q; want %d and %q", tt.args, code, stderr, tt.code, tt.want)
 		}
 	}
-	out, err := exec.Command(toolWithoutCgo,
+	out, err := exec.Command(tooltest.WithoutCgo,
 		append([]string{"ship", "--to", "-"}, id...)...).CombinedOutput()
 	if err == nil ||
 		!strings.Contains(string(out), "ship needs libbpf, and this ringbuf was built without cgo") {

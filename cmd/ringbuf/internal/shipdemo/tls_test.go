@@ -41,12 +41,12 @@ func TestShipOverTLS(t *testing.T) {
 			url := "tls://" + user + addr
 			flags = append(flags, tls...)
 			s := kinds.New(t, 1<<20)
-			id := idOf(t, s)
+			id := s.MAP()
 			shipper := launch(t, append(append([]string{"ship", "--to", url}, flags...), id...)...)
 			s.Flood(0, n)
 			subscriber := launch(t, append([]string{"subscribe", "--from", url, "-o", "json", "-c",
 				fmt.Sprint(n)}, flags...)...)
-			stdout, stderr, code := subscriber.wait()
+			stdout, stderr, code := subscriber.End()
 			if lines := strings.Count(stdout, "\n"); code != 0 || lines != n {
 				t.Errorf("subscribe ended with %d and %d of %d records: %s", code, lines, n, stderr)
 			}
@@ -55,8 +55,8 @@ func TestShipOverTLS(t *testing.T) {
 					t.Fatalf("record %d is %s, want %s", i, line, want)
 				}
 			}
-			shipper.cmd.Process.Signal(os.Interrupt)
-			_, told, code := shipper.wait()
+			shipper.Interrupt()
+			_, told, code := shipper.End()
 			if code != 0 || !strings.Contains(told, fmt.Sprintf(" %d records shipped, 0 sent again, ", n)) {
 				t.Errorf("ship ended with %d: %s", code, told)
 			}
@@ -76,7 +76,7 @@ func TestAServerThatRefusesIsTold(t *testing.T) {
 	ca := []string{"--tlsca", filepath.Join(dir, "ca.pem")}
 	client := []string{"--tlscert", filepath.Join(dir, "client.pem"), "--tlskey",
 		filepath.Join(dir, "client.key")}
-	id := idOf(t, kinds.New(t, 1<<12))
+	id := kinds.New(t, 1<<12).MAP()
 	for _, tt := range []struct {
 		name, url string
 		flags     []string
@@ -90,11 +90,11 @@ func TestAServerThatRefusesIsTold(t *testing.T) {
 	} {
 		args := append([]string{"ship", "--to", "tls://" + tt.url}, tt.flags...)
 		shipper := launch(t, append(args, id...)...)
-		shipper.await(tt.want)
+		shipper.MustAwait(tt.want)
 		if !tt.ends {
-			shipper.cmd.Process.Signal(os.Interrupt)
+			shipper.Interrupt()
 		}
-		if _, stderr, code := shipper.wait(); (code == 1) != tt.ends {
+		if _, stderr, code := shipper.End(); (code == 1) != tt.ends {
 			t.Errorf("%s: it ended with %d: %s", tt.name, code, stderr)
 		}
 	}

@@ -6,9 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,114 +24,43 @@ import (
 	"github.com/libbpfgo/ringbuf/capture"
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/decode"
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
+	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/tooltest"
 )
 
 // These tests run "ringbuf tail" as its users do, with the samples of package kinds.
 
-// The program, built with cgo and without.
-var tool, toolWithoutCgo string
+func TestMain(m *testing.M) { tooltest.Main(m) }
 
-func TestMain(m *testing.M) {
-	if tool = os.Getenv("RINGBUF_TOOL"); tool != "" { // where there is no compiler
-		os.Exit(m.Run())
-	}
-	dir, err := os.MkdirTemp("", "")
-	if err != nil {
-		panic(err)
-	}
-	tool, toolWithoutCgo = filepath.Join(dir, "ringbuf"), filepath.Join(dir, "without-cgo")
-	for path, cgo := range map[string]string{tool: "1", toolWithoutCgo: "0"} {
-		build := exec.Command("go", "build", "-buildvcs=false", "-o", path, "../..")
-		build.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Printf("go build: %v\n%s", err, out)
-			os.Exit(1)
-		}
-	}
-	code := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(code)
-}
-
-// A process is one of the tool.
-type process struct {
-	t      *testing.T
-	cmd    *exec.Cmd
-	stdout *bufio.Reader
-	stderr strings.Builder
-	ready  chan struct{} // closed when it watches or reads
-	ended  chan struct{} // closed when stderr is
-}
-
-// start starts "tail" and waits until it watches the ring, or has ended.
-func start(t *testing.T, args ...string) *process {
+// start starts "tail" and waits until it watches the ring or reads, or has ended.
+func start(t *testing.T, args ...string) *tooltest.Process {
 	t.Helper()
-	p := &process{t: t, ready: make(chan struct{}), ended: make(chan struct{})}
-	p.cmd = exec.Command(tool, append([]string{"tail"}, args...)...)
-	stdout, err := p.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.stdout = bufio.NewReaderSize(stdout, 1<<20)
-	stderr, err := p.cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.cmd.Process.Kill() })
-	go func() {
-		defer close(p.ended)
-		seen := false
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			line := lines.Text()
-			p.stderr.WriteString(line + "\n")
-			if !seen && (strings.Contains(line, ": watching ") || strings.Contains(line, ": reading ")) {
-				seen = true
-				close(p.ready)
-			}
-		}
-	}()
-	select {
-	case <-p.ready:
-	case <-p.ended:
-	}
-	return p
+	return startProgram(t, tooltest.Path, args...)
 }
 
-// wait returns what is left of standard output, standard error, and the exit code.
-func (p *process) wait() (stdout, stderr string, code int) {
-	p.t.Helper()
-	out, err := io.ReadAll(p.stdout)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	<-p.ended
-	err = p.cmd.Wait()
-	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
-		p.t.Fatal(err)
-	}
-	return string(out), p.stderr.String(), p.cmd.ProcessState.ExitCode()
+func startProgram(t *testing.T, program string, args ...string) *tooltest.Process {
+	t.Helper()
+	p := tooltest.Start(t, program, append([]string{"tail"}, args...)...)
+	p.Await(": watching ", ": reading ")
+	return p
 }
 
 // run runs "tail" to its end.
 func run(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
-	return start(t, args...).wait()
+	return start(t, args...).End()
 }
 
 // mustRun returns the lines on standard output.
 func mustRun(t *testing.T, args ...string) []string {
 	t.Helper()
-	return start(t, args...).wantLines()
+	return wantLines(t, start(t, args...))
 }
 
-func (p *process) wantLines() []string {
-	p.t.Helper()
-	stdout, stderr, code := p.wait()
+func wantLines(t *testing.T, p *tooltest.Process) []string {
+	t.Helper()
+	stdout, stderr, code := p.End()
 	if code != 0 {
-		p.t.Fatalf("ended with code %d: %s", code, stderr)
+		t.Fatalf("ended with code %d: %s", code, stderr)
 	}
 	return splitLines(stdout)
 }
@@ -143,20 +70,6 @@ func splitLines(s string) []string {
 		return nil
 	}
 	return strings.Split(strings.TrimSuffix(s, "\n"), "\n")
-}
-
-// interrupt is what Ctrl-C does.
-func (p *process) interrupt() { p.cmd.Process.Signal(os.Interrupt) }
-
-// idOf returns MAP for the ring of s.
-func idOf(t *testing.T, s *kinds.Submitter) []string {
-	t.Helper()
-	info, err := s.Events.Info()
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, _ := info.ID()
-	return []string{"id", fmt.Sprint(id)}
 }
 
 // object is an object of JSON as tail prints it.
@@ -207,12 +120,12 @@ func discard(t *testing.T, s *kinds.Submitter) *ringbuf.Reader {
 func TestWatchingShowsWhatIsSubmitted(t *testing.T) {
 	s := kinds.New(t, 1<<16)
 	s.Flood(100, 3) // too early
-	p := start(t, append(idOf(t, s), "-c", "2")...)
+	p := start(t, append(s.MAP(), "-c", "2")...)
 	s.Flood(0, 5)
-	lines := p.wantLines()
-	if len(lines) != 10 || !strings.Contains(p.stderr.String(),
+	lines := wantLines(t, p)
+	if len(lines) != 10 || !strings.Contains(p.Messages(),
 		"ringbuf: 2 records seen, 0 bytes missed, 2 written\n") {
-		t.Fatalf("printed %q, and %q", lines, p.stderr.String())
+		t.Fatalf("printed %q, and %q", lines, p.Messages())
 	}
 	if _, rest, _ := strings.Cut(lines[0], " "); rest != "events 64 bytes" {
 		t.Errorf("the first line is %q", lines[0])
@@ -231,7 +144,7 @@ func TestWatchingShowsWhatIsSubmitted(t *testing.T) {
 		}
 	}
 	// With those that were there before.
-	lines = mustRun(t, append(idOf(t, s), "-c", "8", "--oldest", "-o", "json")...)
+	lines = mustRun(t, append(s.MAP(), "-c", "8", "--oldest", "-o", "json")...)
 	for i, want := range []int{100, 101, 102, 0, 1, 2, 3, 4} {
 		if o := parse(t, lines[i]); o.Data != hex.EncodeToString(kinds.Numbered(want)) || o.Size != 64 ||
 			o.Ring != "events" {
@@ -244,7 +157,7 @@ func TestWatchingShowsWhatIsSubmitted(t *testing.T) {
 func TestAMillionConsumedSamplesAreWhatWasSubmitted(t *testing.T) {
 	const count = 1_000_000
 	s := kinds.New(t, 1<<20)
-	p := start(t, append(idOf(t, s), "--consume", "-c", fmt.Sprint(count), "-o", "json")...)
+	p := start(t, append(s.MAP(), "--consume", "-c", fmt.Sprint(count), "-o", "json")...)
 	go func() {
 		for n := 0; n < count; {
 			n += s.Flood(n, count-n)
@@ -252,36 +165,33 @@ func TestAMillionConsumedSamplesAreWhatWasSubmitted(t *testing.T) {
 		}
 	}()
 	for i := range count {
-		line, err := p.stdout.ReadSlice('\n')
+		line, err := p.Out.ReadSlice('\n')
 		if err != nil {
-			t.Fatalf("after %d records: %v, %s", i, err, p.stderr.String())
+			t.Fatalf("after %d records: %v, %s", i, err, p.Messages())
 		}
 		_, rest, _ := bytes.Cut(line, []byte(`"size":64,"data":"`))
 		if want := hex.EncodeToString(kinds.Numbered(i)) + "\"}\n"; string(rest) != want {
 			t.Fatalf("record %d is %s, want %s", i, line, want)
 		}
 	}
-	if rest := p.wantLines(); len(rest) > 0 {
+	if rest := wantLines(t, p); len(rest) > 0 {
 		t.Errorf("there are %d lines more", len(rest))
 	}
 	if want := "ringbuf: 1000000 records seen, 0 bytes missed, 1000000 written\n"; !strings.HasSuffix(
-		p.stderr.String(), want) {
-		t.Errorf("the totals are %q", p.stderr.String())
+		p.Messages(), want) {
+		t.Errorf("the totals are %q", p.Messages())
 	}
 }
 
 func TestWithoutCgoItWatchesAndSaysWhyItDoesNotRead(t *testing.T) {
 	s := kinds.New(t, 1<<16)
-	with := tool
-	tool = toolWithoutCgo
-	defer func() { tool = with }()
-	p := start(t, append(idOf(t, s), "-c", "1", "-o", "json")...)
+	p := startProgram(t, tooltest.WithoutCgo, append(s.MAP(), "-c", "1", "-o", "json")...)
 	s.Flood(7, 1)
-	if lines := p.wantLines(); len(lines) != 1 ||
+	if lines := wantLines(t, p); len(lines) != 1 ||
 		parse(t, lines[0]).Data != hex.EncodeToString(kinds.Numbered(7)) {
 		t.Errorf("printed %q", lines)
 	}
-	_, stderr, code := run(t, append(idOf(t, s), "--consume")...)
+	_, stderr, code := startProgram(t, tooltest.WithoutCgo, append(s.MAP(), "--consume")...).End()
 	if want := "ringbuf: --consume needs libbpf, and this ringbuf was built without cgo: watch, " +
 		"without --consume, or build one with \"make tool\"\n"; stderr != want || code != 1 {
 		t.Errorf("ended with %d: %s", code, stderr)
@@ -292,7 +202,7 @@ func TestWithoutCgoItWatchesAndSaysWhyItDoesNotRead(t *testing.T) {
 func TestItDoesNotConsumeBesideAReader(t *testing.T) {
 	s := kinds.New(t, 1<<16)
 	discard(t, s)
-	_, stderr, code := run(t, append(idOf(t, s), "--consume", "-c", "1")...)
+	_, stderr, code := run(t, append(s.MAP(), "--consume", "-c", "1")...)
 	want := fmt.Sprintf("(pid %d), which would lose records: end that first, or watch, "+
 		"without --consume\n",
 		os.Getpid())
@@ -323,17 +233,17 @@ func TestEachKindIsDecodedAndRecorded(t *testing.T) {
 	types := loadKinds(t)
 	file := filepath.Join(t.TempDir(), "all.pcapng")
 	n := fmt.Sprint(kinds.Count)
-	recording := start(t, append(idOf(t, s), "-c", n, "-w", file)...)
-	var live []*process
+	recording := start(t, append(s.MAP(), "-c", n, "-w", file)...)
+	var live []*tooltest.Process
 	for _, name := range typeNames {
-		live = append(live, start(t, append(idOf(t, s), "-c", n, "-t", name, "-o", "json")...))
+		live = append(live, start(t, append(s.MAP(), "-c", n, "-t", name, "-o", "json")...))
 	}
-	untyped := start(t, append(idOf(t, s), "-c", n)...)
+	untyped := start(t, append(s.MAP(), "-c", n)...)
 	for which := range kinds.Count {
 		s.Submit(which, 0)
 	}
-	recording.wantLines()
-	untyped.wantLines()
+	wantLines(t, recording)
+	wantLines(t, untyped)
 	r, err := ringbuf.NewReader(s.Events)
 	if err != nil {
 		t.Fatal(err)
@@ -352,7 +262,7 @@ func TestEachKindIsDecodedAndRecorded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		lines := live[i].wantLines()
+		lines := wantLines(t, live[i])
 		replayed := mustRun(t, "-r", file, "-t", name, "-o", "json")
 		text := mustRun(t, "-r", file, "-t", name)
 		if len(lines) != kinds.Count || len(replayed) != kinds.Count || len(text) != kinds.Count {
@@ -374,8 +284,8 @@ func TestEachKindIsDecodedAndRecorded(t *testing.T) {
 				t.Errorf("as text, sample %d is %s", which, text[which])
 			}
 		}
-		if offer := "-t '" + name + "'"; i < 3 && !strings.Contains(untyped.stderr.String(), offer) {
-			t.Errorf("%s is not offered in\n%s", offer, untyped.stderr.String())
+		if offer := "-t '" + name + "'"; i < 3 && !strings.Contains(untyped.Messages(), offer) {
+			t.Errorf("%s is not offered in\n%s", offer, untyped.Messages())
 		}
 	}
 	// Without the program's BTF, and with it in a file.
@@ -411,13 +321,13 @@ func TestAFilterChoosesByFields(t *testing.T) {
 	s := kinds.New(t, 1<<16)
 	file := filepath.Join(t.TempDir(), "some.pcapng")
 	condition := `number >= 3 && number < 6 || number == 9`
-	printing := start(t, append(idOf(t, s), "-c", "4", "-o", "json", "-t", "numbered", "--filter",
+	printing := start(t, append(s.MAP(), "-c", "4", "-o", "json", "-t", "numbered", "--filter",
 		condition)...)
-	writing := start(t, append(idOf(t, s), "-c", "4", "-w", file, "-t", "numbered", "--filter",
+	writing := start(t, append(s.MAP(), "-c", "4", "-w", file, "-t", "numbered", "--filter",
 		condition)...)
 	s.Flood(0, 20)
 	var got []string
-	for _, line := range printing.wantLines() {
+	for _, line := range wantLines(t, printing) {
 		var fields struct{ Number int }
 		if err := json.Unmarshal(parse(t, line).Fields, &fields); err != nil {
 			t.Fatal(err)
@@ -428,10 +338,10 @@ func TestAFilterChoosesByFields(t *testing.T) {
 		t.Errorf("the filter lets through %v, want %s", got, want)
 	}
 	if want := "ringbuf: 10 records seen, 0 bytes missed, 4 written\n"; !strings.HasSuffix(
-		printing.stderr.String(), want) {
-		t.Errorf("the totals are %q", printing.stderr.String())
+		printing.Messages(), want) {
+		t.Errorf("the totals are %q", printing.Messages())
 	}
-	writing.wantLines()
+	wantLines(t, writing)
 	if lines := mustRun(t, "-r", file, "-o", "json"); len(lines) != 4 ||
 		parse(t, lines[3]).Data != hex.EncodeToString(kinds.Numbered(9)) {
 		t.Errorf("what was written is %q", lines)
@@ -478,9 +388,9 @@ func TestWatchingTakesNothingFromTheReader(t *testing.T) {
 		}
 	}
 	seen(func() int {
-		line, err := p.stdout.ReadString('\n')
+		line, err := p.Out.ReadString('\n')
 		if err != nil {
-			t.Fatalf("tail ends without a process that was started: %v, %s", err, p.stderr.String())
+			t.Fatalf("tail ends without a process that was started: %v, %s", err, p.Messages())
 		}
 		var fields struct {
 			PID int `json:"pid"`
@@ -498,8 +408,8 @@ func TestWatchingTakesNothingFromTheReader(t *testing.T) {
 		fmt.Sscan(strings.Join(strings.Fields(lines.Text())[1:2], ""), &pid)
 		return pid
 	})
-	p.interrupt()
-	if _, stderr, code := p.wait(); code != 0 || !strings.Contains(stderr, " 0 bytes missed, ") {
+	p.Interrupt()
+	if _, stderr, code := p.End(); code != 0 || !strings.Contains(stderr, " 0 bytes missed, ") {
 		t.Errorf("tail ends with %d: %s", code, stderr)
 	}
 	agent.Process.Signal(os.Interrupt)
@@ -520,7 +430,7 @@ func TestWritingAMillionRecordsASecondIsCheap(t *testing.T) {
 	s := kinds.New(t, size)
 	reader := discard(t, s)
 	file := filepath.Join(t.TempDir(), "fast.pcapng")
-	p := start(t, append(idOf(t, s), "-w", file)...)
+	p := start(t, append(s.MAP(), "-w", file)...)
 	const round = size / kinds.RecordSize * 7 / 8
 	for i := range rounds {
 		for n := 0; n < round; {
@@ -530,13 +440,13 @@ func TestWritingAMillionRecordsASecondIsCheap(t *testing.T) {
 		awaitSize(t, file, (i+1)*round*block)
 	}
 	reader.Close()
-	p.interrupt()
-	_, stderr, code := p.wait()
+	p.Interrupt()
+	_, stderr, code := p.End()
 	want := fmt.Sprintf("ringbuf: %d records seen, 0 bytes missed, %[1]d written ", rounds*round)
 	if code != 0 || !strings.Contains(stderr, want) {
 		t.Errorf("ended with %d, %q, want %q", code, stderr, want)
 	}
-	took := (p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()) / (rounds * round)
+	took := (p.ProcessState.UserTime() + p.ProcessState.SystemTime()) / (rounds * round)
 	t.Logf("%v of processor time for each of %d records", took, rounds*round)
 	if took > most {
 		t.Errorf("each record took %v of processor time, want at most %v", took, most)
@@ -567,12 +477,12 @@ func awaitSize(t *testing.T, file string, size int) {
 func TestWhatIsMissedIsTold(t *testing.T) {
 	s := kinds.New(t, 1<<12)
 	file := filepath.Join(t.TempDir(), "missed.pcapng")
-	printing := start(t, append(idOf(t, s), "-o", "json")...)
-	writing := start(t, append(idOf(t, s), "-w", file)...)
-	both := []*process{printing, writing}
+	printing := start(t, append(s.MAP(), "-o", "json")...)
+	writing := start(t, append(s.MAP(), "-w", file)...)
+	both := []*tooltest.Process{printing, writing}
 	for _, p := range both {
-		p.cmd.Process.Signal(syscall.SIGSTOP)
-		awaitState(t, p.cmd.Process.Pid, 'T')
+		p.Cmd.Process.Signal(syscall.SIGSTOP)
+		awaitState(t, p.Cmd.Process.Pid, 'T')
 	}
 	discard(t, s)
 	const count = 10_000
@@ -581,12 +491,12 @@ func TestWhatIsMissedIsTold(t *testing.T) {
 		runtime.Gosched()
 	}
 	for _, p := range both {
-		p.cmd.Process.Signal(syscall.SIGCONT)
+		p.Cmd.Process.Signal(syscall.SIGCONT)
 	}
 	// The last one follows without a gap, when they have seen what is before.
 	var seen, missed uint64
 	for last := false; !last; {
-		line, err := printing.stdout.ReadString('\n')
+		line, err := printing.Out.ReadString('\n')
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -609,14 +519,14 @@ func TestWhatIsMissedIsTold(t *testing.T) {
 	}
 	total := count + 1
 	awaitPrinted(t, printing, count)
-	printing.interrupt()
+	printing.Interrupt()
 	// Writing may not have looked since it was stopped. Then what was to be the last is missed, too.
 	for !recorded(t, file, total-1) {
 		total += s.Flood(total, 1)
 	}
-	writing.interrupt()
-	printing.wantLines()
-	writing.wantLines()
+	writing.Interrupt()
+	wantLines(t, printing)
+	wantLines(t, writing)
 	r := openRecording(t, file)
 	seen, missed = 0, 0
 	for rec, err := range r.All() {
@@ -630,8 +540,8 @@ func TestWhatIsMissedIsTold(t *testing.T) {
 		t.Errorf("%d records were written and %d bytes missed of %d records", seen, missed, total)
 	}
 	if want := fmt.Sprintf(" %d bytes missed, %d written", missed,
-		seen); !strings.Contains(writing.stderr.String(), want) {
-		t.Errorf("the totals are %q, want %q", writing.stderr.String(), want)
+		seen); !strings.Contains(writing.Messages(), want) {
+		t.Errorf("the totals are %q, want %q", writing.Messages(), want)
 	}
 	replayed := mustRun(t, "-r", file, "-o", "json")
 	if o := parse(t, replayed[0]); len(replayed) <= int(seen) || o.Missed == 0 &&
@@ -641,11 +551,11 @@ func TestWhatIsMissedIsTold(t *testing.T) {
 }
 
 // awaitPrinted reads what p prints up to a numbered record.
-func awaitPrinted(t *testing.T, p *process, number int) {
+func awaitPrinted(t *testing.T, p *tooltest.Process, number int) {
 	t.Helper()
 	want := hex.EncodeToString(kinds.Numbered(number))
 	for {
-		line, err := p.stdout.ReadString('\n')
+		line, err := p.Out.ReadString('\n')
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -808,7 +718,7 @@ func TestACopyOfARecordingIsTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := start(t, "-r", source, "-w", "-")
-	stdout, stderr, code := p.wait()
+	stdout, stderr, code := p.End()
 	if code != 0 || stdout != string(want) {
 		t.Errorf("the copy has %d bytes, want %d; %s", len(stdout), len(want), stderr)
 	}
@@ -840,7 +750,7 @@ func TestAnInterruptEndsWithTotals(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		s := kinds.New(t, 1<<16)
 		file := filepath.Join(t.TempDir(), "x.pcapng")
-		p := start(t, append(idOf(t, s), "--consume", "-w", file)...)
+		p := start(t, append(s.MAP(), "--consume", "-w", file)...)
 		s.Flood(0, 3)
 		for consumed := false; !consumed; runtime.Gosched() {
 			content, err := os.ReadFile(file)
@@ -849,8 +759,8 @@ func TestAnInterruptEndsWithTotals(t *testing.T) {
 			}
 			consumed = bytes.Contains(content, kinds.Numbered(2))
 		}
-		p.cmd.Process.Signal(signal)
-		_, stderr, code := p.wait()
+		p.Cmd.Process.Signal(signal)
+		_, stderr, code := p.End()
 		info, err := os.Stat(file)
 		if err != nil {
 			t.Fatal(err)
@@ -864,7 +774,7 @@ func TestAnInterruptEndsWithTotals(t *testing.T) {
 		}
 	}
 	s := kinds.New(t, 1<<16)
-	if _, stderr, code := run(t, append(idOf(t, s), "--for", "10ms")...); code != 0 ||
+	if _, stderr, code := run(t, append(s.MAP(), "--for", "10ms")...); code != 0 ||
 		!strings.HasSuffix(stderr, "ringbuf: 0 records seen, 0 bytes missed, 0 written\n") {
 		t.Errorf("after --for it ended with %d: %s", code, stderr)
 	}
@@ -872,7 +782,7 @@ func TestAnInterruptEndsWithTotals(t *testing.T) {
 
 func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 	s := kinds.New(t, 1<<12)
-	id := idOf(t, s)
+	id := s.MAP()
 	source, _ := record(t, 1)
 	dir := filepath.Dir(source)
 	text := filepath.Join(dir, "text")
@@ -939,11 +849,11 @@ func TestTsharkOpensWhatTailWrote(t *testing.T) {
 		t.Skip("tshark is not installed: this test is of no use without it")
 	}
 	s := kinds.New(t, 1<<16)
-	id := idOf(t, s)
+	id := s.MAP()
 	file := filepath.Join(t.TempDir(), "x.pcapng")
 	p := start(t, append(id, "-c", "100", "-w", file)...)
 	s.Flood(0, 100)
-	p.wantLines()
+	wantLines(t, p)
 	out, err := exec.Command("tshark", "-r", file, "-T", "fields", "-E", "separator=|", "-e",
 		"frame.interface_name", "-e", "frame.interface_description", "-e", "data.data").Output()
 	if err != nil {
