@@ -217,8 +217,7 @@ func (h *host) finish() {
 	defer h.mu.Unlock()
 	if h.received != h.accepted || h.received+h.lost != h.tried {
 		h.t.Errorf("%s: %d records were received and %d told to be lost; the kernel accepted %d of %d",
-			h.name,
-			h.received, h.lost, h.accepted, h.tried)
+			h.name, h.received, h.lost, h.accepted, h.tried)
 	}
 	h.t.Logf("%s: %d records produced, %d received, %d lost and told", h.name, h.tried, h.received,
 		h.lost)

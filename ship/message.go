@@ -79,8 +79,7 @@ func (b *Batch) Single(i, limit int) (*Message, error) {
 
 func (b *Batch) tooLarge(i, limit int) error {
 	return fmt.Errorf("%w: a sample of %d bytes in ring %s is too large for a message of %d bytes: "+
-		"let the "+
-		"broker have larger ones", ErrPermanent, len(b.Records[i].Sample), b.Ring.Name, limit)
+		"let the broker have larger ones", ErrPermanent, len(b.Records[i].Sample), b.Ring.Name, limit)
 }
 
 func (b *Batch) message(after, end Mark) *Message {

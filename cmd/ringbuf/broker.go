@@ -73,13 +73,12 @@ func withoutSecrets(to string) (string, error) {
 	return strings.Join(shown, ","), nil
 }
 
-// connect connects to a server that may come and go: it returns at once. It says why there is no
-// connection.
+// connect connects to a server that may come and go: it returns at once, also how to name the
+// server. It says why there is no connection.
 func (b *broker) connect(to string, say func(format string, args ...any),
-	more ...nats.Option) (*nats.Conn, error) {
-	shown, err := withoutSecrets(to)
-	if err != nil {
-		return nil, err
+	more ...nats.Option) (nc *nats.Conn, shown string, err error) {
+	if shown, err = withoutSecrets(to); err != nil {
+		return nil, "", err
 	}
 	options := append([]nats.Option{
 		nats.Name("ringbuf"),
@@ -104,11 +103,10 @@ func (b *broker) connect(to string, say func(format string, args ...any),
 	if b.tlsCert != "" {
 		options = append(options, nats.ClientCert(b.tlsCert, b.tlsKey))
 	}
-	nc, err := nats.Connect(to, options...)
-	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", shown, err)
+	if nc, err = nats.Connect(to, options...); err != nil {
+		return nil, "", fmt.Errorf("connect to %s: %w", shown, err)
 	}
-	return nc, nil
+	return nc, shown, nil
 }
 
 // reason leaves out of an error of the network at which port of this machine it was.

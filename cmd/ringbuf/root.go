@@ -69,8 +69,7 @@ position, unless told to.`,
 	root.PersistentFlags().Bool("no-color", os.Getenv("NO_COLOR") != "",
 		"no colors; also if NO_COLOR is set")
 	root.AddCommand(newListCommand(), newTopCommand(), newTailCommand(), newShipCommand(),
-		newSubscribeCommand(),
-		newManCommand())
+		newSubscribeCommand(), newManCommand())
 	root.AddCommand(&cobra.Command{
 		Use:   "exit-codes",
 		Short: "What the exit codes mean",

@@ -202,7 +202,7 @@ func (f *shipFlags) openSink(cmd *cobra.Command) (ship.Sink, func(), error) {
 		closeServer, to = server.Stop, server.URL()
 		options = append(options, server.Option())
 	}
-	nc, err := f.connect(to, f.say, options...)
+	nc, shown, err := f.connect(to, f.say, options...)
 	if err != nil {
 		closeServer()
 		return nil, nil, err
@@ -211,11 +211,6 @@ func (f *shipFlags) openSink(cmd *cobra.Command) (ship.Sink, func(), error) {
 	config := jet.NewStream(f.stream, jet.DefaultPrefix)
 	config.MaxBytes = int64(f.maxSize)
 	sink, err := jet.New(nc, f.stream, jet.Options{Single: f.single, Create: config})
-	if err != nil {
-		closeAll()
-		return nil, nil, err
-	}
-	shown, err := withoutSecrets(to)
 	if err != nil {
 		closeAll()
 		return nil, nil, err

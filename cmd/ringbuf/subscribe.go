@@ -113,11 +113,7 @@ func (f *subscribeFlags) run(cmd *cobra.Command, names []string) error {
 			return err
 		}
 	}
-	shown, err := withoutSecrets(f.from)
-	if err != nil {
-		return err
-	}
-	nc, err := f.connect(f.from, f.say)
+	nc, shown, err := f.connect(f.from, f.say)
 	if err != nil {
 		return err
 	}

@@ -182,8 +182,7 @@ func (s *Sink) Resume(ctx context.Context, ring ship.Ring) (ship.Mark, error) {
 	}
 	if err != nil {
 		return ship.Mark{}, fmt.Errorf("%w: message %d in stream %s: %w", ship.ErrPermanent,
-			last.Sequence,
-			s.stream, err)
+			last.Sequence, s.stream, err)
 	}
 	e.seq = last.Sequence
 	return mark, nil

@@ -130,15 +130,12 @@ func (r *measured) row() Row {
 		sample:    float64(end.Bytes - begin.Bytes),
 		bytes:     float64(row.Bytes) - float64(row.Missed),
 	}
-	if row.Missed > 0 {
-		k = k.plausible()
-		if k.bytes == 0 {
-			k = r.known
-		}
-	}
 	scale := 1.0
 	if row.Missed > 0 {
-		if k.bytes <= 0 {
+		if k = k.plausible(); k.bytes == 0 {
+			k = r.known
+		}
+		if k.bytes == 0 {
 			return row
 		}
 		scale = float64(row.Bytes) / k.bytes
