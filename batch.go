@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 )
 
-// A batch is what one poll of the rings after the other found: samples that libbpf has
+// A batch is what one fetch of the rings after the other found: samples that libbpf has
 // consumed and C has copied, or a window of a ring in which they still are.
 type batch struct {
 	memory  *[]byte // C writes to it, Go only reads
@@ -15,7 +15,7 @@ type batch struct {
 
 	ring     int    // whose samples they are
 	last     uint64 // end position of the last one
-	producer uint64 // producer position after the poll
+	producer uint64 // producer position after the fetch
 
 	refused []refused // not yet told of, in the order of positions
 }
@@ -42,7 +42,7 @@ const (
 // of its own.
 const keptMemory = 2 * maxBatchSize
 
-// reset makes b ready for the next poll. What it has is no longer unread.
+// reset makes b ready for the next fetch. What it has is no longer unread.
 func (b *batch) reset() {
 	b.entries, b.lent = nil, window{}
 	if b.memory != nil && len(*b.memory) > keptMemory {

@@ -50,5 +50,5 @@
 //
 // Programs that import the package also compile without cgo, and on other systems than Linux. There
 // NewReader, NewMultiReader and NewWriter return an error that wraps errors.ErrUnsupported and says
-// what is missing. Open, OpenID, As and NewWatcher work on Linux without cgo.
+// what is missing. OpenMap, OpenMapID, As and NewWatcher work on Linux without cgo.
 package ringbuf

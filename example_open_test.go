@@ -9,8 +9,8 @@ import (
 )
 
 // Another process has pinned the ring, and goes on writing to it or has ended.
-func ExampleOpen() {
-	events, err := ringbuf.Open("/sys/fs/bpf/agent/events")
+func ExampleOpenMap() {
+	events, err := ringbuf.OpenMap("/sys/fs/bpf/agent/events")
 	if errors.Is(err, fs.ErrNotExist) {
 		log.Fatal("the agent is not running: ", err)
 	}
@@ -26,8 +26,8 @@ func ExampleOpen() {
 }
 
 // The id is one that bpftool map shows.
-func ExampleOpenID() {
-	events, err := ringbuf.OpenID(42)
+func ExampleOpenMapID() {
+	events, err := ringbuf.OpenMapID(42)
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -219,7 +219,7 @@ func ExampleNewMultiReader() {
 	}
 }
 
-// The BPF program has RINGBUF_COUNTER(losses), and reserves records by
+// The BPF program has RINGBUF_LOSS_COUNTER(losses), and reserves records by
 //
 //	struct event *e = ringbuf_reserve(&events, &losses, sizeof(*e), 0);
 func ExampleWithLossCounter() {
@@ -252,12 +252,12 @@ func ExampleWithLossCounter() {
 }
 
 // For a log, that a workload writes to and nobody watches. The BPF program has
-// RINGBUF_COUNTER(losses), and submits records by
+// RINGBUF_LOSS_COUNTER(losses), and submits records by
 //
 //	bpf_ringbuf_submit(e, ringbuf_quiet(&events, &losses, RING_SIZE / 4));
 //
-// so the kernel notifies only when a quarter of the ring is filled, and the Reader looks
-// at it every 100 ms.
+// so the kernel notifies only when a quarter of the ring is filled. The Reader returns a record
+// after at most 100 ms.
 func ExampleWithMaxDelay() {
 	var events ringbuf.Map
 

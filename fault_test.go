@@ -207,7 +207,7 @@ func testDisturbed(t *testing.T, ring *bpftest.Ring, pace Option) {
 	}{{r.Flush, ErrFlushed}, {r.Close, ErrClosed}} {
 		var interrupting group
 		interrupting.Go(func() {
-			awaitPolling(t, r)
+			awaitFetching(t, r)
 			<-time.After(5 * time.Millisecond)
 			if err := tt.interrupt(); err != nil {
 				t.Error(err)
@@ -338,7 +338,7 @@ func testStopped(t *testing.T, pace string) {
 func readWhileStopped(t *testing.T) {
 	delay := time.Duration(0)
 	if os.Getenv(stoppedEnv) == "moderated" {
-		delay = time.Millisecond
+		delay = 2 * time.Millisecond
 	}
 	r := mustNewReader(t, FD(3), WithMaxDelay(delay))
 	var rec Record
@@ -492,8 +492,8 @@ func testLostDescriptors(t *testing.T) {
 			{"nobody reads", nil},
 			{"blocked", func(r *libbpfRings) { r.active = time.Now() }},
 			{"parked", func(r *libbpfRings) { r.active, r.found = time.Time{}, false }},
-			{"before a tick", func(r *libbpfRings) { r.pace.interval = 8 * time.Millisecond }},
-			{"long before a tick", func(r *libbpfRings) { r.pace.interval = 50 * time.Millisecond }},
+			{"before a tick", func(r *libbpfRings) { r.moderator.interval = 8 * time.Millisecond }},
+			{"long before a tick", func(r *libbpfRings) { r.moderator.interval = 50 * time.Millisecond }},
 		} {
 			for how, lose := range map[string]func(fd int) error{
 				"closed":                  syscall.Close,
@@ -502,7 +502,7 @@ func testLostDescriptors(t *testing.T) {
 			} {
 				t.Run(fmt.Sprintf("%s/%s/%s", kind, tt.name, how), func(t *testing.T) {
 					before := descriptors(t)
-					r, err := NewReader(ring, WithMaxDelay(time.Millisecond))
+					r, err := NewReader(ring, WithMaxDelay(2*time.Millisecond))
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -517,9 +517,9 @@ func testLostDescriptors(t *testing.T) {
 						loss.whileReading = true
 						loss.prepare = func() {
 							r := r.queue.rings.(*libbpfRings)
-							r.pace.ticking, r.pace.interval, r.pace.caughtUp = false, 0, time.Now()
+							r.moderator.ticking, r.moderator.interval, r.moderator.caughtUp = false, 0, time.Now()
 							tt.prepare(r)
-							r.pace.ticking = r.pace.interval > 0
+							r.moderator.ticking = r.moderator.interval > 0
 						}
 					}
 					loss.test(t)
@@ -611,10 +611,10 @@ func (l *loss) test(t *testing.T) {
 		l.r.queue.flushes = nil // if Read failed before it could answer
 		l.prepare()
 		reading := readFake(l.r)
-		await(t, "a goroutine that polls, or has failed", func() bool {
+		await(t, "a goroutine that fetches, or has failed", func() bool {
 			l.r.queue.mu.Lock()
 			defer l.r.queue.mu.Unlock()
-			return l.r.queue.polling || len(reading) > 0
+			return l.r.queue.fetching || len(reading) > 0
 		})
 		called := make(chan readResult, 1)
 		go func() { called <- readResult{err: tt.call()} }()

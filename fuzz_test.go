@@ -383,8 +383,8 @@ const (
 var fuzzedOptions = [][]Option{
 	{WithMaxDelay(0)},
 	nil,
-	{WithMaxDelay(60 * time.Microsecond)},
-	{WithMaxDelay(time.Millisecond)},
+	{WithMaxDelay(120 * time.Microsecond)},
+	{WithMaxDelay(2 * time.Millisecond)},
 }
 
 // FuzzReader calls a Reader as one goroutine may, on rings of this kernel.
@@ -501,7 +501,7 @@ type readerModel struct {
 	// In bytes since the begin.
 	produced int
 	returned int // end of the last record that was returned, or of those found discarded
-	polled   int // produced at the last Read, beyond which nothing was drained
+	fetched  int // produced at the last Read, beyond which nothing was drained
 	counted  int // produced when that which Remaining counted was drained
 
 	flushes  []int // produced at each Flush
@@ -719,7 +719,7 @@ func (m *readerModel) read(into bool) {
 	if errors.Is(err, os.ErrClosed) {
 		return
 	}
-	m.polled = m.produced
+	m.fetched = m.produced
 	if err != nil {
 		if into && !bytes.Equal(m.into.RawSample, before) {
 			m.t.Fatal("ReadInto changed the record and failed")
@@ -812,9 +812,9 @@ func (m *readerModel) flush() {
 func (m *readerModel) reopen(options []Option) {
 	m.open(options)
 	from := m.produced - m.reader.AvailableBytes()
-	if from < m.returned || from > max(m.returned, m.polled) {
+	if from < m.returned || from > max(m.returned, m.fetched) {
 		m.t.Fatalf("the next Reader begins at %d; %d was returned, %d there to drain", from, m.returned,
-			m.polled)
+			m.fetched)
 	}
 	lost, last := 0, 0
 	for m.returned < from && len(m.pending) > 0 {

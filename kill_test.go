@@ -137,7 +137,7 @@ func killed(err error) bool {
 }
 
 func readUntilKilled(t *testing.T, pin, way string) {
-	m, err := Open(pin)
+	m, err := OpenMap(pin)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -590,7 +590,7 @@ func TestThePollIsInterrupted(t *testing.T) {
 			ring.Emit(text("a"))
 			wantSample(t, r, "a") // a wait after a sample blocks
 			result := goRead(t, r)
-			awaitPolling(t, r)
+			awaitFetching(t, r)
 			wantWaiting(t, result)
 			act.call(r)
 			if got := within(t, "Read", result); !errors.Is(got.err, act.want) {

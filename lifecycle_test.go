@@ -64,7 +64,7 @@ func TestOpenAndCloseLeaveNothing(t *testing.T) {
 func testOpenAndClose(t *testing.T) {
 	ring := bpftest.New(t, 4*os.Getpagesize())
 	open := func() *Reader {
-		r, err := NewReader(ring, WithMaxDelay(time.Millisecond))
+		r, err := NewReader(ring, WithMaxDelay(2*time.Millisecond))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -128,8 +128,8 @@ func testOpenAndClose(t *testing.T) {
 
 // startTicking makes r drain at ticks, as it does when samples flow.
 func startTicking(r *Reader) {
-	pace := &r.queue.rings.(*libbpfRings).pace
-	pace.ticking, pace.interval, pace.caughtUp = true, pace.delay(), time.Now()
+	m := &r.queue.rings.(*libbpfRings).moderator
+	m.ticking, m.interval, m.caughtUp = true, m.usual(), time.Now()
 }
 
 // TestReaderWaitsAfterItsModuleIsClosed lets a program that outlives the module as well
@@ -144,7 +144,7 @@ func TestReaderWaitsAfterItsModuleIsClosed(t *testing.T) {
 		{"ticking", startTicking},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(20*time.Millisecond))
+			ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(40*time.Millisecond))
 			count := dupProgram(t, ring, "count")
 			defer count.Close()
 			ring.Count(0, 0, 1, 0)

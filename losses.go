@@ -27,7 +27,7 @@ type lossSlot struct {
 
 const lossSlotSize = int(unsafe.Sizeof(lossSlot{}))
 
-// A lossCounter is a map of RINGBUF_COUNTER in bpf/ringbuf.bpf.h, mapped into memory.
+// A lossCounter is a map of RINGBUF_LOSS_COUNTER in bpf/ringbuf.bpf.h, mapped into memory.
 type lossCounter struct {
 	mem   []byte
 	slots []lossSlot // in mem
@@ -71,7 +71,7 @@ func (i mapInfo) checkCounter() error {
 	if i.kind == mapTypeArray && int(i.valueSize) == lossSlotSize && i.flags&flagMmapable != 0 {
 		return nil
 	}
-	return fmt.Errorf("map %q is not a RINGBUF_COUNTER of bpf/ringbuf.bpf.h: "+
+	return fmt.Errorf("map %q is not a RINGBUF_LOSS_COUNTER of bpf/ringbuf.bpf.h: "+
 		"it has type %v, values of %d bytes and flags %#x, not type array, %d bytes and BPF_F_MMAPABLE "+
 		"(%#x)",
 		i.name, i.kind, i.valueSize, i.flags, lossSlotSize, flagMmapable)

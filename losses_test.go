@@ -275,7 +275,7 @@ func TestWhatIsNoLossCounterIsRefused(t *testing.T) {
 		return FD(fd)
 	}
 	const readOnly, writeOnly = 1 << 3, 1 << 4 // BPF_F_RDONLY, BPF_F_WRONLY
-	const no = "is not a RINGBUF_COUNTER of bpf/ringbuf.bpf.h"
+	const no = "is not a RINGBUF_LOSS_COUNTER of bpf/ringbuf.bpf.h"
 	for _, tt := range []struct {
 		name  string
 		m     Map

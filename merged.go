@@ -44,8 +44,8 @@ import (
 // Merged calls key once for each record, when it finds the record. key must not keep the record. A
 // record that is held back takes 16 bytes of memory. While records are held back, the kernel
 // notifies of none behind them, so the loop looks at the rings on a timer: by default every
-// millisecond, or more often if a flood could fill a ring in that time. WithMaxDelay sets another
-// interval.
+// millisecond, or more often if a flood could fill a ring in that time. WithMaxDelay(d) makes it
+// d/2.
 //
 // If other goroutines read at the same time, each gets some of the records, and Merged orders those
 // that it gets.
@@ -153,7 +153,7 @@ var errLeft = errors.New("ringbuf: the loop was left")
 func (m *merger) run(ctx context.Context, yield func(Record, error) bool) error {
 	stop := stopper{ctx.Done(), &m.q.closing}
 	// As often as that what is due comes, at most.
-	grain := min(max(m.hold/4, minDelay), time.Millisecond)
+	grain := min(max(m.hold/4, minInterval), time.Millisecond)
 	for {
 		now := m.now()
 		full, err := m.look(ctx)

@@ -103,7 +103,7 @@ func (g *simulatedRing) reserve(sample []byte) (commit func(discard bool)) {
 	}
 }
 
-func (s *simulatedRings) poll(b *batch, q request) error {
+func (s *simulatedRings) fetch(b *batch, q request) error {
 	if !q.rest.IsZero() {
 		// It may end early.
 		longest := time.Duration(s.rng.Int64N(int64(time.Millisecond)))
@@ -199,7 +199,7 @@ type simulatedRecord struct {
 
 func newSimulation(t *testing.T, rng *rand.Rand, hold time.Duration, sizes ...int) *simulation {
 	s := &simulation{simulatedRings: newSimulatedRings(t, rng, sizes...), hold: hold}
-	s.grain = min(max(hold/4, minDelay), time.Millisecond)
+	s.grain = min(max(hold/4, minInterval), time.Millisecond)
 	s.found = make(map[uint64]time.Time)
 	s.reader = newReader(s.simulatedRings)
 	t.Cleanup(func() { s.reader.Close() })

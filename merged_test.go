@@ -179,7 +179,7 @@ func goMerged(ctx context.Context, t *testing.T, r *Reader, bytes int) <-chan []
 		result <- got
 	}()
 	await(t, "the loop to find all", func() bool { return r.AvailableBytes() == before-bytes })
-	awaitPolling(t, r)
+	awaitFetching(t, r)
 	return result
 }
 
@@ -527,7 +527,7 @@ func TestMergedHearsOfARingThatFillsUp(t *testing.T) {
 				}
 			})
 			await(t, "the loop to find one", func() bool { return r.AvailableBytes() == 0 })
-			awaitPolling(t, r)
+			awaitFetching(t, r)
 			many := slices.Repeat([]bpftest.Sample{quiet("b")}, 100) // more than a quarter
 			many[99].Flags = bpftest.ForceWakeup
 			ring.Emit(many...)
@@ -557,9 +557,9 @@ func TestMergedRestsNoLongerThanAFloodTakes(t *testing.T) {
 		}
 		return rest
 	}
-	given := shortest(WithMaxDelay(100 * time.Millisecond))
+	given := shortest(WithMaxDelay(200 * time.Millisecond))
 	if given < 100*time.Millisecond {
-		t.Errorf("with a delay of 100 ms it rests for %v", given)
+		t.Errorf("with a delay of 200 ms it rests for %v", given)
 	}
 	for name, rest := range map[string]time.Duration{
 		"default": shortest(), "eager": shortest(WithMaxDelay(0)),
@@ -569,7 +569,7 @@ func TestMergedRestsNoLongerThanAFloodTakes(t *testing.T) {
 		}
 	}
 	// A ring that is nearly full is left alone for less than one that is empty.
-	g := ringPace{size: 1 << 20, record: 72}
+	g := ringFlow{size: 1 << 20, record: 72}
 	if full, empty := g.flood(1<<18), g.flood(1<<20); full >= empty/2 || full <= 0 {
 		t.Errorf("a flood of what there is room for takes %v, and %v in a ring that is empty", full,
 			empty)

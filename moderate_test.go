@@ -35,11 +35,11 @@ func TestModeratorTicksWhileSamplesFlow(t *testing.T) {
 		{"1k/s", options{maxDelay: -1}, 16 << 20, time.Millisecond, 0},
 		{"5k/s", options{maxDelay: -1}, 16 << 20, 200 * time.Microsecond, time.Millisecond},
 		{"5k/s, no moderation", options{maxDelay: 0}, 16 << 20, 200 * time.Microsecond, 0},
-		{"5k/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20,
+		{"5k/s, longer delay", options{maxDelay: 40 * time.Millisecond}, 16 << 20,
 			200 * time.Microsecond, 20 * time.Millisecond},
-		{"100/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20,
+		{"100/s, longer delay", options{maxDelay: 40 * time.Millisecond}, 16 << 20,
 			10 * time.Millisecond, 20 * time.Millisecond},
-		{"20/s, longer delay", options{maxDelay: 20 * time.Millisecond}, 16 << 20,
+		{"20/s, longer delay", options{maxDelay: 40 * time.Millisecond}, 16 << 20,
 			50 * time.Millisecond, 0},
 		// 256 KiB are 3640 records, at 52 ns each, less 90 µs.
 		{"20k/s, smaller ring", options{maxDelay: -1}, 256 << 10, 50 * time.Microsecond,
@@ -47,11 +47,11 @@ func TestModeratorTicksWhileSamplesFlow(t *testing.T) {
 		{"5k/s, smaller ring", options{maxDelay: -1}, 256 << 10, 200 * time.Microsecond, 0},
 		{"20k/s, small ring", options{maxDelay: -1}, 64 << 10, 50 * time.Microsecond, 0},
 		{"20k/s, smallest ring", options{maxDelay: -1}, 4 << 10, 50 * time.Microsecond, 0},
-		{"20k/s, smallest ring, given delay", options{maxDelay: time.Millisecond}, 4 << 10,
+		{"20k/s, smallest ring, given delay", options{maxDelay: 2 * time.Millisecond}, 4 << 10,
 			50 * time.Microsecond, time.Millisecond},
 		{"5k/s, longest delay", options{maxDelay: math.MaxInt64}, 16 << 20, 200 * time.Microsecond,
-			math.MaxInt64},
-		{"delay too short for ticks", options{maxDelay: 20 * time.Microsecond}, 16 << 20,
+			math.MaxInt64 / 2},
+		{"delay too short for ticks", options{maxDelay: 40 * time.Microsecond}, 16 << 20,
 			5 * time.Microsecond, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -228,7 +228,7 @@ func TestTickLeavesTheNewestRecord(t *testing.T) {
 			if !slices.Equal(got, tt.want) {
 				t.Errorf("drained %q, want %q", got, tt.want)
 			}
-			if idle := lib.quiet && lib.unticked == 0; idle != (tt.name == "nothing") {
+			if idle := lib.idle && lib.unticked == 0; idle != (tt.name == "nothing") {
 				t.Errorf("idle: %v", idle)
 			}
 			if left := int(lib.producerPos(0) - lib.consumerPos(0)); left != tt.left {
@@ -238,15 +238,15 @@ func TestTickLeavesTheNewestRecord(t *testing.T) {
 	}
 }
 
-// newTickingReader returns a Reader that has begun to tick, and its ring.
-func newTickingReader(t *testing.T, d time.Duration) (*bpftest.Ring, *Reader) {
+// newTickingReader returns a Reader that has begun to tick at this interval, and its ring.
+func newTickingReader(t *testing.T, interval time.Duration) (*bpftest.Ring, *Reader) {
 	t.Helper()
-	ring, r := newRingAndReader(t, 1<<20, WithMaxDelay(d))
+	ring, r := newRingAndReader(t, 1<<20, WithMaxDelay(2*interval))
 	// On a busy machine it may take several times as many until they come often enough.
 	for range 100 * (startCount + 1) {
 		ring.Count(0, 0, 1, 0)
 		mustRead(t, r)
-		if r.queue.rings.(*libbpfRings).pace.ticking {
+		if r.queue.rings.(*libbpfRings).moderator.ticking {
 			return ring, r
 		}
 	}
@@ -322,8 +322,8 @@ func TestWakeEndsAPauseThatBlocksItsThread(t *testing.T) {
 	}
 }
 
-func TestNoSampleWaitsLongerThanTwiceMaxDelay(t *testing.T) {
-	const d = 100 * time.Millisecond
+func TestNoSampleWaitsLongerThanMaxDelay(t *testing.T) {
+	const maxDelay = 200 * time.Millisecond
 	for _, tt := range []struct {
 		name     string
 		interval time.Duration
@@ -336,7 +336,7 @@ func TestNoSampleWaitsLongerThanTwiceMaxDelay(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			ring, r := newTickingReader(t, d)
+			ring, r := newTickingReader(t, maxDelay/2)
 			n := tt.bursts * tt.size
 			clock := newTurnClock(t)
 			sent := make([]atomic.Int64, n) // time of clock
@@ -358,8 +358,8 @@ func TestNoSampleWaitsLongerThanTwiceMaxDelay(t *testing.T) {
 				seq := bpftest.DecodeNumbered(rec.RawSample).Seq
 				longest = max(longest, now-time.Duration(sent[seq].Load()))
 			}
-			if longest > 2*d+d/2 {
-				t.Errorf("a sample waited for %v, want at most %v", longest, 2*d)
+			if longest > maxDelay*5/4 {
+				t.Errorf("a sample waited for %v, want at most %v", longest, maxDelay)
 			}
 			if tt.name == "steady" && r.Stats().Ticks == 0 {
 				t.Error("the Reader did not tick")
@@ -387,7 +387,7 @@ func TestALongDelayLooksAtTheRing(t *testing.T) {
 		})
 	}
 	t.Run("ticking without a thread", func(t *testing.T) {
-		ring, r := newTickingReader(t, unpromptedDelay)
+		ring, r := newTickingReader(t, unpromptedDelay/2)
 		blocked.Add(1000) // no thread may be blocked any more
 		defer blocked.Add(-1000)
 		result := goRead(t, r)
@@ -411,7 +411,7 @@ func TestWakeupsAreThoseThatEndedAPause(t *testing.T) {
 	for _, d := range []time.Duration{8 * time.Millisecond, 40 * time.Millisecond} {
 		t.Run(d.String(), func(t *testing.T) {
 			ring, r := newTickingReader(t, d)
-			r.queue.rings.(*libbpfRings).pace.max = max(d, unpromptedDelay)
+			r.queue.rings.(*libbpfRings).moderator.maxDelay = max(2*d, unpromptedDelay)
 			before := r.Stats()
 			for i := range 5 {
 				ring.Count(0, uint64(i), 3, 0) // the kernel notifies of the first, at most
@@ -484,7 +484,7 @@ func TestAFillingRingEndsAPause(t *testing.T) {
 				t.Error(err)
 			}
 		}()
-		awaitPolling(t, r)
+		awaitFetching(t, r)
 		flood(t, ring, woken)
 		// What follows is read at once too.
 		for range eighth {
@@ -498,12 +498,12 @@ func TestAFillingRingEndsAPause(t *testing.T) {
 func TestFirstSampleAfterIdlenessComesAtOnce(t *testing.T) {
 	const d = 20 * time.Millisecond
 	ring, r := newTickingReader(t, d)
-	pace := &r.queue.rings.(*libbpfRings).pace
-	for try := 0; pace.ticking && try < 20; try++ {
+	m := &r.queue.rings.(*libbpfRings).moderator
+	for try := 0; m.ticking && try < 20; try++ {
 		r.SetDeadline(time.Now().Add(2 * d))
 		wantReadError(t, r, os.ErrDeadlineExceeded)
 	}
-	pace.max, pace.interval = time.Hour, time.Hour
+	m.maxDelay, m.interval = 2*time.Hour, time.Hour
 	r.SetDeadline(time.Time{})
 	result := goRead(t, r)
 	wantWaiting(t, result)

@@ -197,7 +197,7 @@ func TestATickLeavesTheNewestRecordOfEachRing(t *testing.T) {
 		for sample, ok := takeOne(&u); ok; sample, ok = takeOne(&u) {
 			got = append(got, string(sample))
 		}
-		idle := lib.quiet && lib.unticked == 0
+		idle := lib.idle && lib.unticked == 0
 		if !slices.Equal(got, want.samples) || len(got) > 0 && batch.ring != want.ring ||
 			lib.unticked != want.unticked || idle != want.idle {
 			t.Errorf("call %d: drained %q of ring %d, %d rings to go, idle %v; want %+v",
@@ -422,7 +422,7 @@ func TestStatsSayWhatWasDone(t *testing.T) {
 }
 
 func TestModeratorGoesByTheFullestRing(t *testing.T) {
-	m := newModerator(options{maxDelay: time.Hour}, 1<<20, 1<<20, 1<<20, 1<<20)
+	m := newModerator(options{maxDelay: 2 * time.Hour}, 1<<20, 1<<20, 1<<20, 1<<20)
 	now := pacedDrains(&m, time.Now(), startCount+1, time.Microsecond, 1)
 	round := func(bytes ...uint64) time.Duration {
 		now = now.Add(time.Hour)
@@ -448,7 +448,7 @@ func TestModeratorDelaysForTheRingThatAFloodFillsFirst(t *testing.T) {
 		for ring, record := range records {
 			m.note(time.Now(), drained{ring: ring, moved: 10 * record, samples: 10, bytes: 10 * record})
 		}
-		return m.delay()
+		return m.usual()
 	}
 	small, large := delay([]int{1 << 18}, 72), delay([]int{1 << 21}, 1032)
 	if small == large || small <= 0 || large <= 0 {

@@ -15,7 +15,7 @@ type MapHandle struct {
 	cleanup runtime.Cleanup
 }
 
-// Open returns a handle of the ring buffer or loss counter that is pinned at path, in a BPF file
+// OpenMap returns a handle of the ring buffer or loss counter that is pinned at path, in a BPF file
 // system (bpffs). It needs permission to read and write the file, and the privileges that NewReader
 // needs.
 //
@@ -26,9 +26,9 @@ type MapHandle struct {
 //   - EACCES: the file may not be read or written, a directory may not be searched, or path is not
 //     a pinned object. The text says which.
 //
-// Open also fails if the pinned object is not a map, or is a map that NewReader and NewWatcher
+// OpenMap also fails if the pinned object is not a map, or is a map that NewReader and NewWatcher
 // refuse.
-func Open(path string) (*MapHandle, error) {
+func OpenMap(path string) (*MapHandle, error) {
 	fd, err := openPinned(path)
 	if err != nil {
 		return nil, fmt.Errorf("ringbuf: open %q: %w", path, err)
@@ -36,13 +36,13 @@ func Open(path string) (*MapHandle, error) {
 	return newMapHandle(fd), nil
 }
 
-// OpenID returns a handle of the ring buffer or loss counter with this id, which bpftool map shows.
+// OpenMapID returns a handle of the ring buffer or loss counter with this id, which bpftool map shows.
 // It needs CAP_SYS_ADMIN (bpf_map_get_fd_by_id() in kernel/bpf/syscall.c), because it bypasses all
 // file permissions.
 //
 // The error names the id and wraps the errno: ENOENT if there is no such map, EPERM if the
-// capability is missing. OpenID also fails if NewReader and NewWatcher refuse the map.
-func OpenID(id uint32) (*MapHandle, error) {
+// capability is missing. OpenMapID also fails if NewReader and NewWatcher refuse the map.
+func OpenMapID(id uint32) (*MapHandle, error) {
 	fd, err := openID(id)
 	if errors.Is(err, syscall.EPERM) {
 		err = fmt.Errorf("CAP_SYS_ADMIN is needed: %w", err)

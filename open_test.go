@@ -43,7 +43,7 @@ func newPinnedRing(t *testing.T) (ring *bpftest.Ring, path string) {
 	return ring, path
 }
 
-// mustOpen returns what Open or OpenID did.
+// mustOpen returns what OpenMap or OpenMapID did.
 func mustOpen(t *testing.T, h *MapHandle, err error) *MapHandle {
 	t.Helper()
 	if err != nil {
@@ -64,7 +64,7 @@ func TestAPinnedRingOutlivesWhoeverOpenedIt(t *testing.T) {
 	ring, path := newPinnedRing(t)
 	ring.Emit(text("first"), text("second"))
 	ring.Close()
-	h, err := Open(path)
+	h, err := OpenMap(path)
 	mustOpen(t, h, err)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func TestAPinnedRingOutlivesWhoeverOpenedIt(t *testing.T) {
 func TestALossCounterCanBeOpened(t *testing.T) {
 	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
 	ring.SetSlot(0, 3, 0, 0)
-	h, err := OpenID(mapID(t, ring.Counter()))
+	h, err := OpenMapID(mapID(t, ring.Counter()))
 	mustOpen(t, h, err)
 	r := mustNewReader(t, ring, WithLossCounter(h))
 	mustClose(t, h)
@@ -92,7 +92,7 @@ func TestALossCounterCanBeOpened(t *testing.T) {
 func TestARingOpenedByItsIDOutlivesItsModule(t *testing.T) {
 	ring := bpftest.New(t, os.Getpagesize())
 	ring.Emit(text("sample"))
-	h, err := OpenID(mapID(t, ring))
+	h, err := OpenMapID(mapID(t, ring))
 	mustOpen(t, h, err)
 	ring.Close()
 	r := mustNewReader(t, h)
@@ -101,7 +101,7 @@ func TestARingOpenedByItsIDOutlivesItsModule(t *testing.T) {
 	wantAvailable(t, r, 0)
 }
 
-// wantNoHandle checks the error of Open or OpenID, and that h is nil.
+// wantNoHandle checks the error of OpenMap or OpenMapID, and that h is nil.
 func wantNoHandle(t *testing.T, h *MapHandle, err error, errno syscall.Errno, want ...string) {
 	t.Helper()
 	if err == nil || h != nil {
@@ -153,14 +153,14 @@ func TestOpenRefusesWhatIsNoPinnedRing(t *testing.T) {
 			"no object that is pinned in a BPF file system: pin the map in one, such as /sys/fs/bpf"},
 		{progPath, 0, "anon_inode:bpf-prog is not a BPF map"},
 	} {
-		h, err := Open(tt.path)
+		h, err := OpenMap(tt.path)
 		wantNoHandle(t, h, err, tt.errno, fmt.Sprintf("ringbuf: open %q: ", tt.path), tt.want)
 	}
-	h, err := OpenID(0)
+	h, err := OpenMapID(0)
 	wantNoHandle(t, h, err, syscall.ENOENT, "ringbuf: open map with id 0: ")
-	h, err = OpenID(1<<32 - 1)
+	h, err = OpenMapID(1<<32 - 1)
 	wantNoHandle(t, h, err, syscall.ENOENT, "ringbuf: open map with id 4294967295: ")
-	h, err = OpenID(hashID)
+	h, err = OpenMapID(hashID)
 	wantNoHandle(t, h, err, 0,
 		fmt.Sprintf(`ringbuf: open map with id %d: map "my_hash" has type hash, not ringbuf or `+
 			`user_ringbuf`, hashID))
@@ -172,7 +172,7 @@ func TestOpenRefusesWhatIsNoPinnedRing(t *testing.T) {
 func TestAClosedHandleHasNoDescriptor(t *testing.T) {
 	ring := bpftest.New(t, os.Getpagesize())
 	before := resources()
-	h, err := OpenID(mapID(t, ring))
+	h, err := OpenMapID(mapID(t, ring))
 	mustOpen(t, h, err)
 	var wg sync.WaitGroup
 	for range 4 {
@@ -197,9 +197,9 @@ func TestAClosedHandleHasNoDescriptor(t *testing.T) {
 
 func TestTheDescriptorOfAHandleIsCloseOnExec(t *testing.T) {
 	ring, path := newPinnedRing(t)
-	byPath, err := Open(path)
+	byPath, err := OpenMap(path)
 	mustOpen(t, byPath, err)
-	byID, err := OpenID(mapID(t, ring))
+	byID, err := OpenMapID(mapID(t, ring))
 	mustOpen(t, byID, err)
 	for _, h := range []*MapHandle{byPath, byID} {
 		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(h.FileDescriptor()),
@@ -213,7 +213,7 @@ func TestTheDescriptorOfAHandleIsCloseOnExec(t *testing.T) {
 func TestADroppedHandleIsClosed(t *testing.T) {
 	ring := bpftest.New(t, os.Getpagesize())
 	before := resources()
-	if _, err := OpenID(mapID(t, ring)); err != nil {
+	if _, err := OpenMapID(mapID(t, ring)); err != nil {
 		t.Fatal(err)
 	}
 	if err := awaitResources(before); err != nil { // which collects garbage
@@ -242,7 +242,7 @@ func (m *forgotten) FileDescriptor() int {
 func TestNewReaderKeepsTheMapFromTheGarbageCollector(t *testing.T) {
 	ring := bpftest.New(t, os.Getpagesize())
 	ring.Emit(text("sample"))
-	h, err := OpenID(mapID(t, ring))
+	h, err := OpenMapID(mapID(t, ring))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,12 +258,12 @@ func TestOpenNeedsThePermissionsThatItNames(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h, pinErr := Open(path)
+		h, pinErr := OpenMap(path)
 		if pinErr == nil {
 			wantSample(t, mustNewReader(t, h), "sample")
 			mustClose(t, h)
 		}
-		h, idErr := OpenID(uint32(id))
+		h, idErr := OpenMapID(uint32(id))
 		if idErr == nil {
 			wantSample(t, mustNewReader(t, h), "sample")
 			mustClose(t, h)

@@ -14,22 +14,22 @@ import (
 // rings is what a queue needs of BPF ring buffers. libbpfRings are the real ones;
 // tests have others, to force what a kernel does only now and then.
 //
-// Calls of poll must not overlap with each other or with close. All other methods but
-// close may be called while poll waits, by one goroutine at a time; lookedTo only while
-// nobody polls.
+// Calls of fetch must not overlap with each other or with close. All other methods but
+// close may be called while fetch waits, by one goroutine at a time; lookedTo only while
+// nobody fetches.
 type rings interface {
-	// poll finds samples of one ring for b, which must be empty. If there are none it
+	// fetch finds samples of one ring for b, which must be empty. If there are none it
 	// waits for some, until the deadline or wake; it may also return early. With a deadline
 	// in the past it does not wait, and returns without samples only if each ring is empty
 	// or its oldest record not committed. With a rest it looks at nothing before that is over.
-	poll(b *batch, q request) error
+	fetch(b *batch, q request) error
 	// consume consumes samples of ring i that were lent, in order: up to the position end.
 	consume(i, samples, discards int, end uint64) error
 	// caughtUp is called when all that was lent of ring i is consumed.
 	caughtUp(i int)
 	// lookedTo returns the position up to which ring i was consumed or lent.
 	lookedTo(i int) uint64
-	// wake ends the current or the next wait of poll.
+	// wake ends the current or the next wait of fetch.
 	wake()
 	view(i int) *ring
 	consumerPos(i int) uint64
@@ -39,7 +39,7 @@ type rings interface {
 	close() error
 }
 
-// A request is what poll is to do.
+// A request is what fetch is to do.
 type request struct {
 	deadline time.Time // zero: none
 	lend     bool      // leave the samples in the ring
@@ -56,7 +56,7 @@ var errClosed = fmt.Errorf("ringbuf: reader: %w", ErrClosed)
 // goroutines.
 //
 // There is one batch, and turn is a channel with room for it. A goroutine that finds no
-// sample receives the batch from turn, which is the right to poll the rings: it polls until
+// sample receives the batch from turn, which is the right to fetch the rings: it fetches until
 // there are samples, or a reason to give up, and sends the batch back. Everybody else
 // meanwhile waits on turn.
 //
@@ -70,21 +70,21 @@ type queue struct {
 	done    chan struct{} // closed when close begins
 	closing atomic.Bool   // likewise
 
-	unread unread // of the batch; empty while it is polled into
+	unread unread // of the batch; empty while it is fetched into
 	slab   slab   // for samples that callers may keep
 	late   atomic.Uint64
 
-	mu       sync.Mutex // never held while polling
+	mu       sync.Mutex // never held while fetching
 	pos      []uint64   // of each ring: end of the last record handed out, when unread has none of it
-	begun    bool       // pos is valid: somebody has polled
-	polling  bool       // poll may be waiting
+	begun    bool       // pos is valid: somebody has fetched
+	fetching bool       // fetch may be waiting
 	deadline time.Time
 	expired  bool       // it was found to have passed
 	passed   []uint64   // producer positions then
 	flushes  [][]uint64 // producer positions at each call of flush not yet answered
 	unreadTo uint64     // end of the last entry that was put into unread
 	loans    [][]*loan  // of each ring, in order: see lease.go
-	lentOf   []bool     // rings that have loans, for poll
+	lentOf   []bool     // rings that have loans, for fetch
 	lent     int        // of these, how many are out
 	spare    *loan      // to use again, or nil
 	drained  []*loan    // loans of what was drained, in order
@@ -101,7 +101,7 @@ func newQueue(r rings) *queue {
 	return q
 }
 
-// A wish is what somebody wants of a poll, beside records.
+// A wish is what somebody wants of a fetch, beside records.
 type wish struct {
 	lend  bool      // leave them in the ring
 	now   bool      // wait neither for records nor for the turn; the deadline does not matter
@@ -144,7 +144,7 @@ func (q *queue) receive(ctx context.Context, w wish) (*batch, error) {
 	}
 }
 
-// read polls until it can copy a sample to rec.
+// read fetches until it can copy a sample to rec.
 func (q *queue) read(ctx context.Context, rec *Record, own bool) (err error) {
 	defer func() { err = nameOthers(err) }() // when somebody else has the turn
 	b, err := q.receive(ctx, wish{})
@@ -155,7 +155,7 @@ func (q *queue) read(ctx context.Context, rec *Record, own bool) (err error) {
 	defer func() { q.turn <- b }()
 	// While it has the turn: so that who waited has the first, also when Close waits for it.
 	for !q.take(rec, own) {
-		if l, err := q.poll(ctx, b, wish{}); err != nil {
+		if l, err := q.fetch(ctx, b, wish{}); err != nil {
 			return err
 		} else if l != nil {
 			if err := q.keep(b, l); err != nil {
@@ -176,7 +176,7 @@ func (q *queue) tryRead(rec *Record) (ok bool, err error) {
 	}
 	defer func() { q.turn <- b }()
 	for !q.take(rec, false) {
-		l, err := q.poll(context.Background(), b, w)
+		l, err := q.fetch(context.Background(), b, w)
 		if err == nil && l != nil {
 			err = q.keep(b, l)
 		}
@@ -224,7 +224,7 @@ func (q *queue) lend(ctx context.Context, w wish) (l *loan, err error) {
 		if l := q.lendUnread(b); l != nil {
 			return l, nil
 		}
-		l, err := q.poll(ctx, b, w)
+		l, err := q.fetch(ctx, b, w)
 		if l != nil || err != nil {
 			return l, err
 		}
@@ -234,9 +234,9 @@ func (q *queue) lend(ctx context.Context, w wish) (l *loan, err error) {
 	}
 }
 
-// poll polls once. It returns a loan of samples that are still in the ring, or has put
+// fetch fetches once. It returns a loan of samples that are still in the ring, or has put
 // samples into unread, or neither. The caller has b from q.turn, and nothing is unread.
-func (q *queue) poll(ctx context.Context, b *batch, w wish) (*loan, error) {
+func (q *queue) fetch(ctx context.Context, b *batch, w wish) (*loan, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -276,14 +276,14 @@ func (q *queue) poll(ctx context.Context, b *batch, w wish) (*loan, error) {
 	}
 
 	b.reset()
-	q.polling = true
+	q.fetching = true
 	q.mu.Unlock()
-	err := q.rings.poll(b, req)
+	err := q.rings.fetch(b, req)
 	q.mu.Lock()
-	q.polling = false
+	q.fetching = false
 
 	if err != nil {
-		q.begun = !first // pos may be anything if the first poll did not like it
+		q.begun = !first // pos may be anything if the first fetch did not like it
 		return nil, fmt.Errorf("ringbuf: %w", err)
 	}
 	for i := range q.pos {
@@ -322,15 +322,15 @@ func (q *queue) produced(buf []uint64) []uint64 {
 	return buf
 }
 
-// wake makes a goroutine that polls look at the queue's state again. The caller
+// wake makes a goroutine that fetches look at the queue's state again. The caller
 // holds q.mu.
 func (q *queue) wake() {
-	if q.polling {
+	if q.fetching {
 		q.rings.wake()
 	}
 }
 
-// interrupt is for whoever's context is done while they poll.
+// interrupt is for whoever's context is done while they fetch.
 func (q *queue) interrupt() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -419,7 +419,7 @@ func (q *queue) close() error {
 	q.wake()
 	q.mu.Unlock()
 
-	<-q.turn // nobody polls, nor will again
+	<-q.turn // nobody fetches, nor will again
 
 	q.mu.Lock()
 	defer q.mu.Unlock()

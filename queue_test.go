@@ -11,21 +11,21 @@ import (
 	"time"
 )
 
-// These tests need no kernel. The ring is a fake whose every poll is answered by
+// These tests need no kernel. The ring is a fake whose every fetch is answered by
 // the test, so that things happen in an order that a kernel cannot be made to.
 
-// A fakeRing hands each call of poll to the test.
+// A fakeRing hands each call of fetch to the test.
 type fakeRing struct {
-	polls   chan *fakePoll
-	wakes   atomic.Int32
-	polling atomic.Int32
-	closed  atomic.Bool
+	fetches  chan *fakeFetch
+	wakes    atomic.Int32
+	fetching atomic.Int32
+	closed   atomic.Bool
 
 	consumer, producer atomic.Uint64
 }
 
-// A fakePoll is a call of poll that waits for its answer.
-type fakePoll struct {
+// A fakeFetch is a call of fetch that waits for its answer.
+type fakeFetch struct {
 	deadline time.Time
 	answer   chan fakeAnswer
 }
@@ -35,15 +35,15 @@ type fakeAnswer struct {
 	err     error
 }
 
-func newFakeRing() *fakeRing { return &fakeRing{polls: make(chan *fakePoll)} }
+func newFakeRing() *fakeRing { return &fakeRing{fetches: make(chan *fakeFetch)} }
 
-func (f *fakeRing) poll(b *batch, q request) error {
-	if f.polling.Add(1) != 1 || f.closed.Load() {
-		panic("poll overlaps with poll or close")
+func (f *fakeRing) fetch(b *batch, q request) error {
+	if f.fetching.Add(1) != 1 || f.closed.Load() {
+		panic("fetch overlaps with fetch or close")
 	}
-	defer f.polling.Add(-1)
-	p := &fakePoll{q.deadline, make(chan fakeAnswer)}
-	f.polls <- p
+	defer f.fetching.Add(-1)
+	p := &fakeFetch{q.deadline, make(chan fakeAnswer)}
+	f.fetches <- p
 	answer := <-p.answer
 	var buf []byte // new each time: the race detector does not like what only C may do
 	for _, s := range answer.samples {
@@ -76,31 +76,31 @@ func (f *fakeRing) sizes() []int           { return []int{4096} }
 func (f *fakeRing) stats() Stats           { return Stats{Rings: make([]RingStats, 1)} }
 
 func (f *fakeRing) close() error {
-	if f.polling.Load() != 0 || f.closed.Swap(true) {
-		panic("close overlaps with poll, or comes twice")
+	if f.fetching.Load() != 0 || f.closed.Swap(true) {
+		panic("close overlaps with fetch, or comes twice")
 	}
 	return nil
 }
 
-// nextPoll returns the next call of poll.
-func (f *fakeRing) nextPoll(t *testing.T) *fakePoll {
+// nextFetch returns the next call of fetch.
+func (f *fakeRing) nextFetch(t *testing.T) *fakeFetch {
 	t.Helper()
 	select {
-	case p := <-f.polls:
+	case p := <-f.fetches:
 		return p
 	case <-time.After(10 * time.Second):
-		t.Fatal("nobody polls")
+		t.Fatal("nobody fetches")
 		return nil
 	}
 }
 
-// reply makes poll return these samples.
-func (p *fakePoll) reply(samples ...string) { p.answer <- fakeAnswer{samples: samples} }
+// reply makes fetch return these samples.
+func (p *fakeFetch) reply(samples ...string) { p.answer <- fakeAnswer{samples: samples} }
 
-func (p *fakePoll) fail(err error) { p.answer <- fakeAnswer{err: err} }
+func (p *fakeFetch) fail(err error) { p.answer <- fakeAnswer{err: err} }
 
-// waits reports whether poll was called such that it may wait.
-func (p *fakePoll) waits() bool { return p.deadline.IsZero() || time.Until(p.deadline) > 0 }
+// waits reports whether fetch was called such that it may wait.
+func (p *fakeFetch) waits() bool { return p.deadline.IsZero() || time.Until(p.deadline) > 0 }
 
 // readFake starts a Read.
 func readFake(r *Reader) <-chan readResult {
@@ -116,40 +116,40 @@ func readFakeTo(r *Reader, result chan<- readResult) {
 	}()
 }
 
-func wantNoPoll(t *testing.T, f *fakeRing) {
+func wantNoFetch(t *testing.T, f *fakeRing) {
 	t.Helper()
 	select {
-	case <-f.polls:
-		t.Fatal("poll was called")
+	case <-f.fetches:
+		t.Fatal("fetch was called")
 	case <-time.After(10 * time.Millisecond):
 	}
 }
 
-func TestQueueFlushDuringAPollDrainsOnceMore(t *testing.T) {
+func TestQueueFlushDuringAFetchDrainsOnceMore(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
 	result := readFake(r)
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	if !p.waits() {
-		t.Error("the first poll does not wait")
+		t.Error("the first fetch does not wait")
 	}
 	if err := r.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	if f.wakes.Load() != 1 {
-		t.Error("Flush did not wake the poll")
+		t.Error("Flush did not wake the fetch")
 	}
 	p.reply() // it had found nothing before the flush
-	p = f.nextPoll(t)
+	p = f.nextFetch(t)
 	if p.waits() {
-		t.Error("the poll after a flush waits")
+		t.Error("the fetch after a flush waits")
 	}
 	p.reply("came before the flush")
 	wantResult(t, result, "came before the flush", nil)
 
 	result = readFake(r)
-	p = f.nextPoll(t)
+	p = f.nextFetch(t)
 	if p.waits() {
 		t.Error("the flush was forgotten")
 	}
@@ -157,94 +157,94 @@ func TestQueueFlushDuringAPollDrainsOnceMore(t *testing.T) {
 	wantResult(t, result, "", ErrFlushed)
 
 	result = readFake(r)
-	if p = f.nextPoll(t); !p.waits() {
+	if p = f.nextFetch(t); !p.waits() {
 		t.Error("the flush was not forgotten after ErrFlushed")
 	}
 	p.reply("next")
 	wantResult(t, result, "next", nil)
 }
 
-func TestQueueDeadlineThatPassesDuringAPollDrainsOnceMore(t *testing.T) {
+func TestQueueDeadlineThatPassesDuringAFetchDrainsOnceMore(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
 	r.SetDeadline(time.Now().Add(time.Hour))
 	if f.wakes.Load() != 0 {
-		t.Error("SetDeadline wakes though nobody polls")
+		t.Error("SetDeadline wakes though nobody fetches")
 	}
 	result := readFake(r)
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	r.SetDeadline(time.Unix(0, 1))
 	p.reply()
-	p = f.nextPoll(t)
+	p = f.nextFetch(t)
 	p.reply("came before the deadline")
 	wantResult(t, result, "came before the deadline", nil)
 	result = readFake(r)
-	f.nextPoll(t).reply()
+	f.nextFetch(t).reply()
 	wantResult(t, result, "", os.ErrDeadlineExceeded)
 }
 
-func TestQueueSetDeadlineReachesAPollThatWaits(t *testing.T) {
+func TestQueueSetDeadlineReachesAFetchThatWaits(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
 	result := readFake(r)
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	if !p.deadline.IsZero() {
-		t.Errorf("without a deadline poll is called with %v", p.deadline)
+		t.Errorf("without a deadline fetch is called with %v", p.deadline)
 	}
 	deadline := time.Now().Add(time.Hour)
 	r.SetDeadline(deadline)
 	if f.wakes.Load() != 1 {
-		t.Error("SetDeadline did not wake the poll")
+		t.Error("SetDeadline did not wake the fetch")
 	}
 	p.reply()
-	p = f.nextPoll(t)
+	p = f.nextFetch(t)
 	if !p.deadline.Equal(deadline) {
-		t.Errorf("poll is called with deadline %v, want %v", p.deadline, deadline)
+		t.Errorf("fetch is called with deadline %v, want %v", p.deadline, deadline)
 	}
 	r.SetDeadline(time.Time{})
 	p.reply()
-	p = f.nextPoll(t)
+	p = f.nextFetch(t)
 	if !p.deadline.IsZero() {
-		t.Errorf("after the deadline was removed poll is called with %v", p.deadline)
+		t.Errorf("after the deadline was removed fetch is called with %v", p.deadline)
 	}
 	p.reply("sample")
 	wantResult(t, result, "sample", nil)
 }
 
-func TestQueuePollThatReturnsEarlyIsRepeated(t *testing.T) {
+func TestQueueFetchThatReturnsEarlyIsRepeated(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
 	result := readFake(r)
 	for range 3 {
-		f.nextPoll(t).reply()
+		f.nextFetch(t).reply()
 	}
-	f.nextPoll(t).reply("sample")
+	f.nextFetch(t).reply("sample")
 	wantResult(t, result, "sample", nil)
 }
 
-func TestQueueCloseWaitsForThePoll(t *testing.T) {
+func TestQueueCloseWaitsForTheFetch(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	result := readFake(r)
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	var closing [2]chan error
 	for i := range closing {
 		closing[i] = make(chan error, 1)
 		go func() { closing[i] <- r.Close() }()
 	}
-	await(t, "Close to wake the poll", func() bool { return f.wakes.Load() == 1 })
+	await(t, "Close to wake the fetch", func() bool { return f.wakes.Load() == 1 })
 	for _, c := range closing {
 		select {
 		case <-c:
-			t.Fatal("Close returned while poll was running")
+			t.Fatal("Close returned while fetch was running")
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
 	if f.closed.Load() {
-		t.Fatal("Close released the ring while poll was running")
+		t.Fatal("Close released the ring while fetch was running")
 	}
 	p.reply()
 	for _, c := range closing {
@@ -258,14 +258,14 @@ func TestQueueCloseWaitsForThePoll(t *testing.T) {
 	wantResult(t, result, "", ErrClosed)
 }
 
-func TestQueueSamplesOfAPollThatCloseInterrupts(t *testing.T) {
+func TestQueueSamplesOfAFetchThatCloseInterrupts(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	result := readFake(r)
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	closed := make(chan error)
 	go func() { closed <- r.Close() }()
-	await(t, "Close to wake the poll", func() bool { return f.wakes.Load() == 1 })
+	await(t, "Close to wake the fetch", func() bool { return f.wakes.Load() == 1 })
 	p.reply("first", "second")
 	if err := <-closed; err != nil {
 		t.Fatal(err)
@@ -280,11 +280,11 @@ func TestQueueWaitingReadsShareABatch(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	results := []<-chan readResult{readFake(r)}
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	for range 3 {
 		results = append(results, readFake(r))
 	}
-	wantNoPoll(t, f)
+	wantNoFetch(t, f)
 	p.reply("a", "b", "c", "d")
 	got := make(map[string]bool)
 	for _, result := range results {
@@ -297,26 +297,26 @@ func TestQueueWaitingReadsShareABatch(t *testing.T) {
 	if len(got) != 4 {
 		t.Errorf("the samples read are %v, want each of a, b, c, d once", got)
 	}
-	wantNoPoll(t, f)
+	wantNoFetch(t, f)
 	r.Close()
 }
 
-func TestQueueAnotherReadTakesOverThePoll(t *testing.T) {
+func TestQueueAnotherReadTakesOverTheFetch(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
 	// Of two Reads either may take the sample, for the later one may find it at once.
 	result := make(chan readResult, 1)
 	readFakeTo(r, result)
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	readFakeTo(r, result)
 	p.reply("1")
 	wantResult(t, result, "1", nil)
-	p = f.nextPoll(t)
+	p = f.nextFetch(t)
 	readFakeTo(r, result)
 	p.reply("2")
 	wantResult(t, result, "2", nil)
-	f.nextPoll(t).reply("3")
+	f.nextFetch(t).reply("3")
 	wantResult(t, result, "3", nil)
 }
 
@@ -330,7 +330,7 @@ func TestQueueEachFlushIsAnsweredToOneRead(t *testing.T) {
 			results <- err
 		}()
 	}
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	for range 2 {
 		if err := r.Flush(); err != nil {
 			t.Fatal(err)
@@ -338,38 +338,38 @@ func TestQueueEachFlushIsAnsweredToOneRead(t *testing.T) {
 	}
 	p.reply()
 	for range 2 {
-		p = f.nextPoll(t)
+		p = f.nextFetch(t)
 		if p.waits() {
-			t.Error("a poll waits although a flush is not answered")
+			t.Error("a fetch waits although a flush is not answered")
 		}
 		p.reply()
 		if err := <-results; err != ErrFlushed {
 			t.Errorf("Read returned %v, want ErrFlushed", err)
 		}
 	}
-	p = f.nextPoll(t)
+	p = f.nextFetch(t)
 	if !p.waits() {
 		t.Error("there is a third answer to two flushes")
 	}
 	wakes := f.wakes.Load()
 	go r.Close()
-	await(t, "Close to wake the poll", func() bool { return f.wakes.Load() > wakes })
+	await(t, "Close to wake the fetch", func() bool { return f.wakes.Load() > wakes })
 	p.reply()
 	if err := <-results; !errors.Is(err, ErrClosed) {
 		t.Errorf("the last Read returned %v, want ErrClosed", err)
 	}
 }
 
-func TestQueueErrorOfAPollLosesNothing(t *testing.T) {
+func TestQueueErrorOfAFetchLosesNothing(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
 	results := []<-chan readResult{readFake(r)}
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	results = append(results, readFake(r))
 	p.fail(syscall.EUCLEAN)
 	wantResult(t, results[0], "", syscall.EUCLEAN)
-	f.nextPoll(t).reply("sample")
+	f.nextFetch(t).reply("sample")
 	wantResult(t, results[1], "sample", nil)
 }
 
@@ -378,16 +378,16 @@ func TestQueueDeadlineEndsAllWaitingReads(t *testing.T) {
 	r := newReader(f)
 	defer r.Close()
 	results := []<-chan readResult{readFake(r)}
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	for range 2 {
 		results = append(results, readFake(r))
 	}
 	r.SetDeadline(time.Now())
 	p.reply()
 	for range results {
-		p := f.nextPoll(t)
+		p := f.nextFetch(t)
 		if p.waits() {
-			t.Error("a poll waits after the deadline")
+			t.Error("a fetch waits after the deadline")
 		}
 		p.reply()
 	}
@@ -405,11 +405,11 @@ func TestQueueIsNotCleanedUpWhileAReadWaits(t *testing.T) {
 		err := r.ReadInto(&rec) // the last use of r
 		result <- readResult{rec, err}
 	}()
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	for range 3 {
 		runtime.GC()
 	}
-	wantNoPoll(t, f)
+	wantNoFetch(t, f)
 	if f.closed.Load() {
 		t.Fatal("the ring was closed while Read waits")
 	}
@@ -421,7 +421,7 @@ func TestQueueIsNotCleanedUpWhileAReadWaits(t *testing.T) {
 	})
 }
 
-func TestQueueAvailableBytesWhilePolling(t *testing.T) {
+func TestQueueAvailableBytesWhileFetching(t *testing.T) {
 	f := newFakeRing()
 	f.consumer.Store(160) // where another Reader stopped
 	f.producer.Store(176)
@@ -429,12 +429,12 @@ func TestQueueAvailableBytesWhilePolling(t *testing.T) {
 	defer r.Close()
 	wantAvailable(t, r, 16)
 	result := readFake(r)
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	wantAvailable(t, r, 16)
 	f.consumer.Store(176) // drained, and not yet handed out
 	wantAvailable(t, r, 16)
 	p.reply() // it was discarded
-	p = f.nextPoll(t)
+	p = f.nextFetch(t)
 	wantAvailable(t, r, 0)
 	f.producer.Store(176 + 40)
 	wantAvailable(t, r, 40)

@@ -24,7 +24,7 @@ func eachQuietWait(t *testing.T, test func(t *testing.T, prepare func(*Reader)))
 		t.Run(name, func(t *testing.T) {
 			test(t, func(r *Reader) {
 				lib := r.queue.rings.(*libbpfRings)
-				lib.pace.ticking, lib.pace.notified = false, 0
+				lib.moderator.ticking, lib.moderator.notified = false, 0
 				prepare(r, lib)
 			})
 		})
@@ -119,7 +119,7 @@ func quietFlood(t *testing.T, ring *bpftest.LossRing, r *Reader, size int) {
 		}
 		ended <- err
 	}()
-	awaitPolling(t, r)
+	awaitFetching(t, r)
 	w := watchNotifications(t, ring)
 	turn := time.NewTicker(10 * time.Millisecond)
 	defer turn.Stop()

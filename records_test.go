@@ -72,16 +72,16 @@ func goReadContext(ctx context.Context, r *Reader) <-chan readResult {
 }
 
 func TestContextEndsItsOwnReadOnly(t *testing.T) {
-	for _, polls := range []string{"the one that polls", "one that waits for another"} {
-		t.Run(polls, func(t *testing.T) {
+	for _, fetches := range []string{"the one that fetches", "one that waits for another"} {
+		t.Run(fetches, func(t *testing.T) {
 			eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
 				within10ms(t, func() time.Duration {
 					var others [2]<-chan readResult
 					ctx, cancel := context.WithCancel(t.Context())
 					var mine <-chan readResult
-					if polls == "the one that polls" {
+					if fetches == "the one that fetches" {
 						mine = goReadContext(ctx, r)
-						awaitPolling(t, r)
+						awaitFetching(t, r)
 						others[0], others[1] = goReadFollowing(t, r), goReadFollowing(t, r)
 					} else {
 						others[0] = goRead(t, r)
@@ -103,7 +103,7 @@ func TestContextEndsItsOwnReadOnly(t *testing.T) {
 	}
 }
 
-// goReadFollowing is goRead while another goroutine polls.
+// goReadFollowing is goRead while another goroutine fetches.
 func goReadFollowing(t *testing.T, r *Reader) <-chan readResult {
 	t.Helper()
 	n := followers()
@@ -116,7 +116,7 @@ func goReadFollowing(t *testing.T, r *Reader) <-chan readResult {
 	return result
 }
 
-// followers counts the goroutines that wait for their turn to poll.
+// followers counts the goroutines that wait for their turn to fetch.
 func followers() int { return goroutines("[select", ".receive(") }
 
 // goroutines counts those that are in a state, by way of a function.
@@ -140,7 +140,7 @@ func TestContextActsDuringATick(t *testing.T) {
 		_, r := newTickingReader(t, d)
 		ctx, cancel := context.WithCancel(t.Context())
 		result := goReadContext(ctx, r)
-		awaitPolling(t, r)
+		awaitFetching(t, r)
 		cancel()
 		wantResult(t, result, "", context.Canceled)
 	}
@@ -249,7 +249,7 @@ func goRecords(ctx context.Context, t *testing.T, r *Reader) (ended <-chan error
 		}
 		result <- last
 	}()
-	awaitPolling(t, r)
+	awaitFetching(t, r)
 	return result
 }
 
@@ -389,7 +389,7 @@ func TestRecordsAllocatesNothingForASample(t *testing.T) {
 }
 
 // TestNobodyWritesToAView has several loops and Reads at once while records come, and looks
-// at each view twice, so that others may poll between.
+// at each view twice, so that others may fetch between.
 func TestNobodyWritesToAView(t *testing.T) { eachPace(t, testViews) }
 
 func testViews(t *testing.T, pace Option) {

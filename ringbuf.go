@@ -60,27 +60,27 @@ type options struct {
 	ownMapping   bool          // for tests: do not use libbpf's
 }
 
-// WithMaxDelay sets the interval d of wakeup moderation. While a goroutine reads, moderation
-// holds no sample back for longer than 2d. A d of 0 or less turns moderation off: the Reader then
-// reads eagerly.
+// WithMaxDelay sets how long wakeup moderation may hold a sample back while a goroutine reads: at
+// most d. (The scheduler of a busy machine may add to it.) A d of 0 or less turns moderation off:
+// the Reader then reads eagerly.
 //
-// The default is 1 ms. It is shorter, or 0, for a ring that a flood could fill in that time. The
-// Reader estimates that from the size of recent records. If small records may be followed by a
-// flood of large ones, read a ring of less than a few MiB eagerly.
+// The default is 2 ms. It is shorter, or 0, for a ring that a flood could fill in half of that
+// time. The Reader estimates that from the size of recent records. If small records may be followed
+// by a flood of large ones, read a ring of less than a few MiB eagerly.
 //
 // Moderation exists because notifications are expensive. The kernel notifies of a record when the
 // consumer had caught up. The BPF program that submits the record pays for that, and so does the
 // traced workload: several times the cost of the program itself. When more than about 1,400
-// notifications a second arrive (at 1 ms; in general, more than 4 in 3d), the Reader instead
-// drains the ring on a timer, every d or more often. Each drain leaves the newest record for the
+// notifications a second arrive (by default; in general, more than 8 in 3d), the Reader instead
+// drains the ring on a timer, every d/2 or more often. Each drain leaves the newest record for the
 // next one, and then the kernel sends no notifications. Nothing is held back at lower rates, for
 // the first samples after a pause, or when a deadline, Flush or Close ends a wait.
 //
-// An explicit d is used as it is. The ring must have room for everything that is produced in that
-// time. A d of 10 ms or more has two more effects:
+// The size of the ring does not limit an explicit d. The ring must have room for everything that is
+// produced in that time. A d of 10 ms or more has two more effects:
 //
-//   - The Reader does not depend on notifications. A waiting Read looks at the rings every d, even
-//     before the first record.
+//   - The Reader does not depend on notifications. A waiting Read looks at the rings every d or
+//     more often, even before the first record.
 //   - A forced wakeup (BPF_RB_FORCE_WAKEUP) ends the current pause, if at least an eighth of a ring
 //     was produced since the last drain.
 //
@@ -95,7 +95,7 @@ func WithMaxDelay(d time.Duration) Option {
 // Record.Lost says where they are missing. The kernel refuses a record when the ring is full, or
 // when its lock is taken in an interrupt that cannot be masked.
 //
-// BPF programs count the losses in m. They declare m with RINGBUF_COUNTER and pass it to
+// BPF programs count the losses in m. They declare m with RINGBUF_LOSS_COUNTER and pass it to
 // ringbuf_reserve and ringbuf_output, all of which are in bpf/ringbuf.bpf.h of this module.
 //
 // A loss is reported with the record that follows it or with an earlier one. The sum of Lost is

@@ -88,17 +88,17 @@ func goRead(t testing.TB, r *Reader) <-chan readResult {
 		rec, err := r.Read()
 		result <- readResult{rec, err}
 	}()
-	awaitPolling(t, r)
+	awaitFetching(t, r)
 	return result
 }
 
-// awaitPolling returns when a goroutine polls the ring.
-func awaitPolling(t testing.TB, r *Reader) {
+// awaitFetching returns when a goroutine fetches the ring.
+func awaitFetching(t testing.TB, r *Reader) {
 	t.Helper()
-	await(t, "a goroutine that polls", func() bool {
+	await(t, "a goroutine that fetches", func() bool {
 		r.queue.mu.Lock()
 		defer r.queue.mu.Unlock()
-		return r.queue.polling
+		return r.queue.fetching
 	})
 }
 
@@ -156,7 +156,7 @@ func eachWait(t *testing.T, test func(t *testing.T, ring *bpftest.Ring, r *Reade
 // may drain at ticks, also if its ring is small.
 func eachPace(t *testing.T, test func(t *testing.T, pace Option)) {
 	t.Run("eager", func(t *testing.T) { test(t, WithMaxDelay(0)) })
-	t.Run("moderated", func(t *testing.T) { test(t, WithMaxDelay(time.Millisecond)) })
+	t.Run("moderated", func(t *testing.T) { test(t, WithMaxDelay(2*time.Millisecond)) })
 }
 
 // A group is a WaitGroup with the Go method that it has since Go 1.25.
@@ -541,7 +541,7 @@ func TestBusyRecordDoesNotMakeReadSpin(t *testing.T) {
 			}
 			used <- threadTime() - before
 		}()
-		awaitPolling(t, r)
+		awaitFetching(t, r)
 		<-time.After(200 * time.Millisecond)
 		submit()
 		// In a virtual machine, time in which that did not run counts for who ran there.
@@ -784,23 +784,23 @@ func wantNoSpin(t *testing.T, wait func(deadline time.Time)) {
 	t.Errorf("%v of processor time was used in a wait of 240ms", used)
 }
 
-// TestWakeEndsTheNextWait calls wake when poll has begun but does not wait yet.
+// TestWakeEndsTheNextWait calls wake when fetch has begun but does not wait yet.
 func TestWakeEndsTheNextWait(t *testing.T) {
 	wantEarlyReturn := func(t *testing.T, r *Reader) {
 		t.Helper()
 		src := r.queue.rings
 		result := make(chan readResult, 1)
 		src.wake()
-		go func() { result <- readResult{err: src.poll(new(batch), request{})} }()
+		go func() { result <- readResult{err: src.fetch(new(batch), request{})} }()
 		select {
 		case got := <-result:
 			if got.err != nil {
-				t.Errorf("poll returned %v", got.err)
+				t.Errorf("fetch returned %v", got.err)
 			}
 		case <-time.After(10 * time.Second):
 			src.wake() // or Close waits
 			<-result
-			t.Error("poll still waits")
+			t.Error("fetch still waits")
 		}
 	}
 	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) { wantEarlyReturn(t, r) })

@@ -26,21 +26,21 @@ type libbpfRings struct {
 	others *holders
 
 	waiter
-	pace     moderator
-	losses   *lossCounter // or nil
-	lookedAt struct {     // when losses were looked at: positions of the only ring
+	moderator moderator
+	losses    *lossCounter // or nil
+	lookedAt  struct {     // when losses were looked at: positions of the only ring
 		consumer, producer uint64
 	}
 
-	request request // of the current poll
+	request request // of the current fetch
 	seen    found   // in it
 
 	limit int // about how many bytes of a batch to fill
 	next  int // index of the ring to look at next
 
-	// Of the current tick, which may take more than one poll.
+	// Of the current tick, which may take more than one fetch.
 	unticked int  // rings that it has not looked at
-	quiet    bool // nothing was produced in the others since the tick before
+	idle     bool // nothing was produced in the others since the tick before
 
 	opened        time.Time
 	drains, ticks atomic.Uint64
@@ -86,7 +86,7 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 		r.maps = append(r.maps, info)
 	}
 	r.others = &holders{maps: r.maps}
-	r.pace = newModerator(o, r.sizes()...)
+	r.moderator = newModerator(o, r.sizes()...)
 	if n := len(o.lossCounters); n > 1 {
 		return nil, fmt.Errorf("%d loss counters, and a Reader has one", n)
 	}

@@ -64,8 +64,8 @@ type recorder struct {
 	lent    []uint64 // of samples that are still in the ring
 }
 
-func (r *recorder) poll(b *batch, q request) error {
-	err := r.rings.poll(b, q)
+func (r *recorder) fetch(b *batch, q request) error {
+	err := r.rings.fetch(b, q)
 	for entries := b.entries; len(entries) > 0; {
 		size := int(binary.NativeEndian.Uint32(entries[8:]))
 		r.drained = append(r.drained, identify(entries[entryHeaderSize:][:size]))
@@ -151,7 +151,7 @@ func TestStress(t *testing.T) {
 	}{
 		{"eager", []Option{WithMaxDelay(0)}},
 		{"default", nil},
-		{"moderated", []Option{WithMaxDelay(200 * time.Microsecond)}},
+		{"moderated", []Option{WithMaxDelay(400 * time.Microsecond)}},
 	}
 	configurations := len(sizes) * len(paces)
 	seed, each := *stressSeed, *stressFor
@@ -549,12 +549,12 @@ func TestNoWakeupIsLostWhenEachSampleFillsTheRing(t *testing.T) {
 // lately waits for the next sample.
 func eachWaitUnderLoad(t *testing.T, test func(t *testing.T, opts ...Option)) {
 	t.Run("blocked", func(t *testing.T) { test(t, WithMaxDelay(0)) })
-	t.Run("ticking", func(t *testing.T) { test(t, WithMaxDelay(minDelay)) })
+	t.Run("ticking", func(t *testing.T) { test(t, WithMaxDelay(2*minInterval)) })
 
 	blocked.Add(1000) // no thread may be blocked any more
 	defer blocked.Add(-1000)
 	t.Run("parked", func(t *testing.T) { test(t, WithMaxDelay(0)) })
-	t.Run("ticking without a thread", func(t *testing.T) { test(t, WithMaxDelay(minDelay)) })
+	t.Run("ticking without a thread", func(t *testing.T) { test(t, WithMaxDelay(2*minInterval)) })
 }
 
 func testNumbers(t *testing.T, r *Reader, write func(n uint64, stop <-chan struct{}), n uint64) {

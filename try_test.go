@@ -170,16 +170,16 @@ func TestTryReadIntoReturnsTheErrorsOfRead(t *testing.T) {
 	wantNothing(t, r, ErrClosed)
 }
 
-// TestTryReadIntoWhileCloseWaits has somebody poll whom Close has to wait for.
+// TestTryReadIntoWhileCloseWaits has somebody fetch whom Close has to wait for.
 func TestTryReadIntoWhileCloseWaits(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	result := readFake(r)
-	p := f.nextPoll(t)
+	p := f.nextFetch(t)
 	wantNothing(t, r, nil)
 	closed := make(chan error)
 	go func() { closed <- r.Close() }()
-	await(t, "Close to wake the poll", func() bool { return f.wakes.Load() == 1 })
+	await(t, "Close to wake the fetch", func() bool { return f.wakes.Load() == 1 })
 	wantNothing(t, r, ErrClosed)
 	p.reply()
 	wantResult(t, result, "", ErrClosed)

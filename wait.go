@@ -38,7 +38,7 @@ const (
 	maxLentPause = 10 * time.Millisecond
 )
 
-// blocked counts the threads of this process that poll blocks. As many as can run
+// blocked counts the threads of this process that fetch blocks. As many as can run
 // at once are worth it. Go keeps its threads once it has them, so without a limit
 // many Readers would leave many threads behind.
 var blocked atomic.Int32
@@ -59,15 +59,15 @@ type waiter struct {
 	blockFor time.Duration
 
 	now       time.Time // when the rings were looked at, or a wait ended; or a little earlier
-	untimed   int       // polls that may use it again
-	active    time.Time // when poll was called after it had found samples
-	found     bool      // the last poll found samples
+	untimed   int       // fetches that may use it again
+	active    time.Time // when fetch was called after it had found samples
+	found     bool      // the last fetch found samples
 	yielded   time.Time
 	lentPause time.Duration
 
 	parkFile *os.File // duplicate of park_fd in C
 	parked   syscall.RawConn
-	woken    atomic.Bool  // wake was called; poll resets it when it returns
+	woken    atomic.Bool  // wake was called; fetch resets it when it returns
 	looking  atomic.Int32 // 1: somebody looks or waits while older records are lent; see caughtUp
 
 	// Made once, because a new closure for each wait would be an allocation.
@@ -111,11 +111,11 @@ func (w *waiter) open(d door) error {
 	return nil
 }
 
-// poll implements rings.
-func (r *libbpfRings) poll(b *batch, req request) error {
+// fetch implements rings.
+func (r *libbpfRings) fetch(b *batch, req request) error {
 	r.request = req
 	q := &r.request // on the heap anyway
-	// In the middle of a flood not each poll looks at the clock: it takes a sixth of a poll.
+	// In the middle of a flood not each fetch looks at the clock: it takes a sixth of a fetch.
 	now := r.now
 	if r.untimed--; r.untimed < 0 || !r.seen.more {
 		now, r.untimed = time.Now(), 8
@@ -133,10 +133,10 @@ func (r *libbpfRings) poll(b *batch, req request) error {
 	if !q.deadline.IsZero() {
 		left = q.deadline.Sub(now)
 	}
-	if r.pace.unprompted() && left > r.pace.max {
-		left, q.deadline = r.pace.max, now.Add(r.pace.max)
+	if r.moderator.unprompted() && left > r.moderator.maxDelay {
+		left, q.deadline = r.moderator.maxDelay, now.Add(r.moderator.maxDelay)
 	}
-	pause, tick := r.pace.next(now)
+	pause, tick := r.moderator.next(now)
 	pause = min(pause, left)
 	var err error
 	switch {
@@ -150,7 +150,7 @@ func (r *libbpfRings) poll(b *batch, req request) error {
 		err = r.pauseParked(b, q, now.Add(pause-netpollGrain))
 	case block():
 		listen := deaf
-		if r.pace.unprompted() {
+		if r.moderator.unprompted() {
 			listen = untilEighth
 		}
 		err = r.door.pause(max(pause-timerSlack, 1), listen)
@@ -266,7 +266,7 @@ func (r *libbpfRings) findAny(b *batch, q *request) (any, more bool, err error) 
 // it takes that too.
 func (r *libbpfRings) tick(b *batch, q *request) error {
 	if r.unticked == 0 {
-		r.unticked, r.quiet = len(r.rings), true
+		r.unticked, r.idle = len(r.rings), true
 		r.ticks.Add(1)
 	}
 	f := &r.seen
@@ -278,7 +278,7 @@ func (r *libbpfRings) tick(b *batch, q *request) error {
 		before := r.rings[i].produced
 		err = r.find(f, b, q, true)
 		if f.any || r.rings[i].produced != before {
-			r.quiet = false
+			r.idle = false
 		}
 		if err == nil && !f.any {
 			r.next = i
@@ -291,7 +291,7 @@ func (r *libbpfRings) tick(b *batch, q *request) error {
 	if f.more { // another lap for a ring that has more
 		r.unticked = len(r.rings)
 	}
-	r.note(f, f.more || r.unticked > 0, r.quiet && r.unticked == 0)
+	r.note(f, f.more || r.unticked > 0, r.idle && r.unticked == 0)
 	return nil
 }
 
@@ -305,7 +305,7 @@ func (r *libbpfRings) note(f *found, more, idle bool) {
 		d.samples = uint64(f.samples)
 		d.bytes = f.bytes + d.samples*recordHeaderSize
 	}
-	r.pace.note(r.now, d)
+	r.moderator.note(r.now, d)
 }
 
 // waitLent waits until the pause is over, anything was produced, or caughtUp finds that.
@@ -318,7 +318,7 @@ func (r *libbpfRings) waitLent(q *request, left time.Duration) error {
 	if caughtUp {
 		return nil
 	}
-	if r.found { // by the poll before
+	if r.found { // by the fetch before
 		r.lentPause = 0
 	}
 	pause := min(max(r.lentPause, minLentPause), maxLentPause)
@@ -330,20 +330,20 @@ func (r *libbpfRings) waitLent(q *request, left time.Duration) error {
 // longer than a flood may take to fill the room that a ring has, as ticks are apart. A wakeup that
 // a program forces while one fills up ends it.
 func (r *libbpfRings) rest(pause time.Duration) error {
-	longest := r.pace.max
-	if !r.pace.given || longest == 0 {
-		longest = defaultMaxDelay
+	longest := r.moderator.maxDelay / 2
+	if !r.moderator.given || longest == 0 {
+		longest = defaultMaxDelay / 2
 		for i := range r.rings {
 			g := &r.rings[i]
 			room := g.size - min(g.size, g.producer()-g.consumer())
-			longest = min(longest, r.pace.rings[i].flood(room))
+			longest = min(longest, r.moderator.rings[i].flood(room))
 		}
 	}
-	if pause = min(pause, max(longest, minDelay)); pause <= 0 {
+	if pause = min(pause, max(longest, minInterval)); pause <= 0 {
 		return nil
 	}
 	listen := deaf
-	if r.pace.unprompted() {
+	if r.moderator.unprompted() {
 		listen = untilEighth
 	}
 	err := r.pause(pause, listen, r.onEighth)
@@ -382,7 +382,7 @@ func (r *libbpfRings) caughtUp(i int) {
 // deadline or wake. The netpoller is edge-triggered: a record that is reserved but not
 // committed does not make it spin.
 func (r *libbpfRings) waitParked(deadline time.Time) error {
-	// The netpoller is told of notifications only now: while poll blocks they
+	// The netpoller is told of notifications only now: while fetch blocks they
 	// would wake a second thread each time, for nothing.
 	if err := r.door.arm(true); err != nil {
 		return r.waitError(err)
@@ -394,7 +394,7 @@ func (r *libbpfRings) waitParked(deadline time.Time) error {
 // pauseParked waits in Go's netpoller until the given time or wake. If the kernel notifies
 // before that while a ring fills up, it ticks.
 func (r *libbpfRings) pauseParked(b *batch, q *request, until time.Time) error {
-	if !r.pace.unprompted() {
+	if !r.moderator.unprompted() {
 		return r.park(until, func(uintptr) bool { return false })
 	}
 	if err := r.door.arm(true); err != nil {

@@ -521,7 +521,7 @@ func TestAUserRingBufferHasStatsOnly(t *testing.T) {
 	for _, err := range w.Records(t.Context()) {
 		wantUnsupported(err)
 	}
-	h, err := OpenID(mapID(t, m))
+	h, err := OpenMapID(mapID(t, m))
 	mustOpen(t, h, err)
 	mustWatch(t, h)
 	wantOpenError(t, h, 0, `"commands" has type user_ringbuf, not ringbuf: NewWriter`)
@@ -576,7 +576,7 @@ func TestAWatchedRingOutlivesItsModule(t *testing.T) {
 	if err := ring.BPFMap().Pin(path); err != nil {
 		t.Fatal(err)
 	}
-	h, err := Open(path)
+	h, err := OpenMap(path)
 	w := mustWatch(t, mustOpen(t, h, err))
 	mustClose(t, h)
 	ring.Emit(text("sample"))

@@ -1016,9 +1016,9 @@ func writeUntilKilled(t *testing.T, pin string) {
 	select {}
 }
 
-// openAnyPinned is Open for user ring buffers too.
+// openAnyPinned is OpenMap for user ring buffers too.
 func openAnyPinned(path string) (int, error) {
-	m, err := Open(path)
+	m, err := OpenMap(path)
 	if err != nil {
 		return -1, err
 	}

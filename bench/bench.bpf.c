@@ -34,7 +34,7 @@ struct {
 } events SEC(".maps");
 
 /* For ringbuf_quiet(). What was refused, order says. */
-RINGBUF_COUNTER(losses);
+RINGBUF_LOSS_COUNTER(losses);
 
 /*
  * One for each producer. Not one for each CPU, since programs of this type may be

@@ -32,8 +32,8 @@ const (
 	ringbufReadEager     = "ringbuf.Read eager"
 	ringbufReadIntoEager = "ringbuf.ReadInto eager"
 	ringbufSharded       = "ringbuf.Records sharded" // each producer has a ring of its own
-	ringbufDelayed       = "ringbuf.ReadInto 100 ms"
-	ringbufQuiet         = "ringbuf.ReadInto 100 ms, quiet" // the programs use ringbuf_quiet()
+	ringbufDelayed       = "ringbuf.ReadInto 200 ms"
+	ringbufQuiet         = "ringbuf.ReadInto 200 ms, quiet" // the programs use ringbuf_quiet()
 	ciliumRead           = "cilium Read"
 	ciliumReadInto       = "cilium ReadInto"
 	libbpfgoChannel      = "libbpfgo channel"
@@ -48,7 +48,7 @@ var allReaders = []string{
 }
 
 // longDelay is that of ringbufDelayed and ringbufQuiet.
-const longDelay = 100 * time.Millisecond
+const longDelay = 200 * time.Millisecond
 
 // quietThreshold returns how much of a ring is to be filled before the programs make the
 // kernel notify the named reader, or 0: as always.

@@ -118,7 +118,7 @@ func sections() []section {
 			title: "Quiet notifications, ring of " + bytesName(ring),
 			text: "The cost to the traced workload, as above / CPU of the consumer / samples " +
 				"that the kernel refused.\nQuiet: programs that use ringbuf_quiet() with a quarter " +
-				"of the ring, and WithMaxDelay of 100 ms.",
+				"of the ring, and WithMaxDelay of 200 ms.",
 			readers: quietReaders,
 		}
 		for _, rate := range pacedRates {

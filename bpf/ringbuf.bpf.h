@@ -9,7 +9,7 @@
  *		__uint(max_entries, 1 << 20);
  *	} events SEC(".maps");
  *
- *	RINGBUF_COUNTER(losses); // for WithLossCounter, and for ringbuf_quiet()
+ *	RINGBUF_LOSS_COUNTER(losses); // for WithLossCounter, and for ringbuf_quiet()
  *
  *	SEC("raw_tp/sched_process_exec")
  *	int on_exec(void *ctx)
@@ -50,7 +50,7 @@ struct ringbuf_counter {
  * Declares a counter. The Reader looks at it after each drain, which a per-CPU map would
  * make a system call: those cannot be mapped.
  */
-#define RINGBUF_COUNTER(name)                                                                      \
+#define RINGBUF_LOSS_COUNTER(name)                                                                 \
 	struct {                                                                                   \
 		__uint(type, BPF_MAP_TYPE_ARRAY);                                                  \
 		__uint(map_flags, BPF_F_MMAPABLE);                                                 \

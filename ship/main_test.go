@@ -60,7 +60,7 @@ func shipForEver() error {
 		if err != nil {
 			return err
 		}
-		if maps[i], err = ringbuf.OpenID(uint32(id)); err != nil {
+		if maps[i], err = ringbuf.OpenMapID(uint32(id)); err != nil {
 			return err
 		}
 	}

@@ -42,7 +42,7 @@ func newShipCommand() *cobra.Command {
 A record stays in the ring buffer until the server has it on disk. So ship may be killed, and the
 server may be away. Ship then continues where it was, and each record is in the stream once and in
 order. The kernel refuses records only when a ring buffer is full. If its programs have a
-RINGBUF_COUNTER for that ring alone, the stream says how many are missing and where.
+RINGBUF_LOSS_COUNTER for that ring alone, the stream says how many are missing and where.
 
 Without --to, ship runs a server of its own, with its streams in the directory --store. "ringbuf
 subscribe" and the nats command line on this machine find that server.
@@ -161,7 +161,7 @@ func (f *shipFlags) openReaders(q rings.Query) (readers []*ringbuf.Reader, err e
 		counter, sole := lossCounter(r, survey)
 		if !sole {
 			counter = 0
-			f.say("%s: what is lost is not counted: its programs have no RINGBUF_COUNTER for it alone",
+			f.say("%s: what is lost is not counted: its programs have no RINGBUF_LOSS_COUNTER for it alone",
 				text.Printable(r.Name))
 		}
 		reader, err := openReader([]*rings.Ring{r}, counter)

@@ -461,7 +461,7 @@ func openReader(found []*rings.Ring, counter uint32) (*ringbuf.Reader, error) {
 	}
 	var options []ringbuf.Option
 	if counter != 0 {
-		handle, err := ringbuf.OpenID(counter)
+		handle, err := ringbuf.OpenMapID(counter)
 		if err != nil {
 			return nil, err
 		}

@@ -29,7 +29,7 @@ func newTopCommand() *cobra.Command {
 		Long: `Top shows all ring buffers of this machine, or those that are named, again and again: how
 full they are and were at most, how many bytes and records are produced in a second, how
 large records are on average, how many are lost where BPF programs count that with a
-RINGBUF_COUNTER of bpf/ringbuf.bpf.h, and who uses them. On a terminal, press ? for what keys
+RINGBUF_LOSS_COUNTER of bpf/ringbuf.bpf.h, and who uses them. On a terminal, press ? for what keys
 do and columns mean. Elsewhere it prints a table, or with -o json an object, each time.
 
 Top takes nothing from who reads the ring buffers. It looks at the headers of records, which

@@ -34,7 +34,7 @@ struct {
 const struct event *const event_type __attribute__((unused));
 
 /* Counts the events for which there was no room. */
-RINGBUF_COUNTER(losses);
+RINGBUF_LOSS_COUNTER(losses);
 
 /* TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm) */
 SEC("raw_tp/sched_process_exec")

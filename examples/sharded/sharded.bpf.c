@@ -26,7 +26,7 @@ struct event {
 };
 
 /* One for all rings, since no CPU uses more than one of them. */
-RINGBUF_COUNTER(losses);
+RINGBUF_LOSS_COUNTER(losses);
 
 /* TP_PROTO(struct pt_regs *regs, long id) */
 SEC("raw_tp/sys_enter")

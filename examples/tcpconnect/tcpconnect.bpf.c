@@ -37,7 +37,7 @@ struct {
 	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
-RINGBUF_COUNTER(losses);
+RINGBUF_LOSS_COUNTER(losses);
 
 /*
  * TP_PROTO(const struct sock *sk, const int oldstate, const int newstate). The socket has

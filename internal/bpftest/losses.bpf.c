@@ -15,7 +15,7 @@ struct {
 	__uint(max_entries, 1 << 12);
 } events SEC(".maps");
 
-RINGBUF_COUNTER(losses);
+RINGBUF_LOSS_COUNTER(losses);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);

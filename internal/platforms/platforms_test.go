@@ -204,11 +204,11 @@ func main() {
 	if err != nil {
 		panic(err)
 	}
-	pinned, err := ringbuf.Open(os.Args[1])
+	pinned, err := ringbuf.OpenMap(os.Args[1])
 	if err != nil {
 		panic(err)
 	}
-	known, err := ringbuf.OpenID(uint32(id))
+	known, err := ringbuf.OpenMapID(uint32(id))
 	if err != nil {
 		panic(err)
 	}
@@ -219,7 +219,7 @@ func main() {
 
 	v, err := ringbuf.As[uint64](ringbuf.Record{RawSample: make([]byte, 8)})
 	fmt.Println(*v, err)
-	_, err = ringbuf.Open(filepath.Join(filepath.Dir(os.Args[1]), "other"))
+	_, err = ringbuf.OpenMap(filepath.Join(filepath.Dir(os.Args[1]), "other"))
 	fmt.Println(err)
 }
 `

@@ -15,11 +15,11 @@ import (
 // A pinned ring goes to the stream EVENTS, which is made if there is none, until ctx is done.
 func Example() {
 	ctx := context.Background()
-	events, err := ringbuf.Open("/sys/fs/bpf/events")
+	events, err := ringbuf.OpenMap("/sys/fs/bpf/events")
 	if err != nil {
 		log.Fatal(err)
 	}
-	losses, err := ringbuf.Open("/sys/fs/bpf/losses") // a RINGBUF_COUNTER
+	losses, err := ringbuf.OpenMap("/sys/fs/bpf/losses") // a RINGBUF_LOSS_COUNTER
 	if err != nil {
 		log.Fatal(err)
 	}

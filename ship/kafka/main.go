@@ -68,7 +68,7 @@ func main() {
 func run(brokers []string, topic, pin string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	m, err := ringbuf.Open(pin)
+	m, err := ringbuf.OpenMap(pin)
 	if err != nil {
 		return err
 	}

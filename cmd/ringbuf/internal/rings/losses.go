@@ -12,7 +12,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// A Counter is a map that RINGBUF_COUNTER of bpf/ringbuf.bpf.h declares, in which BPF programs
+// A Counter is a map that RINGBUF_LOSS_COUNTER of bpf/ringbuf.bpf.h declares, in which BPF programs
 // count the records that the kernel refuses.
 type Counter struct {
 	ID   uint32

@@ -359,6 +359,6 @@ FILL     what was produced and not yet consumed, of the size. The mark in the
 BYTES/S  what was produced, with headers and padding.
 REC/S    what was submitted, and MEAN its size, without headers and padding.
          ~: estimated, since the ring was filled faster than it was looked at.
-LOST/S   what the kernel refused, where a RINGBUF_COUNTER counts it.
+LOST/S   what the kernel refused, where a RINGBUF_LOSS_COUNTER counts it.
          *: together with other rings of the same programs.
 OWNER    one of the processes that have the ring or a program that uses it.`
