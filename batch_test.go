@@ -14,7 +14,7 @@ import (
 func newBatch(samples ...string) *batch {
 	var buf []byte
 	for i, s := range samples {
-		buf = appendEntry(buf, uint64(i+1)*100, 100, s)
+		buf = appendEntry(buf, uint64(i+1)*100, 100, []byte(s))
 	}
 	b := &batch{producer: 1000, last: uint64(len(samples)) * 100}
 	b.set(buf)
@@ -110,7 +110,7 @@ func TestUnreadUnderContention(t *testing.T) {
 				break
 			}
 			sample := slices.Repeat(binary.NativeEndian.AppendUint64(nil, uint64(next)), 1+next%16)
-			entries = appendEntry(entries, uint64(next), 8, string(sample))
+			entries = appendEntry(entries, uint64(next), 8, sample)
 			next++
 		}
 		writeAsC(room, entries)

@@ -212,7 +212,7 @@ func (m *batchModel) put() {
 		m.produced += uint64(gap)
 		sample := noisySample(m.number, size)
 		m.samples, m.ends = append(m.samples, sample), append(m.ends, m.produced)
-		entries = append(entries, appendEntry(nil, m.produced, gap, string(sample))...)
+		entries = append(entries, appendEntry(nil, m.produced, gap, sample)...)
 	}
 	m.produced += 8 * uint64(m.number%2) // not yet drained
 	m.b.last, m.b.producer = m.ends[len(m.ends)-1], m.produced
@@ -308,13 +308,13 @@ func (m *batchModel) check() {
 // positions that do not belong together. It must not reach beyond the memory, and it
 // must try again until what it sees could be a sample.
 func FuzzPeek(f *testing.F) {
-	entry := appendEntry(nil, 100, 24, "a sample")
+	entry := appendEntry(nil, 100, 24, []byte("a sample"))
 	f.Add(entry, uint64(1000), uint64(1000), uint64(1024))
 	f.Add(entry, uint64(1000), uint64(1024), uint64(1024)) // none
 	f.Add(entry, uint64(1000), uint64(1001), uint64(1024))
 	f.Add(entry, uint64(1000), uint64(1016), uint64(1024)) // no room for a header
 	f.Add(entry, uint64(1000), uint64(992), uint64(1024))  // before the memory
-	f.Add(appendEntry(nil, 100, 24, "a sample")[:20], uint64(0), uint64(0), uint64(24))
+	f.Add(appendEntry(nil, 100, 24, []byte("a sample"))[:20], uint64(0), uint64(0), uint64(24))
 	f.Fuzz(func(t *testing.T, bytes []byte, base, taken, put uint64) {
 		if len(bytes) < entryHeaderSize {
 			return // there is no such memory

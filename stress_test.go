@@ -67,9 +67,9 @@ type recorder struct {
 func (r *recorder) fetch(b *batch, q request) error {
 	err := r.rings.fetch(b, q)
 	for entries := b.entries; len(entries) > 0; {
-		size := int(binary.NativeEndian.Uint32(entries[8:]))
-		r.drained = append(r.drained, identify(entries[entryHeaderSize:][:size]))
-		entries = entries[entryHeaderSize+(size+7)&^7:]
+		sample, _ := firstOf(entries)
+		r.drained = append(r.drained, identify(sample))
+		entries = entries[entrySize(len(sample)):]
 	}
 	if b.lent.samples > 0 {
 		// The queue does not call consume before it has these.

@@ -1,0 +1,331 @@
+//go:build linux && cgo
+
+package ringbuf
+
+import (
+	"errors"
+	"math"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// fetch implements rings.
+func (r *libbpfRings) fetch(b *batch, req request) error {
+	r.request = req
+	q := &r.request // on the heap anyway
+	// In the middle of a flood not each fetch looks at the clock: it takes a sixth of a fetch.
+	now := r.now
+	if r.untimed--; r.untimed < 0 || !r.seen.more {
+		now, r.untimed = time.Now(), 8
+	}
+	if r.found {
+		r.active = now
+	}
+	if now.Sub(r.yielded) > yieldAfter {
+		runtime.Gosched()
+		now = time.Now() // others may have run for long
+		r.yielded = now
+	}
+	r.now = now
+	left := time.Duration(math.MaxInt64)
+	if !q.deadline.IsZero() {
+		left = q.deadline.Sub(now)
+	}
+	if r.moderator.unprompted() && left > r.moderator.maxDelay {
+		left, q.deadline = r.moderator.maxDelay, now.Add(r.moderator.maxDelay)
+	}
+	pause, tick := r.moderator.next(now)
+	pause = min(pause, left)
+	var err error
+	switch {
+	case !q.rest.IsZero() && left > 0:
+		err = r.rest(min(left, q.rest.Sub(now)))
+	case !tick || left <= 0:
+		err = r.findOrWait(b, q, now, left)
+	case pause <= 0:
+		err = r.tick(b, q)
+	case pause > parkingPause:
+		err = r.pauseParked(b, q, now.Add(pause-netpollGrain))
+	case block():
+		listen := deaf
+		if r.moderator.unprompted() {
+			listen = untilEighth
+		}
+		err = r.door.pause(max(pause-timerSlack, 1), listen)
+		unblock()
+		if err != nil {
+			err = r.waitError(err)
+		} else if !r.door.woken() {
+			r.now = time.Now()
+			err = r.tick(b, q)
+		}
+	default: // the netpoller's ticks would come late
+		err = r.findOrWait(b, q, now, left)
+	}
+	r.found = len(b.entries) > 0 || b.lent.samples > 0
+	if r.losses != nil {
+		r.lookForLosses(b)
+	}
+	// Whoever called wake until now did so for what the queue looks at next.
+	r.woken.Store(false)
+	return err
+}
+
+// findOrWait takes what is there in any ring, or waits until the kernel notifies.
+func (r *libbpfRings) findOrWait(b *batch, q *request, now time.Time, left time.Duration) error {
+	r.unticked = 0
+	if q.lent {
+		// Before the rings are looked at: see caughtUp.
+		r.looking.Store(1)
+		defer r.looking.Store(0)
+	}
+	any, more, err := r.findAny(b, q)
+	if any || more || err != nil || left <= 0 {
+		return err
+	}
+	if q.lent {
+		return r.waitLent(q, left)
+	}
+	wait := min(left, r.blockFor-now.Sub(r.active))
+	if left <= netpollGrain {
+		wait = left
+	}
+	if wait > 0 && block() {
+		var buf []byte
+		if !q.lend {
+			buf = b.room(r.limit)
+		}
+		err := r.door.wait(wait, buf)
+		unblock()
+		r.now = time.Now()
+		if at := r.door.at(); at >= 0 {
+			return r.fed(b, at, err)
+		}
+		if err != nil {
+			return r.waitError(err)
+		}
+		r.sync()
+		if !r.door.busy() || r.door.woken() {
+			return nil
+		}
+	}
+	if left > netpollGrain && !q.deadline.IsZero() {
+		q.deadline = q.deadline.Add(-netpollGrain)
+	}
+	return r.waitParked(q.deadline)
+}
+
+// fed completes b with the sample that ring_buffer__poll found in ring i.
+func (r *libbpfRings) fed(b *batch, i int, err error) error {
+	g := &r.rings[i]
+	g.produced = g.producer()
+	r.door.looked(i, g.produced)
+	r.noteFill(g, g.produced-g.lent)
+	start := g.lent
+	r.sync()
+	if err = r.took(b, i, err, 0); err != nil {
+		return err
+	}
+	f := found{moved: g.lent - start, any: true}
+	f.ring, f.samples, f.bytes = i, 1, uint64(len(b.entries))-entryHeaderSize
+	r.note(&f, g.produced > g.lent, false)
+	return nil
+}
+
+// sync takes note of discarded records that libbpf found in a wait.
+func (r *libbpfRings) sync() {
+	for i := range r.rings {
+		g := &r.rings[i]
+		g.lent = r.door.consumed(i)
+		discards := r.door.discards(i)
+		g.discards.Add(discards - g.passed)
+		g.passed = discards
+	}
+}
+
+// findAny looks at the rings in turn, until one has samples, so that each gets as many
+// batches as the others however much is in it. It reports whether one had, and whether
+// there may be more without a wait.
+func (r *libbpfRings) findAny(b *batch, q *request) (any, more bool, err error) {
+	f := &r.seen
+	*f = found{}
+	for n := 0; n < len(r.rings) && err == nil && !f.any; n++ {
+		err = r.find(f, b, q, false)
+	}
+	if err != nil {
+		return f.any, false, err
+	}
+	r.note(f, f.more, false)
+	return f.any, f.moved > 0, nil
+}
+
+// tick goes on with a tick of all rings, until one has samples. It leaves the newest record
+// in each, so that the kernel does not notify of the next one. If there is no other sample,
+// it takes that too.
+func (r *libbpfRings) tick(b *batch, q *request) error {
+	if r.unticked == 0 {
+		r.unticked, r.idle = len(r.rings), true
+		r.ticks.Add(1)
+	}
+	f := &r.seen
+	*f = found{}
+	var err error
+	for r.unticked > 0 && err == nil && !f.any {
+		r.unticked--
+		i := r.next
+		before := r.rings[i].produced
+		err = r.find(f, b, q, true)
+		if f.any || r.rings[i].produced != before {
+			r.idle = false
+		}
+		if err == nil && !f.any {
+			r.next = i
+			err = r.find(f, b, q, false)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if f.more { // another lap for a ring that has more
+		r.unticked = len(r.rings)
+	}
+	r.note(f, f.more || r.unticked > 0, r.idle && r.unticked == 0)
+	return nil
+}
+
+// note tells the moderator what was found.
+func (r *libbpfRings) note(f *found, more, idle bool) {
+	if f.more {
+		r.limit = min(2*r.limit, maxBatchSize)
+	}
+	d := drained{ring: f.ring, moved: f.moved, more: more, idle: idle}
+	if f.any {
+		d.samples = uint64(f.samples)
+		d.bytes = f.bytes + d.samples*recordHeaderSize
+	}
+	r.moderator.note(r.now, d)
+}
+
+// A found is what one look at some rings found.
+type found struct {
+	window
+	moved uint64 // bytes of records that are behind now, in all rings that were looked at
+	any   bool   // samples are in the batch, or lent by it
+}
+
+// find looks at the ring whose turn it is, and takes what is there for b. It says in f
+// whether there were samples. In all but the lent rings it consumes discarded records, so
+// that the kernel notifies of what follows.
+func (r *libbpfRings) find(f *found, b *batch, q *request, leave bool) error {
+	i := r.next
+	r.next = (r.next + 1) % len(r.rings)
+	g := &r.rings[i]
+	lent := q.lent && q.lentOf[i]
+	if err := r.begin(i, lent); err != nil {
+		return err
+	}
+	until := uint64(math.MaxUint64)
+	if q.until != nil {
+		until = q.until[i]
+	}
+	limit := uint64(r.limit)
+	if q.lend && !q.copied {
+		limit = g.lease
+	}
+	w := &f.window
+	g.look(w, g.lent, until, limit, leave)
+	w.ring = i
+	g.produced = w.producer
+	r.door.looked(i, w.producer)
+	r.noteFill(g, w.producer-g.consumer())
+	var err error
+	switch {
+	case w.bad:
+		return r.unsound(i, g.consumer())
+	case w.samples > 0 && q.lend:
+		b.lent = *w
+		g.lent = w.end
+	case w.samples > 0:
+		room := b.room(max(r.limit, int(w.bytes)+w.samples*(entryHeaderSize+7)))
+		err = r.took(b, i, r.door.consume(i, w.samples, w.end, room), w.discards)
+	case w.discards > 0 && !lent:
+		err = r.took(b, i, r.door.skip(i, w.discards, w.end, b.room(r.limit)), w.discards)
+	default:
+		return nil
+	}
+	f.moved += g.lent - w.start
+	f.any = w.samples > 0 || len(b.entries) > 0
+	return err
+}
+
+// noteFill takes note of how many bytes were in g at the time of r.now.
+func (r *libbpfRings) noteFill(g *ringState, bytes uint64) {
+	// Not more than the ring has, whatever somebody writes to the consumer position.
+	g.peak.note(r.now.Sub(r.opened), min(bytes, g.size))
+}
+
+// took completes b with what libbpf consumed of ring i and C copied. What came before an
+// error is delivered, and the next call has the error too.
+func (r *libbpfRings) took(b *batch, i int, err error, discards int) error {
+	g := &r.rings[i]
+	if large := r.door.large(); large != nil {
+		b.set(large)
+	} else if n := r.door.filled(); n > 0 {
+		b.entries = (*b.memory)[:n]
+	}
+	g.lent = r.door.consumed(i)
+	r.drains.Add(1)
+	if g.produced < g.lent { // libbpf found one more than look
+		g.produced = g.producer()
+	}
+	b.ring, b.last, b.producer = i, g.lent, g.produced
+	g.discards.Add(uint64(discards))
+	g.passed = r.door.discards(i)
+	r.count(i)
+	if len(b.entries) > 0 && errors.Is(err, syscall.EUCLEAN) {
+		return nil
+	}
+	return r.failed(i, err)
+}
+
+// lookForLosses notes in b what was lost since the last time.
+func (r *libbpfRings) lookForLosses(b *batch) {
+	before := r.lookedAt
+	if len(r.maps) == 1 {
+		r.lookedAt.consumer, r.lookedAt.producer = r.rings[0].consumer(), r.rings[0].produced
+	}
+	lost, position := r.losses.look(before.consumer)
+	if lost > 0 {
+		// It happened when what was produced until the last time was there already. And
+		// who writes to the map may write anything.
+		position = min(max(position, before.producer), r.lookedAt.producer)
+		if n := len(b.refused); n > 0 && len(b.entries) == 0 && b.lent.samples == 0 {
+			b.refused[n-1].records += lost // not to grow while no sample comes
+		} else {
+			b.refused = append(b.refused, refused{position, lost})
+		}
+	}
+}
+
+// begin checks that ring i is as this Reader left it, apart from what was produced since. It
+// is not if another process reads the same ring or writes its consumer position, which
+// libbpf would follow anywhere. With lent records somebody may be consuming just now, and
+// checks.
+func (r *libbpfRings) begin(i int, lent bool) error {
+	g := &r.rings[i]
+	switch {
+	case !g.begun:
+		consumer, _, sound := g.positions()
+		if !sound {
+			return r.unsound(i, consumer)
+		}
+		r.door.setConsumed(i, consumer)
+		g.begun, g.lent = true, consumer
+	case !lent:
+		if consumer := g.consumer(); consumer != g.lent || g.producer()-consumer > g.size {
+			return r.unsound(i, consumer)
+		}
+	}
+	return nil
+}

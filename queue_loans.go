@@ -1,0 +1,206 @@
+package ringbuf
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
+
+var errReleased = errors.New("ringbuf: commit: the lease was released before")
+
+// lendUnread lends what is unread of b, if anything is.
+func (q *queue) lendUnread(b *batch) *loan {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.unread.empty() {
+		return nil
+	}
+	l := &loan{}
+	l.entries, l.producer, l.ring, l.lost, l.lostAt = q.unread.takeAll()
+	if l.entries == nil {
+		return nil
+	}
+	b.memory = nil // it is the loan's now
+	l.samples, _, _ = measure(l.entries)
+	q.drained = append(q.drained, l)
+	return l
+}
+
+// lending reports whether records are in any ring that libbpf cannot consume yet, and notes
+// in which. The caller holds q.mu.
+func (q *queue) lending() (any bool) {
+	for i, loans := range q.loans {
+		q.lentOf[i] = len(loans) > 0
+		any = any || q.lentOf[i]
+	}
+	return any
+}
+
+// released lends the first records that were released. The caller holds q.mu.
+func (q *queue) released() (*loan, error) {
+	for i, l := range q.drained {
+		if l.state == loanReleased {
+			again := *l // who released it may still have l
+			again.state = loanOut
+			q.drained[i] = &again
+			return &again, nil
+		}
+	}
+	for i, loans := range q.loans {
+		for j, l := range loans {
+			if l.state != loanReleased {
+				continue
+			}
+			again := *l // who released it may still have l
+			again.state, again.again = loanOut, false
+			loans[j] = &again
+			q.lent++
+			return &again, nil
+		}
+		if err := q.settle(i); err != nil { // an error before may have stopped it
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// borrow lends what was found for b. The caller holds q.mu.
+func (q *queue) borrow(b *batch) *loan {
+	l := q.spare
+	if q.spare = nil; l == nil {
+		l = new(loan)
+	}
+	*l = loan{window: b.lent}
+	l.lostAt, l.lost = b.lost(l.end)
+	q.loans[l.ring] = append(q.loans[l.ring], l)
+	q.lent++
+	return l
+}
+
+// giveBack ends a loan: the records of p were read, the others were not.
+func (q *queue) giveBack(l *loan, p part) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if l.state != loanOut {
+		if l.state == loanReleased && p.samples > 0 {
+			return errReleased
+		}
+		return nil
+	}
+	l.state = loanReleased
+	if p.samples > 0 {
+		l.state = loanCommitted
+	}
+	q.noLongerLent(l)
+	if q.closed {
+		if p.samples > 0 {
+			return errClosed
+		}
+		return nil
+	}
+	if p.samples < l.samples {
+		q.wake() // somebody may wait for what there is again
+	}
+	if l.entries != nil {
+		q.giveBackEntries(l, p)
+		return nil
+	}
+	if p.samples > 0 && p.samples < l.samples {
+		q.split(l, p)
+	}
+	return q.settle(l.ring)
+}
+
+// noLongerLent counts a loan that nobody uses any more. The caller holds q.mu.
+func (q *queue) noLongerLent(l *loan) {
+	if l.entries != nil {
+		return
+	}
+	q.lent--
+	if q.final != nil && q.lent == 0 {
+		q.rings.close()
+	}
+}
+
+// giveBackRest ends a loan of which some samples were read, but those were not that end at these
+// offsets in it, in order.
+func (q *queue) giveBackRest(l *loan, unread []uint32) {
+	pieces := l.carve(q.rings, unread)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if pieces == nil { // the kernel has written over it, which consuming finds
+		l.state = loanReleased
+		pieces = []*loan{l}
+	}
+	q.noLongerLent(l)
+	if q.closed {
+		return
+	}
+	q.wake()
+	if l.entries != nil {
+		i := slices.Index(q.drained, l)
+		q.drained = slices.Replace(q.drained, i, i+1, pieces...)
+		return
+	}
+	loans := q.loans[l.ring]
+	i := slices.Index(loans, l)
+	q.loans[l.ring] = slices.Replace(loans, i, i+1, pieces...)
+	q.settle(l.ring)
+}
+
+// giveBackEntries keeps for others what is behind p. The caller holds q.mu.
+func (q *queue) giveBackEntries(l *loan, p part) {
+	i := slices.Index(q.drained, l)
+	if p.samples == l.samples {
+		q.drained = slices.Delete(q.drained, i, i+1)
+		return
+	}
+	rest := *l
+	rest.state = loanReleased
+	rest.skipEntries(p)
+	q.drained[i] = &rest
+}
+
+// split releases what is behind p. The caller holds q.mu.
+func (q *queue) split(l *loan, p part) {
+	rest := *l
+	rest.state, rest.again = loanReleased, false
+	rest.start = p.end
+	rest.samples -= p.samples
+	rest.discards -= p.discards
+	if p.lost {
+		rest.lost = 0
+	}
+	l.end, l.samples, l.discards = p.end, p.samples, p.discards
+	loans := q.loans[l.ring]
+	q.loans[l.ring] = slices.Insert(loans, slices.Index(loans, l)+1, &rest)
+}
+
+// settle lets libbpf consume the first loans of ring i, as far as they are committed. The
+// caller holds q.mu.
+func (q *queue) settle(i int) error {
+	loans := q.loans[i]
+	var p part
+	n := 0
+	for ; n < len(loans) && loans[n].state == loanCommitted; n++ {
+		p.samples += loans[n].samples
+		p.discards += loans[n].discards
+		p.end = loans[n].end
+	}
+	if n == 0 {
+		return nil
+	}
+	if err := q.rings.consume(i, p.samples, p.discards, p.end); err != nil {
+		return fmt.Errorf("ringbuf: %w", err)
+	}
+	for _, l := range loans[:n] {
+		if l.again {
+			q.spare = l
+		}
+	}
+	q.loans[i] = slices.Delete(loans, 0, n)
+	if n == len(loans) {
+		q.rings.caughtUp(i)
+	}
+	return nil
+}
