@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -17,104 +15,10 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
 // These tests take away what a Reader needs, or disturb it.
-
-// wantNumbered reads samples that Count wrote, without others between.
-func wantNumbered(t *testing.T, r *Reader, seq, n uint64) {
-	t.Helper()
-	for want := seq; want < seq+n; want++ {
-		if got := bpftest.DecodeNumbered(mustRead(t, r).RawSample).Seq; got != want {
-			t.Fatalf("sample %d came, want %d", got, want)
-		}
-	}
-}
-
-func TestNewReaderWithTooLittleAddressSpace(t *testing.T) {
-	if raceEnabled {
-		t.Skip("the race detector takes address space at any time")
-	}
-	inOwnProcess(t, testAddressSpace)
-}
-
-func testAddressSpace(t *testing.T) {
-	const size = 16 << 20 // much, beside what Go takes now and then
-	page := os.Getpagesize()
-	ring := bpftest.New(t, size)
-	var unlimited syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_AS, &unlimited); err != nil {
-		t.Fatal(err)
-	}
-	open := func(pages int) (*Reader, error) {
-		limit := unlimited
-		limit.Cur = uint64(procStatus(t, "VmSize")<<10 + pages*page)
-		if err := syscall.Setrlimit(syscall.RLIMIT_AS, &limit); err != nil {
-			t.Fatal(err)
-		}
-		r, err := NewReader(ring)
-		if err := syscall.Setrlimit(syscall.RLIMIT_AS, &unlimited); err != nil {
-			t.Fatal(err)
-		}
-		return r, err
-	}
-	// From here on Go takes no more.
-	spareThreads(8)
-	debug.SetGCPercent(-1)
-	mustNewReader(t, ring).Close()
-	before := resources()
-	wantFailure := func(pages int, step string) {
-		t.Helper()
-		bpfobj.Warnings()
-		r, err := open(pages)
-		if err == nil {
-			r.Close()
-			t.Fatalf("NewReader succeeded with %d pages", pages)
-		}
-		if !errors.Is(err, syscall.ENOMEM) || !strings.Contains(err.Error(),
-			`map "events" of type ringbuf: `+step) {
-			t.Errorf("with %d pages NewReader returned %v, want %v from %q", pages, err, syscall.ENOMEM,
-				step)
-		}
-		if warnings := bpfobj.Warnings(); warnings != "" {
-			t.Errorf("with %d pages libbpf printed %q", pages, warnings)
-		}
-		if err := awaitResources(before); err != nil {
-			t.Fatalf("with %d pages NewReader failed and left behind: %v", pages, err)
-		}
-	}
-	need := 0
-	for _, step := range []struct {
-		name  string
-		pages int
-	}{
-		{"mmap consumer page: ", 1},
-		{"mmap data pages: ", 1 + 2*size/page},
-	} {
-		for range 8 {
-			wantFailure(need+rand.IntN(step.pages), step.name)
-		}
-		wantFailure(need, step.name)
-		need += step.pages
-		wantFailure(need-1, step.name)
-	}
-	// The C library takes more than a page, if any.
-	for pages := need; ; pages++ {
-		r, err := open(pages)
-		if err == nil {
-			ring.Emit(text("sample"))
-			wantSample(t, r, "sample")
-			r.Close()
-			break
-		}
-		if pages > need+100 {
-			t.Fatalf("with %d pages NewReader still returned %v", pages, err)
-		}
-		wantFailure(pages, "allocate for libbpf: ")
-	}
-}
 
 // TestSignalsDisturbNoWait interrupts all system calls of the process, and what waits in
 // particular, every 100 µs.
@@ -381,17 +285,6 @@ func processState(t *testing.T, pid int) rune {
 	}
 	_, after, _ := strings.Cut(string(stat), ") ")
 	return rune(after[0])
-}
-
-// monotonic returns the time since boot in ns, which is the same in all processes.
-func monotonic() int64 {
-	const clockMonotonic = 1
-	var now syscall.Timespec
-	if _, _, errno := syscall.Syscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic,
-		uintptr(unsafe.Pointer(&now)), 0); errno != 0 {
-		panic(errno)
-	}
-	return now.Nano()
 }
 
 // TestOneProcessorSuffices runs tests of what a Reader promises where no two goroutines
@@ -663,13 +556,4 @@ func within(t *testing.T, what string, result <-chan readResult) readResult {
 		t.Fatalf("%s has not returned after three seconds", what)
 		panic("unreachable")
 	}
-}
-
-// processTime returns the processor time that this process has used.
-func processTime() time.Duration {
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-		panic(err)
-	}
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }

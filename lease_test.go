@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -415,81 +414,6 @@ func TestNoWakeupIsLostWhenALeaseIsCommitted(t *testing.T) {
 	})
 }
 
-func TestAFlushEndsWithAProducerThatIsAlwaysAhead(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		end  func(r *Reader)
-		want error
-	}{
-		{"Flush", func(r *Reader) { r.Flush() }, ErrFlushed},
-		{"deadline", func(r *Reader) { r.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
-	} {
-		for name, read := range map[string]func(r *Reader, each func()) error{
-			"ReadInto": func(r *Reader, each func()) error {
-				var rec Record
-				for {
-					if err := r.ReadInto(&rec); err != nil {
-						return err
-					}
-					each()
-				}
-			},
-			"Records": func(r *Reader, each func()) error {
-				for _, err := range r.Records(context.Background()) {
-					if err != nil {
-						return err
-					}
-					each()
-				}
-				return nil
-			},
-			"Merged": func(r *Reader, each func()) error {
-				key := func(rec Record) uint64 { return bpftest.DecodeNumbered(rec.RawSample).Seq }
-				for _, err := range r.Merged(context.Background(), key, forever) {
-					if err != nil {
-						return err
-					}
-					each()
-				}
-				return nil
-			},
-			"Lease": func(r *Reader, each func()) error {
-				for {
-					l, err := r.Lease(context.Background())
-					if err != nil {
-						return err
-					}
-					for range l.Records() {
-						each()
-					}
-					l.Commit()
-				}
-			},
-		} {
-			t.Run(tt.name+"/"+name, func(t *testing.T) {
-				const size = 1 << 16
-				ring, r := newRingAndReader(t, size)
-				seq := uint64(ring.Count(0, 0, numberedCapacity(size), 0))
-				tt.end(r)
-				n := 0
-				err := read(r, func() {
-					n++
-					seq += uint64(ring.Count(0, seq, 2, 0)) // always ahead
-					if n > 10*numberedCapacity(size) {
-						r.Close()
-					}
-				})
-				if !errors.Is(err, tt.want) {
-					t.Fatalf("after %d records %v, want %v", n, err, tt.want)
-				}
-				if want := numberedCapacity(size); n != want {
-					t.Errorf("%d records came, want the %d that were there", n, want)
-				}
-			})
-		}
-	}
-}
-
 // TestAPanicDoesNotKeepTheTurn has what belongs to the caller panic, or end its goroutine,
 // inside of a read.
 func TestAPanicDoesNotKeepTheTurn(t *testing.T) {
@@ -556,78 +480,6 @@ func TestAWriteToAViewIsSIGSEGV(t *testing.T) {
 			t.Errorf("a body that writes to a view ended with %v\n%s", err, out)
 		}
 	}
-}
-
-func TestARingIsResidentOnlyTwice(t *testing.T) { inOwnProcess(t, testResident) }
-
-func testResident(t *testing.T) {
-	const size = 64 << 20
-	ring := bpftest.New(t, size)
-	before := procStatus(t, "VmRSS")
-	r := mustNewReader(t, ring)
-	// The kernel maps the data twice in a row.
-	if got := (procStatus(t, "VmRSS") - before) << 10; got > 2*size+size/8 {
-		t.Errorf("a ring of %d MiB makes %d MiB resident", size>>20, got>>20)
-	}
-	r.Close()
-}
-
-// TestThePollIsInterrupted holds that ring_buffer__poll waits where the eventfd reaches it:
-// nothing else ends this wait for an hour.
-func TestThePollIsInterrupted(t *testing.T) {
-	for name, act := range map[string]struct {
-		call func(r *Reader)
-		want error
-	}{
-		"Close":       {func(r *Reader) { r.Close() }, ErrClosed},
-		"Flush":       {func(r *Reader) { r.Flush() }, ErrFlushed},
-		"SetDeadline": {func(r *Reader) { r.SetDeadline(time.Unix(0, 1)) }, os.ErrDeadlineExceeded},
-	} {
-		t.Run(name, func(t *testing.T) {
-			ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(0))
-			lib := r.queue.rings.(*libbpfRings)
-			lib.blockFor = time.Hour
-			ring.Emit(text("a"))
-			wantSample(t, r, "a") // a wait after a sample blocks
-			result := goRead(t, r)
-			awaitFetching(t, r)
-			wantWaiting(t, result)
-			act.call(r)
-			if got := within(t, "Read", result); !errors.Is(got.err, act.want) {
-				t.Errorf("Read returned %v, want %v", got.err, act.want)
-			}
-		})
-	}
-}
-
-func TestOpeningBesideAnActiveReader(t *testing.T) {
-	ring, r := newRingAndReader(t, os.Getpagesize())
-	var stop atomic.Bool
-	var active group
-	active.Go(func() {
-		for seq := uint64(0); !stop.Load(); {
-			seq += uint64(ring.Count(0, seq, 100, 0))
-		}
-	})
-	active.Go(func() {
-		var rec Record
-		r.SetDeadline(time.Unix(0, 1))
-		for !stop.Load() {
-			if err := r.ReadInto(&rec); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Error(err)
-				return
-			}
-		}
-	})
-	for end := time.Now().Add(time.Second); time.Now().Before(end); {
-		if r, err := NewReader(ring); errors.Is(err, syscall.EUCLEAN) {
-			t.Fatal(err)
-		} else if err == nil {
-			r.Close()
-		}
-	}
-	stop.Store(true)
-	active.Wait()
 }
 
 // TestOwnersMayWriteBesideReadInto is for the race detector: what Read has returned belongs

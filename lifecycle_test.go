@@ -1,6 +1,7 @@
 package ringbuf
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -182,4 +183,108 @@ func dupProgram(t *testing.T, ring *bpftest.Ring, name string) *os.File {
 	}
 	syscall.CloseOnExec(fd)
 	return os.NewFile(uintptr(fd), name)
+}
+
+func TestCloseInterruptsRead(t *testing.T) {
+	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
+		results := []<-chan readResult{goRead(t, r), goRead(t, r), goRead(t, r)}
+		for _, result := range results {
+			wantWaiting(t, result)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, result := range results {
+			wantResult(t, result, "", os.ErrClosed)
+		}
+	})
+}
+
+func TestAfterClose(t *testing.T) {
+	before := resources()
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("first"), text("drained, never read"))
+	wantSample(t, r, "first")
+	ring.Emit(text("never drained"))
+	for range 2 {
+		if err := r.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	}
+	wantReadError(t, r, os.ErrClosed)
+	wantReadError(t, r, ErrClosed)
+	if err := r.ReadInto(new(Record)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("ReadInto after Close returned %v", err)
+	}
+	if err := r.Flush(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Flush after Close returned %v", err)
+	}
+	r.SetDeadline(time.Now())
+	wantReadError(t, r, os.ErrClosed)
+	wantAvailable(t, r, 0)
+	if got := r.BufferSize(); got != os.Getpagesize() {
+		t.Errorf("BufferSize after Close is %d", got)
+	}
+
+	next := mustNewReader(t, ring)
+	wantSample(t, next, "never drained")
+	next.Close()
+	ring.Close()
+	if err := awaitResources(before); err != nil {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+func TestReaderOutlivesItsModule(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	ring.Emit(text("first"), text("second"))
+	wantSample(t, r, "first")
+	ring.Close()
+	wantSample(t, r, "second")
+	wantAvailable(t, r, 0)
+	r.SetDeadline(time.Now().Add(time.Millisecond))
+	wantReadError(t, r, os.ErrDeadlineExceeded)
+}
+
+func TestDroppedReaderIsCleanedUp(t *testing.T) {
+	ring := bpftest.New(t, os.Getpagesize())
+	before := resources()
+	ring.Emit(text("sample"))
+	func() {
+		r, err := NewReader(ring)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantSample(t, r, "sample")
+		r.SetDeadline(time.Now().Add(time.Millisecond)) // has been parked
+		wantReadError(t, r, os.ErrDeadlineExceeded)
+		if got := resources(); got.descriptors <= before.descriptors || got.mappings <= before.mappings {
+			t.Fatalf("with a Reader there is %+v, without %+v: the test sees nothing", got, before)
+		}
+		runtime.KeepAlive(r)
+	}()
+	if err := awaitResources(before); err != nil { // collects garbage
+		t.Error(err)
+	}
+}
+
+func TestChildrenInheritNothing(t *testing.T) {
+	before := descriptors(t)
+	ring := bpftest.New(t, os.Getpagesize())
+	loaded := descriptors(t)
+	mustNewReader(t, ring)
+	opened := 0
+	for fd := range descriptors(t) {
+		if before[fd] || loaded[fd] {
+			continue
+		}
+		opened++
+		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
+		if errno != 0 || flags&syscall.FD_CLOEXEC == 0 {
+			t.Errorf("descriptor %d of the Reader is not close-on-exec (%v)", fd, errno)
+		}
+	}
+	if opened == 0 {
+		t.Error("the Reader seems to have no descriptors: the test sees nothing")
+	}
 }

@@ -1,6 +1,7 @@
 package ringbuf
 
 import (
+	"context"
 	"math"
 	"os"
 	"slices"
@@ -551,5 +552,57 @@ func TestTicksSilenceTheKernel(t *testing.T) {
 				t.Errorf("%d samples were drained and %d left of 200", drained, left)
 			}
 		})
+	}
+}
+
+func TestContextActsDuringATick(t *testing.T) {
+	for _, d := range []time.Duration{8 * time.Millisecond, time.Hour} {
+		_, r := newTickingReader(t, d)
+		ctx, cancel := context.WithCancel(t.Context())
+		result := goReadContext(ctx, r)
+		awaitFetching(t, r)
+		cancel()
+		wantResult(t, result, "", context.Canceled)
+	}
+}
+
+func TestModeratorGoesByTheFullestRing(t *testing.T) {
+	m := newModerator(options{maxDelay: 2 * time.Hour}, 1<<20, 1<<20, 1<<20, 1<<20)
+	now := pacedDrains(&m, time.Now(), startCount+1, time.Microsecond, 1)
+	round := func(bytes ...uint64) time.Duration {
+		now = now.Add(time.Hour)
+		for ring, n := range bytes {
+			m.note(now, drained{ring: ring, moved: n, samples: n / recordSize, bytes: n,
+				more: ring < len(bytes)-1})
+		}
+		return m.interval
+	}
+	// A quarter of each ring is no reason for the next tick to come sooner.
+	if got := round(1<<18, 1<<18, 1<<18, 1<<18); got != time.Hour {
+		t.Errorf("interval %v after a tick that found a quarter of each ring filled", got)
+	}
+	if got := round(1, 1<<19, 1, 1); math.Abs(float64(got-30*time.Minute)) > float64(time.Second) {
+		t.Errorf("interval %v after one that found half of one ring filled", got)
+	}
+}
+
+// TestModeratorDelaysForTheRingThatAFloodFillsFirst compares with Readers of one ring.
+func TestModeratorDelaysForTheRingThatAFloodFillsFirst(t *testing.T) {
+	delay := func(sizes []int, records ...uint64) time.Duration {
+		m := newModerator(options{maxDelay: -1}, sizes...)
+		for ring, record := range records {
+			m.note(time.Now(), drained{ring: ring, moved: 10 * record, samples: 10, bytes: 10 * record})
+		}
+		return m.usual()
+	}
+	small, large := delay([]int{1 << 18}, 72), delay([]int{1 << 21}, 1032)
+	if small == large || small <= 0 || large <= 0 {
+		t.Fatalf("the delays are %v and %v", small, large)
+	}
+	if got := delay([]int{1 << 20, 1 << 18, 1 << 20}, 72, 72, 72); got != small {
+		t.Errorf("the delay with a small ring is %v, want %v", got, small)
+	}
+	if got := delay([]int{1 << 21, 1 << 20}, 1032, 72); got != large {
+		t.Errorf("the delay with a ring of large records is %v, want %v", got, large)
 	}
 }

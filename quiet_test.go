@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -209,4 +210,149 @@ func TestANotificationDoesNotMakeAPauseSpin(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A notified tells when the kernel notifies of a ring.
+type notified int
+
+func watchNotifications(t *testing.T, m Map) notified {
+	t.Helper()
+	fd, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(fd) })
+	const edgeTriggered = 1 << 31 // syscall.EPOLLET is negative
+	event := syscall.EpollEvent{Events: syscall.EPOLLIN | edgeTriggered}
+	if err := syscall.EpollCtl(fd, syscall.EPOLL_CTL_ADD, m.FileDescriptor(), &event); err != nil {
+		t.Fatal(err)
+	}
+	return notified(fd)
+}
+
+// want compares whether the kernel has notified since the last call. It waits for what
+// should come.
+func (w notified) want(t *testing.T, want bool) {
+	t.Helper()
+	timeout := 0
+	if want {
+		timeout = 10_000
+	}
+	if got := w.since(t, timeout); got != want {
+		t.Fatalf("notified: %v, want %v", got, want)
+	}
+}
+
+// since reports whether the kernel has notified since the last call, or does so in some ms.
+func (w notified) since(t *testing.T, timeout int) bool {
+	t.Helper()
+	var events [1]syscall.EpollEvent
+	n, err := syscall.EpollWait(int(w), events[:], timeout)
+	for err == syscall.EINTR {
+		n, err = syscall.EpollWait(int(w), events[:], timeout)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n > 0
+}
+
+func TestQuietForcesAWakeupForEachHalfOfTheThreshold(t *testing.T) {
+	size := os.Getpagesize()
+	n := numberedCapacity(size)
+	threshold := size / 4
+	ring := bpftest.NewLoss(t, size, uint64(threshold))
+	consumer := consumerPosition(t, ring)
+	w := watchNotifications(t, ring)
+	var forced []int
+	last := 0
+	write := func(from, to, consumed int) {
+		t.Helper()
+		*consumer = uint64(consumed * numberedRecord)
+		for i := from; i < to; i++ {
+			if ring.Try(0, 0, uint64(i), 1) != 1 {
+				t.Fatalf("record %d was refused", i)
+			}
+			// What ringbuf_quiet sees: its own record if that is reserved.
+			producer := (i + (i+1)%2) * numberedRecord
+			want := producer-consumed*numberedRecord >= threshold && producer-last >= threshold/2
+			w.want(t, want)
+			if want {
+				last = producer
+				forced = append(forced, producer)
+			}
+		}
+	}
+	write(0, n, 0)
+	// From a quarter of the ring on, at each eighth, up to a record later.
+	if len(forced) != 6 {
+		t.Errorf("wakeups of a ring that fills up: at %d, want 6", forced)
+	}
+	// The Reader was woken, and left the newest record.
+	forced = nil
+	write(n, 2*n-1, n-1)
+	if len(forced) != 6 {
+		t.Errorf("wakeups when it fills up again: at %d, want 6", forced)
+	}
+	// It keeps up: nothing to notify of.
+	forced = nil
+	for i := 2*n - 1; i < 4*n; i++ {
+		write(i, i+1, i-1)
+	}
+	if len(forced) != 0 {
+		t.Errorf("wakeups of a ring that is nearly empty: at %d", forced)
+	}
+	// A refused record changes nothing.
+	write(4*n, 5*n-1, 4*n-1)
+	if got := ring.Try(0, 0, 0, 2); got != 0 {
+		t.Fatalf("%d were accepted", got)
+	}
+	w.want(t, false)
+}
+
+func TestQuietNotifiesOfTheRecordThatHeldBackTheOthers(t *testing.T) {
+	size := os.Getpagesize()
+	threshold := size / 4
+	past := threshold/numberedRecord + 1 // and less than threshold/2 beyond it
+	for _, tt := range []struct {
+		name     string
+		others   int
+		flags    uint32
+		notified bool
+	}{
+		{"below the threshold", past / 2, bpftest.NoWakeup, false},
+		{"past the threshold", past, 0, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ring := bpftest.NewLoss(t, size, uint64(threshold))
+			w := watchNotifications(t, ring)
+			ring.SetSlot(0, 0, 0, uint64(threshold)) // the others force no wakeup
+			if flags := ring.Hold(0, tt.others); flags != tt.flags {
+				t.Errorf("it was submitted with flags %d, want %d", flags, tt.flags)
+			}
+			w.want(t, tt.notified)
+		})
+	}
+}
+
+func TestRingsInMapsOfMapsAreCountedAndNotifiedOf(t *testing.T) {
+	size := os.Getpagesize()
+	n := numberedCapacity(size)
+	ring := bpftest.NewLoss(t, size, 0)
+	c := mustOpenLossCounter(t, ring.Counter())
+	w := watchNotifications(t, ring)
+	ring.Try(0, 0, 0, n-2)
+	w.want(t, true) // of the first
+	if !ring.TryInner(0, uint64(size)) {
+		t.Error("the last record but one was refused")
+	}
+	w.want(t, false)
+	if !ring.TryInner(0, uint64(size/2)) {
+		t.Error("the last record was refused")
+	}
+	w.want(t, true)
+	if ring.TryInner(0, uint64(size/2)) {
+		t.Error("a record was accepted that the ring has no room for")
+	}
+	wantLook(t, c, 1, uint64(n*numberedRecord))
 }

@@ -170,7 +170,7 @@ func TestStress(t *testing.T) {
 			total.add(testStress(t, size, pace.options, seed, each))
 			if t.Failed() {
 				t.Logf("to try again, on %d CPUs: go test -v -race=%v -run TestStress . -stress 1m -seed %d",
-					runtime.NumCPU(), raceEnabled, seed)
+					runtime.NumCPU(), raceEnabled(), seed)
 			}
 		})
 		if *stressSeed == 0 {

@@ -1,10 +1,8 @@
 package ringbuf
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"reflect"
 	"runtime"
@@ -15,33 +13,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	bpf "github.com/aquasecurity/libbpfgo"
 
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
-
-// newRings returns rings of these sizes and a Reader of all.
-func newRings(t testing.TB, sizes []int, opts ...Option) ([]*bpftest.Ring, *Reader) {
-	t.Helper()
-	var rings []*bpftest.Ring
-	var maps []Map
-	for _, size := range sizes {
-		ring := bpftest.New(t, size)
-		rings, maps = append(rings, ring), append(maps, ring)
-	}
-	r, err := NewMultiReader(maps, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := r.Close(); err != nil {
-			t.Errorf("Close: %v", err)
-		}
-	})
-	return rings, r
-}
 
 func TestMultiReaderReturnsTheRecordsOfEachRingInOrder(t *testing.T) {
 	page := os.Getpagesize()
@@ -283,19 +259,6 @@ func testManyRings(t *testing.T, pace Option) {
 	}
 }
 
-// moveConsumer adds to the consumer position, as anybody can who has the map.
-func moveConsumer(t *testing.T, m Map, by int) {
-	t.Helper()
-	page, err := syscall.Mmap(m.FileDescriptor(), 0, os.Getpagesize(),
-		syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer syscall.Munmap(page)
-	// SAFETY: the mapping begins with the position.
-	atomic.AddUint64((*uint64)(unsafe.Pointer(&page[0])), uint64(by))
-}
-
 func TestARingWithoutOrderDoesNotHoldUpOthers(t *testing.T) {
 	rings, r := newRings(t, []int{4096, 4096})
 	for _, ring := range rings {
@@ -357,107 +320,4 @@ func TestNewMultiReaderNamesTheMapThatItRefuses(t *testing.T) {
 		}
 	}
 	moveConsumer(t, corrupt, -4)
-}
-
-func TestStatsSayWhatWasDone(t *testing.T) {
-	rings, r := newRings(t, []int{8192, 4096}, WithMaxDelay(0))
-	want := Stats{Rings: []RingStats{{Name: "events", Size: 8192}, {Name: "events", Size: 4096}}}
-	for i, ring := range rings {
-		info, err := bpf.GetMapInfoByFD(ring.FileDescriptor())
-		if err != nil {
-			t.Fatal(err)
-		}
-		want.Rings[i].ID = info.ID
-	}
-	check := func() {
-		t.Helper()
-		if got := r.Stats(); !reflect.DeepEqual(got, want) {
-			t.Fatalf("Stats are\n%+v, want\n%+v", got, want)
-		}
-	}
-	check()
-	rings[0].Emit(text("12345"), discarded(8), discarded(80), text("123456789"), discarded(8))
-	want.Rings[0].Available = 16 + 16 + 88 + 24 + 16
-	want.Rings[0].Peak = want.Rings[0].Available
-	check()
-	mustRead(t, r)
-	want.Drains = 1
-	want.Rings[0].Samples, want.Rings[0].Bytes, want.Rings[0].Discarded = 2, 5+9, 2
-	want.Rings[0].Available = 16 + 88 + 24 + 16
-	check()
-	mustRead(t, r)
-	want.Rings[0].Available = 16
-	check()
-	for _, blockFor := range []time.Duration{time.Hour, 0} {
-		r.queue.rings.(*libbpfRings).blockFor = blockFor
-		result := goRead(t, r)
-		wantWaiting(t, result)
-		if want.Rings[0].Available > 0 { // past the last discarded record now
-			want.Rings[0].Available, want.Rings[0].Discarded = 0, 3
-			want.Drains++
-		}
-		check()
-		rings[1].Emit(text("1"))
-		wantResult(t, result, "1", nil)
-		want.Drains++
-		want.Wakeups++
-		want.Rings[1].Samples++
-		want.Rings[1].Bytes++
-		want.Rings[1].Peak = 16
-		check()
-	}
-	r.Close()
-	check()
-	r.Stats().Rings[0].Samples = 17 // the caller's
-	check()
-
-	encoded, err := json.Marshal(r.Stats())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var decoded Stats
-	if err := json.Unmarshal(encoded, &decoded); err != nil || !reflect.DeepEqual(decoded, want) {
-		t.Errorf("as JSON it is %s, %v", encoded, err)
-	}
-}
-
-func TestModeratorGoesByTheFullestRing(t *testing.T) {
-	m := newModerator(options{maxDelay: 2 * time.Hour}, 1<<20, 1<<20, 1<<20, 1<<20)
-	now := pacedDrains(&m, time.Now(), startCount+1, time.Microsecond, 1)
-	round := func(bytes ...uint64) time.Duration {
-		now = now.Add(time.Hour)
-		for ring, n := range bytes {
-			m.note(now, drained{ring: ring, moved: n, samples: n / recordSize, bytes: n,
-				more: ring < len(bytes)-1})
-		}
-		return m.interval
-	}
-	// A quarter of each ring is no reason for the next tick to come sooner.
-	if got := round(1<<18, 1<<18, 1<<18, 1<<18); got != time.Hour {
-		t.Errorf("interval %v after a tick that found a quarter of each ring filled", got)
-	}
-	if got := round(1, 1<<19, 1, 1); math.Abs(float64(got-30*time.Minute)) > float64(time.Second) {
-		t.Errorf("interval %v after one that found half of one ring filled", got)
-	}
-}
-
-// TestModeratorDelaysForTheRingThatAFloodFillsFirst compares with Readers of one ring.
-func TestModeratorDelaysForTheRingThatAFloodFillsFirst(t *testing.T) {
-	delay := func(sizes []int, records ...uint64) time.Duration {
-		m := newModerator(options{maxDelay: -1}, sizes...)
-		for ring, record := range records {
-			m.note(time.Now(), drained{ring: ring, moved: 10 * record, samples: 10, bytes: 10 * record})
-		}
-		return m.usual()
-	}
-	small, large := delay([]int{1 << 18}, 72), delay([]int{1 << 21}, 1032)
-	if small == large || small <= 0 || large <= 0 {
-		t.Fatalf("the delays are %v and %v", small, large)
-	}
-	if got := delay([]int{1 << 20, 1 << 18, 1 << 20}, 72, 72, 72); got != small {
-		t.Errorf("the delay with a small ring is %v, want %v", got, small)
-	}
-	if got := delay([]int{1 << 21, 1 << 20}, 1032, 72); got != large {
-		t.Errorf("the delay with a ring of large records is %v, want %v", got, large)
-	}
 }

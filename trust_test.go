@@ -1,6 +1,7 @@
 package ringbuf
 
 import (
+	"encoding/binary"
 	"errors"
 	"flag"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
@@ -101,4 +103,95 @@ func scribble(position *uint64, rng *rand.Rand) {
 			atomic.StoreUint64(position, sound)
 		}
 	}
+}
+
+// consumerPosition returns the ring's consumer position, as somebody who holds the
+// map may write it.
+func consumerPosition(t *testing.T, m Map) *uint64 {
+	t.Helper()
+	page, err := syscall.Mmap(m.FileDescriptor(), 0, os.Getpagesize(),
+		syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Munmap(page) })
+	return (*uint64)(unsafe.Pointer(&page[0]))
+}
+
+func TestReaderReportsAConsumerPositionThatItDidNotSet(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	position := consumerPosition(t, ring)
+	ring.Emit(text("first"), text("second"))
+	wantSample(t, r, "first")
+	wantSample(t, r, "second")
+	for _, tt := range []struct {
+		name      string
+		corrupt   func(sound uint64) uint64
+		plausible bool // for someone who has not read yet
+	}{
+		{"behind", func(sound uint64) uint64 { return sound - 16 }, true},
+		{"ahead", func(sound uint64) uint64 { return sound + 16 }, false},
+		{"misaligned", func(sound uint64) uint64 { return sound - 3 }, false},
+		{"far ahead", func(sound uint64) uint64 { return sound + 1<<40 }, false},
+		{"far behind", func(sound uint64) uint64 { return sound - 1<<40 }, false},
+		{"maximum", func(uint64) uint64 { return 1<<64 - 1 }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			sound := *position
+			*position = tt.corrupt(sound)
+			for range 2 {
+				wantReadError(t, r, syscall.EUCLEAN)
+			}
+			other, err := NewReader(ring)
+			if tt.plausible && err == nil {
+				other.Close()
+			} else if !errors.Is(err, syscall.EUCLEAN) {
+				t.Errorf("NewReader returned %v, %v", other, err)
+			}
+			// The Reader recovers with the ring, and has lost nothing.
+			*position = sound
+			ring.Emit(text("next"))
+			wantSample(t, r, "next")
+		})
+	}
+}
+
+func TestAvailableBytesAfterAnUnsoundFirstPosition(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	position := consumerPosition(t, ring)
+	ring.Emit(text("sample"))
+	*position = 1 << 40
+	wantReadError(t, r, syscall.EUCLEAN)
+	*position = 0
+	wantAvailable(t, r, 16)
+	wantSample(t, r, "sample")
+	wantAvailable(t, r, 0)
+}
+
+func TestGarbageInPlaceOfAHeaderIsNoSample(t *testing.T) {
+	for name, header := range map[string]uint32{
+		"longer than the ring":   1<<30 - 1,
+		"longer than what is in": 1000,
+	} {
+		t.Run(name, func(t *testing.T) {
+			ring, r := newRingAndReader(t, os.Getpagesize())
+			position := consumerPosition(t, ring)
+			ring.Emit(bpftest.Sample{Data: binary.NativeEndian.AppendUint64(nil, uint64(header))})
+			*position = bpftest.HeaderSize // of the sample
+			for range 2 {
+				wantReadError(t, r, syscall.EUCLEAN)
+			}
+		})
+	}
+}
+
+func TestSecondReaderIsNoticed(t *testing.T) {
+	ring, r := newRingAndReader(t, os.Getpagesize())
+	other := mustNewReader(t, ring)
+	ring.Emit(text("first"))
+	wantSample(t, r, "first")
+	ring.Emit(text("second"))
+	wantSample(t, other, "second")
+	r.SetDeadline(time.Unix(0, 1))
+	wantReadError(t, r, syscall.EUCLEAN)
 }
