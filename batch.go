@@ -4,36 +4,35 @@ import (
 	"slices"
 )
 
-// A batch is what one fetch of the rings after the other found: samples that libbpf has
-// consumed and C has copied, or a window of a ring in which they still are.
+// A batch holds what one fetch from the rings found: either samples that libbpf has consumed and C
+// has copied, or a window of a ring that they are still in.
 type batch struct {
 	memory  *[]byte // C writes to it, Go only reads
-	entries []byte  // the samples that were copied, in memory
-	lent    window  // or those that were not
+	entries []byte  // copied samples, in memory
+	lent    window  // samples that are still in the ring
 
-	ring     int    // whose samples they are
-	last     uint64 // end position of the last one
+	ring     int    // of all of these samples
+	last     uint64 // position where the last one ends
 	producer uint64 // producer position after the fetch
 
-	refused []refused // not yet told of, in the order of positions
+	refused []refused // losses that were not reported yet, in the order of positions
 }
 
-// refused is a number of records that the kernel refused when the producer position was at
-// this.
+// refused is a number of records that the kernel refused while the producer was at this position.
 type refused struct{ position, records uint64 }
 
 const (
-	// A batch starts small, for the many Readers that see few samples, and grows. With
-	// 16 KiB it stays in the first-level cache between the two copies.
+	// A batch starts small, because many Readers see few samples. It grows to 16 KiB, which stays
+	// in the first-level cache between the two copies.
 	minBatchSize = 4 << 10
 	maxBatchSize = 16 << 10
 )
 
-// keptMemory is how much memory a batch keeps for the next one. A larger sample has memory
-// of its own.
+// keptMemory is the most memory in bytes that a batch keeps for the next fetch. A larger sample
+// gets memory of its own.
 const keptMemory = 2 * maxBatchSize
 
-// reset makes b ready for the next fetch. What it has is no longer unread.
+// reset empties b for the next fetch.
 func (b *batch) reset() {
 	b.entries, b.lent = nil, window{}
 	if b.memory != nil && len(*b.memory) > keptMemory {
@@ -50,11 +49,11 @@ func (b *batch) room(size int) []byte {
 	return *b.memory
 }
 
-// set makes buf, which is new, the entries of b.
+// set makes buf the entries of b. Nobody else may use buf.
 func (b *batch) set(buf []byte) { b.memory, b.entries = &buf, buf }
 
-// copyWindow makes entries of a window of g, in memory of their own: C writes to memory
-// unseen by the race detector, but this is Go.
+// copyWindow copies a window of g to entries of b. They get new memory. C may overwrite old memory
+// while a reader still looks at it, unseen by the race detector; Go may not.
 func (b *batch) copyWindow(g *ring, w window) {
 	buf := make([]byte, 0, int(w.bytes)+w.samples*(entryHeaderSize+7))
 	last := w.start
@@ -66,15 +65,15 @@ func (b *batch) copyWindow(g *ring, w window) {
 	b.ring, b.last, b.producer = w.ring, w.end, w.producer
 }
 
-// lose puts records that were lost at a position before other losses.
+// lose puts records that were lost at this position before all other losses.
 func (b *batch) lose(records, position uint64) {
 	if records > 0 {
 		b.refused = slices.Insert(b.refused, 0, refused{position, records})
 	}
 }
 
-// lost returns how many records were lost before the one that ends at last, and the position
-// of the first, and forgets these losses.
+// lost removes the losses before the record that ends at last. It returns the number of lost
+// records and the position of the first loss.
 func (b *batch) lost(last uint64) (position, records uint64) {
 	n := 0
 	for ; n < len(b.refused) && b.refused[n].position < last; n++ {
@@ -87,7 +86,7 @@ func (b *batch) lost(last uint64) (position, records uint64) {
 	return position, records
 }
 
-// drainAgain makes b what was drained and lent.
+// drainAgain makes the entries of a loan those of b.
 func (b *batch) drainAgain(l *loan) {
 	b.set(l.entries)
 	b.ring, b.producer = l.ring, l.producer

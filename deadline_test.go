@@ -49,8 +49,8 @@ func TestDeadlineIsFinerThanAMillisecond(t *testing.T) {
 					syscall.Nanosleep(&left, nil)
 				}))
 			}
-			// Were either wait rounded to milliseconds, it would be 900 µs late, each time. On a busy
-			// machine all but the best may be.
+			// Were either wait rounded to milliseconds, it would be 900 µs late, each time. On a
+			// busy machine all but the best may be.
 			best := slices.Min(late)
 			limit := max(500*time.Microsecond, min(4*slices.Min(machine), 800*time.Microsecond))
 			if best < 0 || best > limit {

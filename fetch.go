@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// fetch implements rings.
+// fetch implements rings: it decides whether to look, to tick, or to pause before a tick.
 func (r *libbpfRings) fetch(b *batch, req request) error {
 	r.request = req
 	q := &r.request // on the heap anyway
-	// In the middle of a flood not each fetch looks at the clock: it takes a sixth of a fetch.
+	// Reading the clock takes a sixth of a fetch. So in a flood only every ninth fetch reads it.
 	now := r.now
 	if r.untimed--; r.untimed < 0 || !r.seen.more {
 		now, r.untimed = time.Now(), 8
@@ -24,7 +24,7 @@ func (r *libbpfRings) fetch(b *batch, req request) error {
 	}
 	if now.Sub(r.yielded) > yieldAfter {
 		runtime.Gosched()
-		now = time.Now() // others may have run for long
+		now = time.Now() // other goroutines may have run for long
 		r.yielded = now
 	}
 	r.now = now
@@ -60,23 +60,23 @@ func (r *libbpfRings) fetch(b *batch, req request) error {
 			r.now = time.Now()
 			err = r.tick(b, q)
 		}
-	default: // the netpoller's ticks would come late
+	default: // no thread may block, and ticks by the netpoller would come late
 		err = r.findOrWait(b, q, now, left)
 	}
 	r.found = len(b.entries) > 0 || b.lent.samples > 0
 	if r.losses != nil {
 		r.lookForLosses(b)
 	}
-	// Whoever called wake until now did so for what the queue looks at next.
+	// A wake until now was about what the queue will look at next.
 	r.woken.Store(false)
 	return err
 }
 
-// findOrWait takes what is there in any ring, or waits until the kernel notifies.
+// findOrWait takes what is in any ring, or waits until the kernel notifies.
 func (r *libbpfRings) findOrWait(b *batch, q *request, now time.Time, left time.Duration) error {
 	r.unticked = 0
 	if q.lent {
-		// Before the rings are looked at: see caughtUp.
+		// Set before the rings are looked at: see caughtUp.
 		r.looking.Store(1)
 		defer r.looking.Store(0)
 	}
@@ -133,7 +133,7 @@ func (r *libbpfRings) fed(b *batch, i int, err error) error {
 	return nil
 }
 
-// sync takes note of discarded records that libbpf found in a wait.
+// sync notes discarded records that libbpf passed in a wait.
 func (r *libbpfRings) sync() {
 	for i := range r.rings {
 		g := &r.rings[i]
@@ -144,9 +144,9 @@ func (r *libbpfRings) sync() {
 	}
 }
 
-// findAny looks at the rings in turn, until one has samples, so that each gets as many
-// batches as the others however much is in it. It reports whether one had, and whether
-// there may be more without a wait.
+// findAny looks at one ring after the other until one has samples. It begins behind the ring that
+// had samples last, so each ring gets as many batches as the others, however much is in it. It
+// reports whether a ring had samples, and whether there may be more without a wait.
 func (r *libbpfRings) findAny(b *batch, q *request) (any, more bool, err error) {
 	f := &r.seen
 	*f = found{}
@@ -160,9 +160,9 @@ func (r *libbpfRings) findAny(b *batch, q *request) (any, more bool, err error) 
 	return f.any, f.moved > 0, nil
 }
 
-// tick goes on with a tick of all rings, until one has samples. It leaves the newest record
-// in each, so that the kernel does not notify of the next one. If there is no other sample,
-// it takes that too.
+// tick makes or continues a tick of all rings, until a ring has samples. It leaves the newest
+// record in each ring, so that the kernel does not notify of the next one. If a ring has no other
+// sample, it takes that one too.
 func (r *libbpfRings) tick(b *batch, q *request) error {
 	if r.unticked == 0 {
 		r.unticked, r.idle = len(r.rings), true
@@ -187,7 +187,7 @@ func (r *libbpfRings) tick(b *batch, q *request) error {
 	if err != nil {
 		return err
 	}
-	if f.more { // another lap for a ring that has more
+	if f.more { // go around once more for the ring that has more
 		r.unticked = len(r.rings)
 	}
 	r.note(f, f.more || r.unticked > 0, r.idle && r.unticked == 0)
@@ -207,16 +207,16 @@ func (r *libbpfRings) note(f *found, more, idle bool) {
 	r.moderator.note(r.now, d)
 }
 
-// A found is what one look at some rings found.
+// A found says what a look at one or more rings found.
 type found struct {
 	window
-	moved uint64 // bytes of records that are behind now, in all rings that were looked at
-	any   bool   // samples are in the batch, or lent by it
+	moved uint64 // bytes by which the position of all these rings moved
+	any   bool   // there are samples in the batch, copied or lent
 }
 
-// find looks at the ring whose turn it is, and takes what is there for b. It says in f
-// whether there were samples. In all but the lent rings it consumes discarded records, so
-// that the kernel notifies of what follows.
+// find looks at the next ring, and takes what is there for b. It says in f whether there were
+// samples. It consumes discarded records, so that the kernel notifies of the next record. In a
+// ring with loans it cannot.
 func (r *libbpfRings) find(f *found, b *batch, q *request, leave bool) error {
 	i := r.next
 	r.next = (r.next + 1) % len(r.rings)
@@ -259,14 +259,14 @@ func (r *libbpfRings) find(f *found, b *batch, q *request, leave bool) error {
 	return err
 }
 
-// noteFill takes note of how many bytes were in g at the time of r.now.
+// noteFill notes that so many bytes were in g at r.now.
 func (r *libbpfRings) noteFill(g *ringState, bytes uint64) {
-	// Not more than the ring has, whatever somebody writes to the consumer position.
+	// Somebody may have moved the consumer position, so no more than the ring has.
 	g.peak.note(r.now.Sub(r.opened), min(bytes, g.size))
 }
 
-// took completes b with what libbpf consumed of ring i and C copied. What came before an
-// error is delivered, and the next call has the error too.
+// took completes b with what libbpf consumed of ring i and C copied. Samples before an error are
+// delivered. The next call finds the error again.
 func (r *libbpfRings) took(b *batch, i int, err error, discards int) error {
 	g := &r.rings[i]
 	if large := r.door.large(); large != nil {
@@ -276,7 +276,7 @@ func (r *libbpfRings) took(b *batch, i int, err error, discards int) error {
 	}
 	g.lent = r.door.consumed(i)
 	r.drains.Add(1)
-	if g.produced < g.lent { // libbpf found one more than look
+	if g.produced < g.lent { // libbpf found one more record than look
 		g.produced = g.producer()
 	}
 	b.ring, b.last, b.producer = i, g.lent, g.produced
@@ -289,7 +289,7 @@ func (r *libbpfRings) took(b *batch, i int, err error, discards int) error {
 	return r.failed(i, err)
 }
 
-// lookForLosses notes in b what was lost since the last time.
+// lookForLosses notes in b what was lost since the last call.
 func (r *libbpfRings) lookForLosses(b *batch) {
 	before := r.lookedAt
 	if len(r.maps) == 1 {
@@ -297,21 +297,21 @@ func (r *libbpfRings) lookForLosses(b *batch) {
 	}
 	lost, position := r.losses.look(before.consumer)
 	if lost > 0 {
-		// It happened when what was produced until the last time was there already. And
-		// who writes to the map may write anything.
+		// The loss is behind everything that was produced before the last call. And a program
+		// may write anything into the counter.
 		position = min(max(position, before.producer), r.lookedAt.producer)
 		if n := len(b.refused); n > 0 && len(b.entries) == 0 && b.lent.samples == 0 {
-			b.refused[n-1].records += lost // not to grow while no sample comes
+			b.refused[n-1].records += lost // b.refused must not grow while no sample comes
 		} else {
 			b.refused = append(b.refused, refused{position, lost})
 		}
 	}
 }
 
-// begin checks that ring i is as this Reader left it, apart from what was produced since. It
-// is not if another process reads the same ring or writes its consumer position, which
-// libbpf would follow anywhere. With lent records somebody may be consuming just now, and
-// checks.
+// begin checks that the consumer position of ring i is where this Reader left it. It is not if
+// another process reads the ring or writes to the position. libbpf would follow the position
+// anywhere. While records of the ring are lent, another goroutine may be consuming at this moment,
+// and checks the position itself.
 func (r *libbpfRings) begin(i int, lent bool) error {
 	g := &r.rings[i]
 	switch {

@@ -11,20 +11,20 @@ import (
 	"syscall"
 )
 
-// Who else may be reading a ring, for the error that says that somebody does.
+// The error that a ring has another reader names the processes that may be it.
 
 const (
-	// That many descriptors are looked at, which takes some 2 µs each.
+	// The most descriptors to look at. Each takes some 2 µs.
 	maxLooks = 1 << 16
 
-	// That many are named of a map.
+	// The most processes to name for a map.
 	maxHolders = 4
 
-	// A program as a rule has the descriptor still that it gave to NewReader.
+	// Most programs still have the descriptor that they passed to NewReader.
 	givenMark = ", as a rule the one that NewReader was given"
 )
 
-// An unsoundError is one that wraps EUCLEAN: a consumer position is not what it should be.
+// An unsoundError says that a consumer position is not what it should be. It wraps EUCLEAN.
 type unsoundError struct {
 	text   string
 	mapID  uint32
@@ -34,12 +34,12 @@ type unsoundError struct {
 func (e *unsoundError) Error() string { return e.text + ": " + syscall.EUCLEAN.Error() }
 func (e *unsoundError) Unwrap() error { return syscall.EUCLEAN }
 
-// nameOthers adds to an error that wraps an unsoundError who else has the map open, if that can
-// be known. It may take a tenth of a second, once in the life of a Reader: so it is called without
-// the turn, and without the mutex of a queue.
+// nameOthers adds to an unsoundError which other processes have the map open, if that can be
+// known. It may take a tenth of a second, once in the life of a Reader. So the caller must hold
+// neither the turn nor the mutex of a queue.
 func nameOthers(err error) error {
 	if !errors.Is(err, syscall.EUCLEAN) {
-		return err // and allocate nothing, as a deadline may pass often
+		return err // without an allocation, because deadlines may pass often
 	}
 	var unsound *unsoundError
 	if !errors.As(err, &unsound) {
@@ -51,9 +51,9 @@ func nameOthers(err error) error {
 	return err
 }
 
-// holders are the processes that had the maps of a Reader open when somebody asked first. A
-// process that has closed its descriptors and only maps the ring, as a Reader may, is not
-// found: the kernel does not tell of which map a mapping is.
+// holders are the processes that had the maps of a Reader open when of was first called. A process
+// that has closed its descriptors and only maps the ring, as a Reader does, is not found: the
+// kernel does not tell which map a mapping is of.
 type holders struct {
 	maps []mapInfo
 	once sync.Once
@@ -72,7 +72,7 @@ func (h *holders) of(id uint32) string {
 }
 
 // findHolders names the processes that have a descriptor of any of these maps, as far as procfs
-// shows them, of so many descriptors that it looks at.
+// shows them. It looks at no more than looks descriptors.
 func findHolders(ids []uint32, looks int) map[uint32]string {
 	found := make(map[uint32][]string)
 	here := make(map[uint32]string)

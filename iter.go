@@ -48,17 +48,17 @@ func (r *Reader) Records(ctx context.Context) iter.Seq2[Record, error] {
 	}
 }
 
-// lendTo yields the records of a loan and gives it back. It reports whether the loop goes
-// on.
+// lendTo yields the records of a loan and gives it back. It reports whether the loop goes on.
 func (q *queue) lendTo(ctx context.Context, l *loan,
 	yield func(Record, error) bool) (more bool, err error) {
-	l.again = true
-	end := loopLeft // also if yield panics
+	l.reusable = true
+	end := loopLeft // stays so if yield panics
 	var read uint64
 	defer func() {
 		p := l.upTo(q.rings, read)
 		if end == allRead {
-			p = l.all() // also if the kernel has written over some, which consuming finds
+			// All, even if records were overwritten: giving back finds that.
+			p = l.all()
 		}
 		if back := q.giveBack(l, p); end == allRead {
 			more, err = back == nil, nameOthers(back)

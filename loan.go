@@ -6,14 +6,14 @@ import (
 	"unsafe"
 )
 
-// A loan is a window of a ring that is lent, or what is left of it.
+// A loan is a window of a ring that is lent, or a number of entries.
 type loan struct {
 	window
-	lost, lostAt uint64 // records that were lost before the first that ends after lostAt
+	lost, lostAt uint64 // records that were lost before the first record that ends after lostAt
 
-	entries []byte // else: what was drained and not read, in memory of the Reader
-	state   loanState
-	again   bool // nobody uses it when it is settled: it may be another loan then
+	entries  []byte // drained and not read, in memory of the Reader; nil: the window is lent
+	state    loanState
+	reusable bool // nobody refers to the loan once it is settled
 }
 
 type loanState int
@@ -24,17 +24,16 @@ const (
 	loanReleased
 )
 
-// A part is the first samples of a loan, up to a position, and the discarded records
-// between them.
+// A part is the beginning of a loan: some samples, and the discarded records between them.
 type part struct {
 	samples, discards int
-	end               uint64
-	lost              bool // the lost records were told
+	end               uint64 // position, or offset in the entries
+	lost              bool   // the lost records were reported
 }
 
 func (l *loan) all() part { return part{l.samples, l.discards, l.end, true} }
 
-// upTo returns the part that ends at a position, or 0.
+// upTo returns the part that ends at a position. If end is 0 the part is empty.
 func (l *loan) upTo(r rings, end uint64) (p part) {
 	switch {
 	case end == 0:
@@ -53,9 +52,9 @@ func (l *loan) upTo(r rings, end uint64) (p part) {
 	return p
 }
 
-// each yields the records until yield returns false or stop does. It reports which it was. Then
-// *read is where the last record ends whose body has ended, also if that of the next one
-// panicked; it stays as it is if there is none.
+// each yields the records, until yield returns false or stop says to stop. It returns why it ended.
+// *read becomes the end of the last record whose body has ended. That also holds after a panic in
+// the body of the next one. If no body has ended, *read is unchanged.
 func (l *loan) each(r rings, stop stopper, read *uint64, yield func(Record, error) bool) loopEnd {
 	if l.entries != nil {
 		return l.eachEntry(stop, read, yield)
@@ -68,12 +67,12 @@ func (l *loan) each(r rings, stop stopper, read *uint64, yield func(Record, erro
 		lostAt = math.MaxUint64
 	}
 	for pos := start; pos < end; {
-		// It was committed when it was lent.
+		// The record was committed when it was lent, so the load needs no order.
 		record := unsafe.Add(data, pos&mask)
 		header := *(*uint32)(record)
 		pos = recordEnd(pos, header)
 		if pos > end || header&busyBit != 0 {
-			break // somebody wrote the consumer position, and the kernel over the records
+			break // somebody moved the consumer position, and the kernel has overwritten the records
 		}
 		if header&discardBit != 0 {
 			continue
@@ -107,10 +106,10 @@ const (
 	readerClosed
 )
 
-// A stopper is what may end a loop, or nil.
+// A stopper says whether to end a loop. Each field may be nil.
 type stopper struct {
 	done    <-chan struct{} // of a context
-	closing *atomic.Bool    // of the Reader, or of a lease that was given back
+	closing *atomic.Bool    // the Reader is closed, or the lease was given back
 }
 
 func (s stopper) now() loopEnd {
@@ -127,7 +126,7 @@ func (s stopper) now() loopEnd {
 	return allRead
 }
 
-// eachEntry is each of what was drained. Then lostAt and part.end are offsets.
+// eachEntry is each for a loan of entries. There, lostAt and *read are offsets.
 func (l *loan) eachEntry(stop stopper, read *uint64, yield func(Record, error) bool) loopEnd {
 	for offset := uint64(0); offset < uint64(len(l.entries)); {
 		if end := stop.now(); end != allRead {
@@ -148,7 +147,7 @@ func (l *loan) eachEntry(stop stopper, read *uint64, yield func(Record, error) b
 	return allRead
 }
 
-// lostPosition is lostAt as a position in the ring.
+// lostPosition returns lostAt as a position in the ring.
 func (l *loan) lostPosition() uint64 {
 	if l.entries == nil || l.lost == 0 {
 		return l.lostAt
@@ -157,7 +156,7 @@ func (l *loan) lostPosition() uint64 {
 	return end - 1
 }
 
-// skipEntries removes the first entries.
+// skipEntries removes the entries of p.
 func (l *loan) skipEntries(p part) {
 	l.entries = l.entries[p.end:]
 	l.samples -= p.samples
@@ -167,8 +166,8 @@ func (l *loan) skipEntries(p part) {
 	l.lostAt -= min(l.lostAt, p.end)
 }
 
-// carve returns what is to be in the place of a loan of which only these samples are unread: runs
-// that are committed or released, by turns. It returns nothing if the ring is not what it was.
+// carve cuts a loan into pieces, by turns committed and released. unread has the offsets where the
+// released samples end, in order. It returns nil if the ring has changed.
 func (l *loan) carve(r rings, unread []uint32) (pieces []*loan) {
 	if l.entries != nil {
 		return []*loan{l.pick(unread)}
@@ -200,7 +199,7 @@ func (l *loan) carve(r rings, unread []uint32) (pieces []*loan) {
 	return pieces
 }
 
-// pick returns a loan of those drained entries that end at these offsets.
+// pick returns a loan of the entries that end at these offsets.
 func (l *loan) pick(unread []uint32) *loan {
 	rest := &loan{window: l.window, state: loanReleased}
 	rest.samples = len(unread)

@@ -18,7 +18,8 @@ const (
 	flagMmapable         = 1 << 10
 )
 
-// A lossSlot is struct ringbuf_counter of bpf/ringbuf.bpf.h: what was refused on one CPU.
+// A lossSlot is struct ringbuf_counter of bpf/ringbuf.bpf.h: the records that were refused on one
+// CPU.
 type lossSlot struct {
 	lost     atomic.Uint64
 	position atomic.Uint64
@@ -32,14 +33,15 @@ type lossCounter struct {
 	mem   []byte
 	slots []lossSlot // in mem
 	seen  []seenSlot // what look found in each slot
-	base  uint64     // lost before it was opened
+	base  uint64     // lost before the counter was opened
 }
 
+// A seenSlot is what look found in a slot.
 type seenSlot struct{ lost, position uint64 }
 
-// openLossCounter maps the counter m. It takes a descriptor for reading and writing: what
-// can never be written to mmap(2) does not share, and bpf_map_mmap() in kernel/bpf/syscall.c
-// refuses that.
+// openLossCounter maps the counter m, whose descriptor must be for reading and writing: mmap(2)
+// does not share a file that can never be written to, and bpf_map_mmap() in kernel/bpf/syscall.c
+// refuses a mapping that is not shared.
 func openLossCounter(m Map) (*lossCounter, error) {
 	fd, info, err := dupMap(m, mapInfo.checkCounter)
 	if err != nil {
@@ -61,7 +63,7 @@ func openLossCounter(m Map) (*lossCounter, error) {
 	c.slots = unsafe.Slice((*lossSlot)(unsafe.Pointer(&mem[0])), slots)
 	c.base, _ = c.look(0)
 	for i := range c.seen {
-		c.seen[i].position = 0 // of a ring that was read before
+		c.seen[i].position = 0 // it may be of another ring that was read before
 	}
 	return c, nil
 }
@@ -72,13 +74,13 @@ func (i mapInfo) checkCounter() error {
 		return nil
 	}
 	return fmt.Errorf("map %q is not a RINGBUF_LOSS_COUNTER of bpf/ringbuf.bpf.h: "+
-		"it has type %v, values of %d bytes and flags %#x, not type array, %d bytes and BPF_F_MMAPABLE "+
-		"(%#x)",
+		"it has type %v, values of %d bytes and flags %#x, "+
+		"not type array, %d bytes and BPF_F_MMAPABLE (%#x)",
 		i.name, i.kind, i.valueSize, i.flags, lossSlotSize, flagMmapable)
 }
 
-// possibleCPUs returns the highest CPU number that this kernel may use, plus one, or 0
-// where that cannot be known. The numbers may have gaps: how many there are does not do.
+// possibleCPUs returns the highest CPU number that this kernel may use, plus one, or 0 if that
+// cannot be known. The number of CPUs does not do, because their numbers may have gaps.
 func possibleCPUs() int {
 	list, err := os.ReadFile("/sys/devices/system/cpu/possible") // such as 0-3,8-11
 	if err != nil {
@@ -96,22 +98,24 @@ func afterLastCPU(list string) int {
 	return last + 1
 }
 
-// look returns how many records were refused since it was called last and, if that is known,
-// the producer position at the first of them: it is missing before the record that begins
-// there. Else, and if it is not known of all CPUs, the position is 0.
+// look returns how many records were refused since the last call, and the producer position at the
+// first of these losses. The lost records are missing before the record that begins there. The
+// position is 0 if it is not known for each CPU.
 //
-// A CPU's slot keeps the position of its first loss until the consumer gets there. So if the
-// consumer was not yet there at the last call, the losses since may be on both sides of
-// it: consumer is where it was then. That a position is too high is possible only if the consumer
-// got to the first loss and the ring was full again, all since the last call. A call after each
-// look at the ring excludes that, since a program counts a loss before it notes where the producer
-// is; unless the ring was empty just then, because the program was interrupted in between.
+// The slot of a CPU keeps the position of its first loss until the consumer gets there. If the
+// consumer was not there at the last call, later losses may be on both sides of it. The argument
+// consumer is the consumer position at the last call.
 //
-// One goroutine at a time may call it, until close.
+// A position is too high only if, since the last call, the consumer got to the first loss and the
+// ring was full again. A call after each look at the ring excludes that, because a program counts a
+// loss before it notes the producer position. There is one exception: the program was interrupted
+// between the two, and the ring was empty just then.
+//
+// One goroutine at a time may call look, until close.
 func (c *lossCounter) look(consumer uint64) (lost, position uint64) {
 	for i := range c.slots {
 		slot, seen := &c.slots[i], &c.seen[i]
-		// In this order: see ringbuf_lose() there.
+		// The order matters: see ringbuf_lose() in bpf/ringbuf.bpf.h.
 		n := slot.lost.Load()
 		if n == seen.lost {
 			continue
@@ -130,8 +134,8 @@ func (c *lossCounter) look(consumer uint64) (lost, position uint64) {
 	return lost, position
 }
 
-// lost returns how many records were refused since the counter was opened. Any goroutine
-// may call it until close.
+// lost returns how many records were refused since the counter was opened. Any number of goroutines
+// may call it, until close.
 func (c *lossCounter) lost() uint64 {
 	sum := -c.base
 	for i := range c.slots {

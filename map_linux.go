@@ -12,15 +12,15 @@ import (
 	"unsafe"
 )
 
-// What the kernel says of maps, and descriptors of them: without libbpf.
+// What the kernel says of maps, and descriptors of maps. This needs no libbpf.
 
-// mapInfo is the part of the kernel's struct bpf_map_info that matters here.
+// mapInfo is the part of the kernel's struct bpf_map_info that is used here.
 type mapInfo struct {
 	name      string
 	kind      mapType
 	id        uint32
 	flags     uint32
-	size      uint32 // max_entries: of a ring buffer, its size in bytes
+	size      uint32 // max_entries, which is the size of a ring buffer in bytes
 	valueSize uint32
 }
 
@@ -29,15 +29,15 @@ const (
 	mapTypeRingbuf     mapType = 27 // BPF_MAP_TYPE_RINGBUF
 	mapTypeUserRingbuf mapType = 31 // BPF_MAP_TYPE_USER_RINGBUF
 
-	// BPF_F_RB_OVERWRITE: new records overwrite the oldest, and their positions are kept
-	// where libbpf does not look.
+	// BPF_F_RB_OVERWRITE: new records overwrite the oldest ones, and the kernel keeps the position
+	// of the oldest one where libbpf does not look.
 	flagOverwrite = 1 << 19
 )
 
-// A mapType is a number of enum bpf_map_type there.
+// A mapType is a number of enum bpf_map_type in include/uapi/linux/bpf.h.
 type mapType uint32
 
-// In the order of the numbers, as libbpf and bpftool write them.
+// mapTypes has the names that libbpf and bpftool use, by number.
 var mapTypes = [...]string{
 	"unspec", "hash", "array", "prog_array", "perf_event_array", "percpu_hash",
 	"percpu_array", "stack_trace", "cgroup_array", "lru_hash", "lru_percpu_hash", "lpm_trie",
@@ -54,7 +54,7 @@ func (t mapType) String() string {
 	return strconv.FormatUint(uint64(t), 10)
 }
 
-// check says why a map is none that libbpf can consume.
+// check returns an error if libbpf cannot consume the map.
 func (i mapInfo) check() error {
 	if i.kind != mapTypeRingbuf {
 		hint := ""
@@ -70,7 +70,7 @@ func (i mapInfo) check() error {
 	return nil
 }
 
-// openPinned returns a new descriptor of the ring buffer that is pinned at path.
+// openPinned returns a new descriptor of the map that is pinned at path.
 func openPinned(path string) (fd int, err error) {
 	pathC, err := syscall.BytePtrFromString(path)
 	if err != nil {
@@ -79,7 +79,7 @@ func openPinned(path string) (fd int, err error) {
 	var pin runtime.Pinner
 	pin.Pin(pathC)
 	defer pin.Unpin()
-	// SAFETY: pathC ends with 0 and stays where it is until Unpin. The kernel reads both during
+	// SAFETY: pathC ends with a 0 byte and does not move until Unpin. The kernel reads both during
 	// the call only.
 	attr := struct {
 		pathname     uint64
@@ -95,7 +95,8 @@ func openPinned(path string) (fd int, err error) {
 // BPF_FS_MAGIC of include/uapi/linux/magic.h.
 const bpfFSMagic = 0xcafe4a11
 
-// whyNoAccess says which of its reasons for EACCES bpf_obj_get_user() in kernel/bpf/inode.c had.
+// whyNoAccess says for which of its reasons bpf_obj_get_user() in kernel/bpf/inode.c returned
+// EACCES.
 func whyNoAccess(path string) string {
 	var fs syscall.Statfs_t
 	if syscall.Statfs(path, &fs) == syscall.EACCES {
@@ -112,7 +113,7 @@ func whyNoAccess(path string) string {
 	may := func(mode uint32) bool { return syscall.Faccessat(atFDCWD, path, mode, atEAccess) == nil }
 	missing := ""
 	switch read, write := may(readOK), may(writeOK); {
-	case read && write: // a security module, perhaps
+	case read && write: // perhaps a security module
 		return "not permitted, or no map, program or link"
 	case read:
 		missing = "write"
@@ -125,9 +126,8 @@ func whyNoAccess(path string) string {
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		owner = fmt.Sprintf(" of user %d, group %d", stat.Uid, stat.Gid)
 	}
-	return fmt.Sprintf("this process has no %s permission on the file%s, with mode %04o: chmod or "+
-		"chown it, "+
-		"since a Reader takes both", missing, owner, info.Mode().Perm())
+	return fmt.Sprintf("this process has no %s permission on the file%s, with mode %04o: "+
+		"chmod or chown it, since a Reader takes both", missing, owner, info.Mode().Perm())
 }
 
 // unsearchable names the first directory of path that this process cannot search.
@@ -143,15 +143,15 @@ func unsearchable(path string) string {
 	return "this process cannot search a directory"
 }
 
-// openID returns a new descriptor of the ring buffer with this id.
+// openID returns a new descriptor of the map with this id.
 func openID(id uint32) (fd int, err error) {
 	attr := struct{ id, nextID, openFlags uint32 }{id: id}
 	fd, err = bpfCommand(bpfMapGetFDByID, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return checked(fd, err)
 }
 
-// checked returns a new descriptor if it is one of a ring buffer that can be watched, or of a loss
-// counter, and else closes it.
+// checked returns fd if it is a descriptor of a map that can be watched, or of a loss counter.
+// Otherwise it closes fd.
 func checked(fd int, err error) (int, error) {
 	if err != nil {
 		return -1, err
@@ -167,15 +167,14 @@ func checked(fd int, err error) (int, error) {
 	return fd, nil
 }
 
-// dupMap returns a descriptor of m for the caller to close, if check has nothing against
-// that map.
+// dupMap returns a new descriptor of m, if check accepts the map. The caller must close it.
 func dupMap(m Map, check func(mapInfo) error) (fd int, info mapInfo, err error) {
 	if v := reflect.ValueOf(m); m == nil || v.Kind() == reflect.Pointer && v.IsNil() {
 		return -1, info, errors.New("no map given")
 	}
 	given := m.FileDescriptor()
 	fd, err = dup(given)
-	runtime.KeepAlive(m) // whose descriptor may be closed as soon as it is garbage
+	runtime.KeepAlive(m) // its descriptor may be closed as soon as it is garbage
 	if err != nil {
 		return -1, info, fmt.Errorf("descriptor %d: %w", given, err)
 	}
@@ -202,7 +201,7 @@ func infoOf(fd int) (mapInfo, error) {
 	var pin runtime.Pinner
 	pin.Pin(info)
 	defer pin.Unpin()
-	// SAFETY: info stays where it is until Unpin. The kernel writes no more than infoLen bytes.
+	// SAFETY: info does not move until Unpin. The kernel writes no more than infoLen bytes.
 	attr := struct {
 		bpfFD, infoLen uint32
 		info           uint64
@@ -222,9 +221,9 @@ func infoOf(fd int) (mapInfo, error) {
 	}, nil
 }
 
-// checkIsMap refuses descriptors of anything but BPF maps, as far as procfs is
-// there to tell. The kernel answers a request for a map's info on a BPF program
-// with the program's.
+// checkIsMap refuses descriptors of anything but BPF maps. It needs procfs, and accepts everything
+// without. The kernel alone does not do: asked for the info of a map, it answers for a BPF program
+// with the info of the program.
 func checkIsMap(fd int) error {
 	target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 	if err == nil && target != "anon_inode:bpf-map" {

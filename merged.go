@@ -57,29 +57,29 @@ func (r *Reader) Merged(ctx context.Context, key func(Record) uint64,
 	}
 }
 
-// A merger holds records back: those of each loan in the order of their keys, and of the loans it
-// has a heap, with the one first whose next record has the lowest key of all.
+// A merger holds records back. It sorts the records of each loan by their keys, and has the loans
+// in a heap. The first loan of the heap is the one whose next record has the lowest key.
 type merger struct {
 	q    *queue
 	key  func(Record) uint64
 	hold time.Duration
-	now  func() time.Time // tests have another
+	now  func() time.Time // time.Now, except in tests
 
 	heap   []head
 	spare  []*heldLoan
-	found  uint64 // loans, ever
-	held   []int  // of each ring, loans of its memory
+	found  uint64 // number of loans so far
+	held   []int  // for each ring, the number of loans of its memory
 	until  []uint64
-	taking *loan // whose keys are being taken
+	taking *loan // its keys are being taken
 
-	// Of the loans in heap, in the order of time: when each was found, and its highest key. No key
-	// below that will come when hold has passed since.
+	// For each loan in the heap, in the order of time: when it was found, and its highest key. When
+	// hold has passed since then, no record with a lower key should come.
 	finds []find
-	due   bound // all up to it are to come
-	last  bound // highest key that came
-	lost  uint64
-	// The loans of which that is.
-	untold []*loan
+	due   bound // records up to this key are due
+	last  bound // the highest key that was yielded
+
+	lost   uint64  // lost records that were not reported yet
+	untold []*loan // the loans that these are from
 }
 
 type find struct {
@@ -87,7 +87,7 @@ type find struct {
 	key uint64
 }
 
-// A bound is a key, or below all keys.
+// A bound is a key, or, without any, below all keys.
 type bound struct {
 	key uint64
 	any bool
@@ -100,9 +100,9 @@ func newMerger(q *queue, key func(Record) uint64, hold time.Duration) *merger {
 		held: make([]int, len(q.sizes)), until: make([]uint64, len(q.sizes))}
 }
 
-// loop is the body of Merged.
+// loop is the loop that Merged returns.
 func (m *merger) loop(ctx context.Context, yield func(Record, error) bool) {
-	defer m.release() // also if the caller's code panics
+	defer m.release() // for a panic in the caller's code
 	err := m.run(ctx, yield)
 	m.release()
 	if err != nil && err != errLeft && !errors.Is(err, ErrClosed) {
@@ -115,13 +115,13 @@ var errLeft = errors.New("ringbuf: the loop was left")
 
 func (m *merger) run(ctx context.Context, yield func(Record, error) bool) error {
 	stop := stopper{ctx.Done(), &m.q.closing}
-	// As often as that what is due comes, at most.
+	// To look more often is of no use: this is how late a record may be that is due.
 	grain := min(max(m.hold/4, minInterval), time.Millisecond)
 	for {
 		now := m.now()
 		full, err := m.look(ctx)
 		if err == nil {
-			// After a look that began when it was due.
+			// Records are due only if a look that began after that found no lower key.
 			m.expire(now)
 			err = m.deliver(ctx, stop, yield, full, false)
 		} else {
@@ -155,8 +155,8 @@ func (m *merger) run(ctx context.Context, yield func(Record, error) bool) error 
 	}
 }
 
-// look takes what is in the rings, if anything is held back. It reports whether there is more
-// than may be held back in one of them.
+// look takes what is in the rings, if any records are held back. It reports whether a ring has more
+// records than may be held back.
 func (m *merger) look(ctx context.Context) (full bool, err error) {
 	if len(m.heap) == 0 {
 		return false, nil
@@ -171,14 +171,14 @@ func (m *merger) look(ctx context.Context) (full bool, err error) {
 	}
 }
 
-// horizon notes up to where to look in each ring: at what was produced until now, or before the
-// flush or deadline that is to be answered, but at no more than a quarter of a ring of which
-// records are held. It reports whether there is more in one.
+// horizon sets the position in each ring up to which to look: the producer position, or that of
+// the flush or deadline that is to be answered next. In a ring with held records it is at most a
+// quarter of the ring. horizon reports whether there is more in a ring.
 func (q *queue) horizon(until []uint64, held []int) (more bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
-		return false // what is held back may all be in our memory, and the rings gone
+		return false // the rings may be gone, and all held records in memory of the Reader
 	}
 	for i := range until {
 		switch {
@@ -197,7 +197,7 @@ func (q *queue) horizon(until []uint64, held []int) (more bool) {
 	return more
 }
 
-// take adds a loan to what is held back.
+// take adds a loan to those that are held back.
 func (m *merger) take(l *loan) {
 	var r *heldLoan
 	if n := len(m.spare); n > 0 {
@@ -208,12 +208,12 @@ func (m *merger) take(l *loan) {
 	m.taking = l
 	*r = heldLoan{loan: l, keyed: r.keyed[:0]}
 	if l.entries == nil {
-		l.again = true
+		l.reusable = true
 		r.view = m.q.rings.view(l.ring)
 		m.held[l.ring]++
 	}
 	highest, ordered := bound{}, true
-	var end uint64 // of the entry before
+	var end uint64 // of the previous entry
 	l.each(m.q.rings, stopper{}, &end, func(rec Record, _ error) bool {
 		e := keyed{size: uint32(len(rec.RawSample))}
 		if l.entries != nil {
@@ -229,7 +229,7 @@ func (m *merger) take(l *loan) {
 		return true
 	})
 	m.taking = nil
-	if len(r.keyed) == 0 { // the kernel has written over it, which consuming finds
+	if len(r.keyed) == 0 { // the records were overwritten; giving the loan back will find that
 		m.giveBack(r)
 		return
 	}
@@ -254,7 +254,7 @@ func (m *merger) take(l *loan) {
 	m.up(len(m.heap) - 1)
 }
 
-// expire notes what is due at a time.
+// expire notes which records are due at this time.
 func (m *merger) expire(now time.Time) {
 	n := 0
 	for ; n < len(m.finds) && (m.hold == 0 || now.Sub(m.finds[n].at) >= m.hold); n++ {
@@ -263,8 +263,9 @@ func (m *merger) expire(now time.Time) {
 	m.finds = slices.Delete(m.finds, 0, n)
 }
 
-// deliver yields what is due, or all. If there is more in a ring than may be held back it yields
-// until a loan is given back: then there is room to look at that.
+// deliver yields the records that are due, or all of them. With full, a ring has more records than
+// may be held back. Then deliver yields until it gives a loan back, which makes room to look
+// further.
 func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, error) bool,
 	full, all bool) error {
 	for len(m.heap) > 0 {
@@ -309,7 +310,7 @@ func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, e
 			return nil
 		}
 	}
-	// What came does not have to become due.
+	// Loans whose records have all been yielded need not become due.
 	n := 0
 	for n < len(m.finds) && m.due.any && m.finds[n].key <= m.due.key {
 		n++
@@ -318,7 +319,7 @@ func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, e
 	return nil
 }
 
-// deliverAll yields all that is held back, unless an error ends the loop at once.
+// deliverAll yields all records that are held back, unless err is one that ends the loop at once.
 func (m *merger) deliverAll(ctx context.Context, stop stopper, yield func(Record, error) bool,
 	err error) error {
 	if errors.Is(err, errClosed) || err != nil && err == ctx.Err() {
@@ -330,7 +331,7 @@ func (m *merger) deliverAll(ctx context.Context, stop stopper, yield func(Record
 	return err
 }
 
-// told notes that the caller knows of all losses.
+// told notes that all losses were reported.
 func (m *merger) told() {
 	for _, l := range m.untold {
 		l.lost = 0
@@ -338,7 +339,7 @@ func (m *merger) told() {
 	m.lost, m.untold = 0, m.untold[:0]
 }
 
-// giveBack gives a loan back that was read to the end.
+// giveBack gives back a loan that was read to its end.
 func (m *merger) giveBack(r *heldLoan) error {
 	l := r.loan
 	if l.entries == nil {
@@ -349,7 +350,7 @@ func (m *merger) giveBack(r *heldLoan) error {
 	return m.q.giveBack(l, l.all())
 }
 
-// release gives everything back, of which others get what was not read.
+// release gives everything back. Other readers get the records that were not yielded.
 func (m *merger) release() {
 	if m.taking != nil {
 		m.q.giveBack(m.taking, part{})

@@ -2,12 +2,12 @@ package ringbuf
 
 import "unsafe"
 
-// A heldLoan is a loan of which records are held back.
+// A heldLoan is a loan with records that are held back.
 type heldLoan struct {
 	loan  *loan
-	view  *ring   // of the loan, unless it has entries
-	keyed []keyed // in order
-	next  int     // of these
+	view  *ring   // of the loan; nil if it has entries
+	keyed []keyed // its records, in the order of their keys
+	next  int     // index in keyed of the next one to yield
 }
 
 // A head is the next record of a loan.
@@ -19,13 +19,14 @@ type head struct {
 
 func (a *head) less(b *head) bool { return a.key < b.key || a.key == b.key && a.number < b.number }
 
-// A keyed is a record of a loan: where it ends there, and the size of its sample.
+// A keyed is a record of a loan: its key, the offset in the loan where it ends, the size of its
+// sample.
 type keyed struct {
 	key       uint64
 	end, size uint32
 }
 
-// record returns a record of the loan.
+// record returns the record e of the loan.
 func (a *heldLoan) record(e keyed) Record {
 	l := a.loan
 	if l.entries != nil {
@@ -38,7 +39,7 @@ func (a *heldLoan) record(e keyed) Record {
 	return Record{unsafe.Slice((*byte)(sample), e.size), int(l.producer - end), l.ring, 0}
 }
 
-// up and down move what is in the heap to its place.
+// up and down move an element of the heap to its place.
 func (m *merger) up(i int) {
 	for h := m.heap; i > 0; {
 		parent := (i - 1) / 2

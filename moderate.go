@@ -11,8 +11,8 @@ const (
 	// and be the one that the next tick leaves.
 	defaultMaxDelay = 2 * time.Millisecond
 
-	// Ticking starts after startCount drains within startIntervals times the interval of ticks. Only
-	// drains count that caught up, after which the kernel notifies of the next record.
+	// Ticking starts after startCount drains within startIntervals times the interval of ticks.
+	// Only drains count that caught up, after which the kernel notifies of the next record.
 	startCount     = 8
 	startIntervals = 6
 

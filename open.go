@@ -36,9 +36,9 @@ func OpenMap(path string) (*MapHandle, error) {
 	return newMapHandle(fd), nil
 }
 
-// OpenMapID returns a handle of the ring buffer or loss counter with this id, which bpftool map shows.
-// It needs CAP_SYS_ADMIN (bpf_map_get_fd_by_id() in kernel/bpf/syscall.c), because it bypasses all
-// file permissions.
+// OpenMapID returns a handle of the ring buffer or loss counter with this id, which bpftool map
+// shows. It needs CAP_SYS_ADMIN (bpf_map_get_fd_by_id() in kernel/bpf/syscall.c), because it
+// bypasses all file permissions.
 //
 // The error names the id and wraps the errno: ENOENT if there is no such map, EPERM if the
 // capability is missing. OpenMapID also fails if NewReader and NewWatcher refuse the map.

@@ -8,19 +8,19 @@ import (
 )
 
 const (
-	// The last minute, and what is over of the current span.
+	// Six spans are a minute. The seventh is the current one, which is not over.
 	peakSpan  = 10 * time.Second
 	peakSpans = 7
 )
 
-// A peak is the most bytes that were in a ring lately. Any goroutine may use it.
+// A peak is the highest fill of a ring lately, in bytes. Any number of goroutines may use it.
 type peak struct {
-	// Of each span of time, its number in the upper half and below that the most bytes: so the
-	// larger value is the one of a later span, or of more bytes.
+	// For each span of time, its number in the upper half and the most bytes in the lower half. So
+	// the larger value is always that of the later span, or of more bytes.
 	spans [peakSpans]atomic.Uint64
 }
 
-// note takes note of what was in the ring at a time, which counts from any one moment.
+// note records how many bytes were in the ring at this time since the Reader was opened.
 func (p *peak) note(at time.Duration, bytes uint64) {
 	number := uint64(at / peakSpan)
 	span := &p.spans[number%peakSpans]
@@ -30,7 +30,7 @@ func (p *peak) note(at time.Duration, bytes uint64) {
 	}
 }
 
-// bytes returns the most bytes that were noted in the last minute.
+// bytes returns the highest fill of the last minute.
 func (p *peak) bytes(at time.Duration) (most uint64) {
 	for i := range p.spans {
 		span := p.spans[i].Load()

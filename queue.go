@@ -11,85 +11,83 @@ import (
 	"time"
 )
 
-// rings is what a queue needs of BPF ring buffers. libbpfRings are the real ones;
-// tests have others, to force what a kernel does only now and then.
+// rings is what a queue needs from BPF ring buffers. libbpfRings implements it. Tests have other
+// implementations, which force what a kernel does only now and then.
 //
-// Calls of fetch must not overlap with each other or with close. All other methods but
-// close may be called while fetch waits, by one goroutine at a time; lookedTo only while
-// nobody fetches.
+// Calls of fetch must not overlap with each other or with close. While fetch waits, one goroutine
+// at a time may call the other methods, except close and lookedTo.
 type rings interface {
-	// fetch finds samples of one ring for b, which must be empty. If there are none it
-	// waits for some, until the deadline or wake; it may also return early. With a deadline
-	// in the past it does not wait, and returns without samples only if each ring is empty
-	// or its oldest record not committed. With a rest it looks at nothing before that is over.
+	// fetch finds samples of one ring and puts them into b, which must be empty. If there are none,
+	// it waits until there are, until the deadline, or until wake. It may also return early without
+	// samples. With a deadline in the past it does not wait, and it returns without samples only if
+	// in each ring there is no record or the oldest record is not committed.
 	fetch(b *batch, q request) error
-	// consume consumes samples of ring i that were lent, in order: up to the position end.
+	// consume consumes lent samples of ring i, in order, up to the position end.
 	consume(i, samples, discards int, end uint64) error
-	// caughtUp is called when all that was lent of ring i is consumed.
+	// caughtUp must be called when all lent records of ring i are consumed.
 	caughtUp(i int)
-	// lookedTo returns the position up to which ring i was consumed or lent.
+	// lookedTo returns the position up to which records of ring i were consumed or lent.
 	lookedTo(i int) uint64
-	// wake ends the current or the next wait of fetch.
+	// wake ends the current wait of fetch, or the next one.
 	wake()
 	view(i int) *ring
 	consumerPos(i int) uint64
 	producerPos(i int) uint64
 	sizes() []int // in bytes
-	stats() Stats // all but Available
+	stats() Stats // all fields except Available
 	close() error
 }
 
-// A request is what fetch is to do.
+// A request says what fetch is to do.
 type request struct {
 	deadline time.Time // zero: none
 	lend     bool      // leave the samples in the ring
-	copied   bool      // but they are copied at once
-	lent     bool      // older ones are still in a ring: of that the kernel does not notify
-	lentOf   []bool    // of each ring, whether they are
-	until    []uint64  // of each ring, the position up to which records count; or nil
-	rest     time.Time // not zero: wait until then without a look, while no ring fills up
+	copied   bool      // with lend: the caller copies them at once
+	lent     bool      // older records are still lent, so the kernel does not notify
+	lentOf   []bool    // for each ring, whether records of it are lent
+	until    []uint64  // for each ring, the position to stop at; nil: none
+	rest     time.Time // not zero: do not look before this time, unless a ring fills up
 }
 
 var errClosed = fmt.Errorf("ringbuf: reader: %w", ErrClosed)
 
-// A queue hands the samples of rings out, each ring's in order, to any number of
-// goroutines.
+// A queue hands out the samples of rings to any number of goroutines, in the order of each ring.
 //
-// There is one batch, and turn is a channel with room for it. A goroutine that finds no
-// sample receives the batch from turn, which is the right to fetch the rings: it fetches until
-// there are samples, or a reason to give up, and sends the batch back. Everybody else
-// meanwhile waits on turn.
+// There is one batch, and a channel with room for it, turn. A goroutine that runs out of samples
+// receives the batch from turn. Holding the batch is the right to fetch. The goroutine fetches
+// until there are samples or a reason to give up, and sends the batch back. The other goroutines
+// wait on turn.
 //
-// So nothing is consumed while nobody reads, nor before all that was copied earlier
-// has been handed out.
+// So nothing is consumed while nobody reads, or before all samples of the last batch are handed
+// out.
 type queue struct {
 	rings rings
 	sizes []int // of the rings in bytes
 	turn  chan *batch
 
 	done    chan struct{} // closed when close begins
-	closing atomic.Bool   // likewise
+	closing atomic.Bool   // set at the same time
 
-	unread unread // of the batch; empty while it is fetched into
+	unread unread // the entries of the batch; empty during a fetch
 	slab   slab   // for samples that callers may keep
 	late   atomic.Uint64
 
-	mu       sync.Mutex // never held while fetching
-	pos      []uint64   // of each ring: end of the last record handed out, when unread has none of it
-	begun    bool       // pos is valid: somebody has fetched
+	mu       sync.Mutex // never held during a fetch
+	pos      []uint64   // for each ring without unread entries: end of the last record handed out
+	begun    bool       // pos is valid, because there was a fetch
 	fetching bool       // fetch may be waiting
 	deadline time.Time
-	expired  bool       // it was found to have passed
-	passed   []uint64   // producer positions then
-	flushes  [][]uint64 // producer positions at each call of flush not yet answered
-	unreadTo uint64     // end of the last entry that was put into unread
-	loans    [][]*loan  // of each ring, in order: see lease.go
-	lentOf   []bool     // rings that have loans, for fetch
-	lent     int        // of these, how many are out
+	expired  bool       // the deadline was found to have passed
+	passed   []uint64   // producer positions at that time
+	flushes  [][]uint64 // producer positions at each call of flush that is not yet answered
+	unreadTo uint64     // end of the last entry that was added to unread
+	loans    [][]*loan  // for each ring, loans that libbpf has not consumed, in order
+	lentOf   []bool     // for each ring, whether it has loans; passed to fetch
+	lent     int        // number of loans that are out
 	spare    *loan      // to use again, or nil
-	drained  []*loan    // loans of what was drained, in order
+	drained  []*loan    // loans of entries that were drained, in order
 	closed   bool
-	final    *Stats // when rings are closed
+	final    *Stats // set when the rings are closed
 }
 
 func newQueue(r rings) *queue {
@@ -101,23 +99,23 @@ func newQueue(r rings) *queue {
 	return q
 }
 
-// A wish is what somebody wants of a fetch, beside records.
+// A wish says what a caller wants of a fetch.
 type wish struct {
-	lend  bool      // leave them in the ring
-	now   bool      // wait neither for records nor for the turn; the deadline does not matter
-	until []uint64  // positions up to which to look, with now; flushes do not matter either
-	rest  time.Time // who has this holds records back: do not look, but wait until then
+	lend  bool      // lend the records
+	now   bool      // wait neither for records nor for the turn, and ignore the deadline
+	until []uint64  // with now: for each ring, the position to stop at; then flushes are ignored
+	rest  time.Time // not zero: the caller holds records back, and wants no look before this time
 }
 
-// errHeldBack is for who holds records back: everything else was returned that a flush or the
-// deadline wants.
+// errHeldBack tells a caller who holds records back that a flush or the deadline wants these. All
+// other records were returned.
 var errHeldBack = errors.New("ringbuf: records are held back")
 
-// receive receives the turn, or nothing if w does not want to wait so long. When ctx is done it
-// ends only if interrupt is called.
+// receive waits for the turn and returns the batch. It returns nil if w does not want to wait that
+// long. When ctx is done, the caller must also call interrupt to end the fetch of the goroutine.
 func (q *queue) receive(ctx context.Context, w wish) (*batch, error) {
 	select {
-	case b := <-q.turn: // as a rule, and quicker
+	case b := <-q.turn: // the usual case, quicker than the select below
 		return b, nil
 	default:
 	}
@@ -146,14 +144,15 @@ func (q *queue) receive(ctx context.Context, w wish) (*batch, error) {
 
 // read fetches until it can copy a sample to rec.
 func (q *queue) read(ctx context.Context, rec *Record, own bool) (err error) {
-	defer func() { err = nameOthers(err) }() // when somebody else has the turn
+	defer func() { err = nameOthers(err) }() // this takes long, so without the turn
 	b, err := q.receive(ctx, wish{})
 	if err != nil {
 		return err
 	}
-	// Also if ctx, which is the caller's, panics.
+	// Deferred, because a method of ctx, which is the caller's code, may panic.
 	defer func() { q.turn <- b }()
-	// While it has the turn: so that who waited has the first, also when Close waits for it.
+	// Take while holding the turn. So the goroutine that waited gets the first sample, even if
+	// Close waits for the turn.
 	for !q.take(rec, own) {
 		if l, err := q.fetch(ctx, b, wish{}); err != nil {
 			return err
@@ -190,10 +189,10 @@ func (q *queue) tryRead(rec *Record) (ok bool, err error) {
 	return true, nil
 }
 
-// keep makes a loan unread: of records that libbpf cannot consume yet, because others before
-// these are lent, or that were drained.
+// keep makes the entries of a loan unread. Read gets loans of two kinds: records that libbpf cannot
+// consume yet, because earlier ones are lent, and entries that were drained and released.
 func (q *queue) keep(b *batch, l *loan) error {
-	read := part{} // nothing, if the Reader is closed
+	read := part{} // read nothing, if the Reader is closed
 	defer func() { q.giveBack(l, read) }()
 	if l.entries != nil {
 		b.drainAgain(l)
@@ -211,8 +210,8 @@ func (q *queue) keep(b *batch, l *loan) error {
 	return nil
 }
 
-// lend returns samples that stay in the ring, or what is unread of the batch. It returns
-// nothing only to who does not want to wait for it.
+// lend returns a loan of samples in a ring, or of the unread entries of the batch. It returns nil
+// only if w does not want to wait.
 func (q *queue) lend(ctx context.Context, w wish) (l *loan, err error) {
 	defer func() { err = nameOthers(err) }() // as in read
 	b, err := q.receive(ctx, w)
@@ -234,8 +233,8 @@ func (q *queue) lend(ctx context.Context, w wish) (l *loan, err error) {
 	}
 }
 
-// fetch fetches once. It returns a loan of samples that are still in the ring, or has put
-// samples into unread, or neither. The caller has b from q.turn, and nothing is unread.
+// fetch fetches once. It returns a loan of samples that are still in the ring, or adds samples to
+// unread, or does neither. The caller must hold the turn, and unread must be empty.
 func (q *queue) fetch(ctx context.Context, b *batch, w wish) (*loan, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -255,8 +254,8 @@ func (q *queue) fetch(ctx context.Context, b *batch, w wish) (*loan, error) {
 	if l, err := q.released(); l != nil || err != nil {
 		return l, err
 	}
-	// Only a flush or expiry that was seen before the rings were found empty counts, so
-	// that no sample that came earlier is held back.
+	// Only a flush or an expired deadline that was seen before the rings were found empty counts.
+	// So all samples that came earlier are returned first.
 	req := request{deadline: q.deadline, lent: q.lending(), lentOf: q.lentOf, copied: !w.lend}
 	req.lend = w.lend || req.lent
 	flushed := len(q.flushes) > 0 && w.until == nil
@@ -283,11 +282,11 @@ func (q *queue) fetch(ctx context.Context, b *batch, w wish) (*loan, error) {
 	q.fetching = false
 
 	if err != nil {
-		q.begun = !first // pos may be anything if the first fetch did not like it
+		q.begun = !first // pos may be anything if the first fetch failed
 		return nil, fmt.Errorf("ringbuf: %w", err)
 	}
 	for i := range q.pos {
-		q.pos[i] = q.rings.lookedTo(i) // past discarded records
+		q.pos[i] = q.rings.lookedTo(i) // discarded records are behind now
 	}
 	switch {
 	case b.lent.samples > 0:
@@ -307,13 +306,13 @@ func (q *queue) fetch(ctx context.Context, b *batch, w wish) (*loan, error) {
 	return nil, nil
 }
 
-// add makes the entries of b unread. The caller holds q.mu.
+// add makes the entries of b unread. The caller must hold q.mu.
 func (q *queue) add(b *batch) {
 	q.unreadTo = b.last
 	q.unread.add(b)
 }
 
-// produced returns the producer positions, in buf if it has room. The caller holds q.mu.
+// produced returns the producer positions, in buf if that has room. The caller must hold q.mu.
 func (q *queue) produced(buf []uint64) []uint64 {
 	buf = buf[:0]
 	for i := range q.pos {
@@ -322,15 +321,15 @@ func (q *queue) produced(buf []uint64) []uint64 {
 	return buf
 }
 
-// wake makes a goroutine that fetches look at the queue's state again. The caller
-// holds q.mu.
+// wake makes the goroutine that fetches look at the state of the queue again. The caller must hold
+// q.mu.
 func (q *queue) wake() {
 	if q.fetching {
 		q.rings.wake()
 	}
 }
 
-// interrupt is for whoever's context is done while they fetch.
+// interrupt makes a fetching goroutine look at its context again.
 func (q *queue) interrupt() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -364,14 +363,14 @@ func (q *queue) available() (sum int) {
 	return sum
 }
 
-// availableOf returns the bytes of ring i that were produced and not handed out. The caller
-// holds q.mu.
+// availableOf returns the number of bytes of ring i that were produced and not handed out. The
+// caller must hold q.mu.
 func (q *queue) availableOf(i int) int {
 	switch {
 	case q.closed:
 		return 0
 	case !q.begun:
-		// In this order, because somebody else may still be reading.
+		// The consumer position first, because another process may still be reading.
 		consumer := q.rings.consumerPos(i)
 		return int(q.rings.producerPos(i) - consumer)
 	}
@@ -410,7 +409,7 @@ func (q *queue) stats() Stats {
 	return s
 }
 
-// close may be called once.
+// close closes the queue. It may be called once.
 func (q *queue) close() error {
 	q.mu.Lock()
 	q.closed = true
@@ -419,7 +418,7 @@ func (q *queue) close() error {
 	q.wake()
 	q.mu.Unlock()
 
-	<-q.turn // nobody fetches, nor will again
+	<-q.turn // now nobody is fetching, and nobody will
 
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -427,7 +426,7 @@ func (q *queue) close() error {
 	final := q.rings.stats()
 	q.final = &final
 	if q.lent > 0 {
-		return nil // whoever gives the last loan back closes the rings
+		return nil // giving back the last loan closes the rings
 	}
 	return q.rings.close()
 }

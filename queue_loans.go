@@ -8,7 +8,7 @@ import (
 
 var errReleased = errors.New("ringbuf: commit: the lease was released before")
 
-// lendUnread lends what is unread of b, if anything is.
+// lendUnread lends the unread entries of b. It returns nil if there are none.
 func (q *queue) lendUnread(b *batch) *loan {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -20,14 +20,14 @@ func (q *queue) lendUnread(b *batch) *loan {
 	if l.entries == nil {
 		return nil
 	}
-	b.memory = nil // it is the loan's now
+	b.memory = nil // the loan has it now
 	l.samples, _, _ = measure(l.entries)
 	q.drained = append(q.drained, l)
 	return l
 }
 
-// lending reports whether records are in any ring that libbpf cannot consume yet, and notes
-// in which. The caller holds q.mu.
+// lending reports whether any ring has loans, and notes in q.lentOf which. libbpf cannot consume
+// records behind a loan. The caller must hold q.mu.
 func (q *queue) lending() (any bool) {
 	for i, loans := range q.loans {
 		q.lentOf[i] = len(loans) > 0
@@ -36,11 +36,11 @@ func (q *queue) lending() (any bool) {
 	return any
 }
 
-// released lends the first records that were released. The caller holds q.mu.
+// released lends the first loan that was released, if there is one. The caller must hold q.mu.
 func (q *queue) released() (*loan, error) {
 	for i, l := range q.drained {
 		if l.state == loanReleased {
-			again := *l // who released it may still have l
+			again := *l // a copy, since the goroutine that released l may still have it
 			again.state = loanOut
 			q.drained[i] = &again
 			return &again, nil
@@ -51,20 +51,20 @@ func (q *queue) released() (*loan, error) {
 			if l.state != loanReleased {
 				continue
 			}
-			again := *l // who released it may still have l
-			again.state, again.again = loanOut, false
+			again := *l // a copy, as above
+			again.state, again.reusable = loanOut, false
 			loans[j] = &again
 			q.lent++
 			return &again, nil
 		}
-		if err := q.settle(i); err != nil { // an error before may have stopped it
+		if err := q.settle(i); err != nil { // after an earlier error, loans may be left to consume
 			return nil, err
 		}
 	}
 	return nil, nil
 }
 
-// borrow lends what was found for b. The caller holds q.mu.
+// borrow makes a loan of the window that b has. The caller must hold q.mu.
 func (q *queue) borrow(b *batch) *loan {
 	l := q.spare
 	if q.spare = nil; l == nil {
@@ -77,7 +77,7 @@ func (q *queue) borrow(b *batch) *loan {
 	return l
 }
 
-// giveBack ends a loan: the records of p were read, the others were not.
+// giveBack ends a loan. The records of p have been read, the others have not.
 func (q *queue) giveBack(l *loan, p part) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -99,7 +99,7 @@ func (q *queue) giveBack(l *loan, p part) error {
 		return nil
 	}
 	if p.samples < l.samples {
-		q.wake() // somebody may wait for what there is again
+		q.wake() // a waiting goroutine may want the rest
 	}
 	if l.entries != nil {
 		q.giveBackEntries(l, p)
@@ -111,7 +111,7 @@ func (q *queue) giveBack(l *loan, p part) error {
 	return q.settle(l.ring)
 }
 
-// noLongerLent counts a loan that nobody uses any more. The caller holds q.mu.
+// noLongerLent counts a loan that nobody uses any more. The caller must hold q.mu.
 func (q *queue) noLongerLent(l *loan) {
 	if l.entries != nil {
 		return
@@ -122,13 +122,13 @@ func (q *queue) noLongerLent(l *loan) {
 	}
 }
 
-// giveBackRest ends a loan of which some samples were read, but those were not that end at these
-// offsets in it, in order.
+// giveBackRest ends a loan of which some samples, anywhere in it, were not read. unread has the
+// offsets in the loan where these end, in order.
 func (q *queue) giveBackRest(l *loan, unread []uint32) {
 	pieces := l.carve(q.rings, unread)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if pieces == nil { // the kernel has written over it, which consuming finds
+	if pieces == nil { // somebody moved the consumer position; consuming the loan will find that
 		l.state = loanReleased
 		pieces = []*loan{l}
 	}
@@ -148,7 +148,8 @@ func (q *queue) giveBackRest(l *loan, unread []uint32) {
 	q.settle(l.ring)
 }
 
-// giveBackEntries keeps for others what is behind p. The caller holds q.mu.
+// giveBackEntries ends a loan of entries and keeps those behind p for others. The caller must hold
+// q.mu.
 func (q *queue) giveBackEntries(l *loan, p part) {
 	i := slices.Index(q.drained, l)
 	if p.samples == l.samples {
@@ -161,10 +162,11 @@ func (q *queue) giveBackEntries(l *loan, p part) {
 	q.drained[i] = &rest
 }
 
-// split releases what is behind p. The caller holds q.mu.
+// split makes the records behind p a loan of their own, which is released. The caller must hold
+// q.mu.
 func (q *queue) split(l *loan, p part) {
 	rest := *l
-	rest.state, rest.again = loanReleased, false
+	rest.state, rest.reusable = loanReleased, false
 	rest.start = p.end
 	rest.samples -= p.samples
 	rest.discards -= p.discards
@@ -176,8 +178,8 @@ func (q *queue) split(l *loan, p part) {
 	q.loans[l.ring] = slices.Insert(loans, slices.Index(loans, l)+1, &rest)
 }
 
-// settle lets libbpf consume the first loans of ring i, as far as they are committed. The
-// caller holds q.mu.
+// settle lets libbpf consume the loans of ring i that are committed, up to the first that is not.
+// The caller must hold q.mu.
 func (q *queue) settle(i int) error {
 	loans := q.loans[i]
 	var p part
@@ -194,7 +196,7 @@ func (q *queue) settle(i int) error {
 		return fmt.Errorf("ringbuf: %w", err)
 	}
 	for _, l := range loans[:n] {
-		if l.again {
+		if l.reusable {
 			q.spare = l
 		}
 	}

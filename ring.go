@@ -12,8 +12,8 @@ const (
 	discardBit       = 1 << 30 // BPF_RINGBUF_DISCARD_BIT
 )
 
-// A ring is a ring buffer in memory that can only be read. Its methods look at records and
-// change nothing; libbpf consumes them.
+// A ring is a ring buffer in read-only memory. Its methods look at records and change nothing.
+// libbpf consumes them.
 //
 // SAFETY: the pointers are valid until the Reader is closed and no lease is out. The kernel
 // maps the data twice in a row, so that each record is in one piece.
@@ -26,8 +26,8 @@ type ring struct {
 func (g *ring) consumer() uint64 { return atomic.LoadUint64(g.consumerPos) }
 func (g *ring) producer() uint64 { return atomic.LoadUint64(g.producerPos) }
 
-// positions returns the consumer and the producer position of one moment, though somebody
-// else may be reading. It reports whether they can be those of a ring.
+// positions returns the consumer and the producer position of the same moment, even if somebody
+// else is reading. It reports whether the positions can be those of a ring.
 func (g *ring) positions() (consumer, producer uint64, sound bool) {
 	for range 1000 {
 		consumer, producer = g.consumer(), g.producer()
@@ -35,17 +35,18 @@ func (g *ring) positions() (consumer, producer uint64, sound bool) {
 			return consumer, producer, consumer%8 == 0 && producer-consumer <= g.size
 		}
 	}
-	return consumer, producer, consumer%8 == 0 // it moves all the time, so somebody can read it
+	// The consumer position moves all the time. So its reader finds it sound.
+	return consumer, producer, consumer%8 == 0
 }
 
 // at returns the data at a position.
 func (g *ring) at(pos uint64) unsafe.Pointer { return unsafe.Add(g.data, pos&(g.size-1)) }
 
-// header returns the length and flags of the record at pos, which is below the producer
-// position. Like libbpf's load it pairs with the xchg() in the kernel's bpf_ringbuf_commit().
+// header returns the length and the flags of the record at pos, which must be below the producer
+// position. The load pairs with the xchg() in the kernel's bpf_ringbuf_commit(), as libbpf's does.
 func (g *ring) header(pos uint64) uint32 { return atomic.LoadUint32((*uint32)(g.at(pos))) }
 
-// sampleSize returns what a header says of the size of a sample.
+// sampleSize returns the size of the sample of a record with this header.
 func sampleSize(header uint32) uint64 { return uint64(header &^ (busyBit | discardBit)) }
 
 // recordEnd returns the end of the record at pos.
@@ -53,23 +54,26 @@ func recordEnd(pos uint64, header uint32) uint64 {
 	return pos + (recordHeaderSize+sampleSize(header)+7)&^7
 }
 
-// A window is a run of records that somebody looked at. The last one is a sample.
+// A window is a run of committed records. Unless it has no samples, the last record is a sample.
 type window struct {
 	ring       int
 	start, end uint64 // positions
-	producer   uint64 // producer position then
+	producer   uint64 // producer position when the window was found
 	samples    int
 	bytes      uint64 // of the samples
-	discards   int    // discarded records between them, or all there are if samples is 0
-	more       bool   // the limit ended it
-	bad        bool   // it begins with what is no record
+	discards   int    // discarded records before the last sample, or all if there is no sample
+	more       bool   // the limit ended the window
+	bad        bool   // the first bytes are not a valid record
 }
 
-// look says in w what is committed from position from on, up to the position until: samples
-// in about limit bytes of the ring, or one. With leave it stops before the newest record,
-// so that the kernel, which notifies of a record that is committed when the consumer position
-// is its start, notifies of none. A record that takes more than an eighth of the ring is
-// not left in it. Without a sample the window has the discarded records that are there.
+// look finds the records that are committed between the positions from and until, and describes
+// them in w. The samples take at most about limit bytes of the ring, but there is at least one.
+//
+// With leave, the window ends before the newest record, unless that takes more than an eighth of
+// the ring. The kernel notifies of a record if, at its commit, the consumer position is the start
+// of the record. So while the newest record is left, the kernel notifies of none.
+//
+// If there is no sample, the window has the discarded records.
 func (g *ring) look(w *window, from, until, limit uint64, leave bool) {
 	producer := g.producer()
 	*w = window{start: from, end: from, producer: producer}
@@ -110,7 +114,7 @@ func (g *ring) look(w *window, from, until, limit uint64, leave bool) {
 			leave = false
 			break
 		}
-		bound = next // the first may be as large as it is
+		bound = next // the first sample may exceed the limit
 	}
 	w.samples, w.bytes, w.end = samples, bytes, end
 	if samples == 0 {
@@ -122,7 +126,7 @@ func (g *ring) look(w *window, from, until, limit uint64, leave bool) {
 	}
 }
 
-// committed reports whether there is a record at pos that is committed, or discarded.
+// committed reports whether a record begins at pos that is committed or discarded.
 func (g *ring) committed(pos, producer uint64) bool {
 	return pos < producer && g.header(pos)&busyBit == 0
 }
@@ -133,17 +137,18 @@ func (g *ring) each(w window, f func(end uint64, sample []byte)) {
 		header := g.header(pos)
 		end := recordEnd(pos, header)
 		if end > w.end || header&busyBit != 0 {
-			return // somebody wrote the consumer position, and the kernel over these records
+			return // somebody moved the consumer position, and the kernel has overwritten the records
 		}
 		if header&discardBit == 0 {
-			// SAFETY: the record ends before w.end, and is in one piece.
+			// SAFETY: the record ends before w.end, and is in one piece because the data is mapped
+			// twice.
 			f(end, unsafe.Slice((*byte)(unsafe.Add(g.at(pos), recordHeaderSize)), header))
 		}
 		pos = end
 	}
 }
 
-// count returns how many samples and discarded records a window has.
+// count returns the number of samples and of discarded records in a window.
 func (g *ring) count(w window) (samples, discards int) {
 	records := 0
 	for pos := w.start; pos < w.end; pos = recordEnd(pos, g.header(pos)) {

@@ -25,7 +25,12 @@ var ErrFlushed = errors.New("ringbuf: flushed")
 //
 // A ring buffer has a single consumer position. So only one Reader on the machine may read a ring
 // at a time. A Reader that finds the position moved by somebody else returns an error: see
-// [Reader.Read].
+// [Reader.Read]. The documentation of Read holds for the other methods that return records, unless
+// theirs says otherwise.
+//
+// A Reader takes samples in batches, with one call of C for many samples, and only while somebody
+// reads. A waiting call holds no thread of the operating system, except in the first tenth of a
+// second of a wait that follows a sample, and in the last moment before a deadline.
 type Reader struct {
 	queue   *queue
 	cleanup runtime.Cleanup

@@ -2,8 +2,8 @@
 
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Lets libbpf consume records that somebody has looked at: with a callback that counts
- * the samples, or one that copies them into a batch.
+ * Lets libbpf consume records that were looked at before. The callback counts the samples, or
+ * copies them into a batch.
  */
 #define _GNU_SOURCE
 #include "ringbuf_cgo.h"
@@ -13,12 +13,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ring__consume_n() is there from libbpf 1.5 on. */
+/* libbpf has ring__consume_n() from 1.5 on. */
 #ifndef HAS_CONSUME_N
 #define HAS_CONSUME_N (LIBBPF_MAJOR_VERSION > 1 || LIBBPF_MINOR_VERSION >= 5)
 #endif
 
-/* How many bytes ahead of a sample to fetch those that follow. */
+/* How many bytes ahead of a sample to prefetch. */
 #define AHEAD 8192
 
 static __u64 align8(__u64 n)
@@ -28,15 +28,13 @@ static __u64 align8(__u64 n)
 
 static __u64 record_end(__u64 pos, __u32 header)
 {
-	__u64 len = header & ~(BUSY_BIT | DISCARD_BIT);
-
-	return pos + align8(HEADER_SIZE + len);
+	return pos + cgo_record_size(header & ~(BUSY_BIT | DISCARD_BIT));
 }
 
 /*
- * Reports whether there were only discarded records from one position up to another, which
- * libbpf has consumed since the first was the consumer position, and counts them. When the
- * ring is full the kernel may have put others in their place: then it cannot be known.
+ * Reports whether there were only discarded records between the positions from and to, and counts
+ * them. from was the consumer position, and libbpf has consumed up to to. When the ring is full,
+ * the kernel may have overwritten these records. Then nobody can know, and it returns true.
  */
 static bool discarded(struct cgo_ring *ring, __u64 from, __u64 to)
 {
@@ -55,8 +53,8 @@ static bool discarded(struct cgo_ring *ring, __u64 from, __u64 to)
 	if (pos == to || from > to)
 		return pos == to;
 	/*
-	 * Not >: the kernel writes a header before it moves the producer position. And
-	 * what a program writes then may be seen a while earlier, on arm64.
+	 * Not >: the kernel writes a header before it moves the producer position. On arm64, what
+	 * a program writes afterwards may also be visible for a while before the position is.
 	 */
 	for (i = 0; i < 1000; i++)
 		if (cgo_ringbuf_load(ring->producer_pos) >= from + ring->size)
@@ -65,9 +63,9 @@ static bool discarded(struct cgo_ring *ring, __u64 from, __u64 to)
 }
 
 /*
- * The position of the record whose sample libbpf found. In libbpf's own mapping the address
- * tells, whatever somebody writes to the consumer position. Else that is it, because libbpf
- * moves it after the callback.
+ * The position of the record whose sample libbpf found. In libbpf's own mapping the address of the
+ * sample tells, even if somebody else writes to the consumer position. Otherwise the position is
+ * the consumer position, because libbpf moves that after the callback.
  */
 static __u64 start_of(struct cgo_ring *ring, const void *sample)
 {
@@ -80,16 +78,16 @@ static __u64 start_of(struct cgo_ring *ring, const void *sample)
 	if (start < ring->producer)
 		return start;
 	/*
-	 * Behind what somebody has looked at, libbpf may have passed more discarded records than
-	 * the ring has room for. Of what was produced, the ring has the last.
+	 * libbpf may be further than the last look, by more discarded records than the ring has
+	 * room for. Take the last place before the producer position that has this address.
 	 */
 	ring->producer = cgo_ringbuf_load(ring->producer_pos);
 	return ring->producer - 1 - ((ring->producer - 1 - offset) & (ring->size - 1));
 }
 
 /*
- * Reports whether the record is the next one. Whoever holds the map can write the consumer
- * position, and libbpf, which has loaded it before, takes any bytes there for a header.
+ * Reports whether the record at start is the next one. Everybody who holds the map can write to
+ * the consumer position. libbpf has loaded it before, and takes any bytes there for a header.
  */
 static bool is_next(struct cgo_ring *ring, __u64 start, size_t len)
 {
@@ -99,16 +97,16 @@ static bool is_next(struct cgo_ring *ring, __u64 start, size_t len)
 		return false;
 	if (cgo_ringbuf_header(ring, start) != len)
 		return false;
-	/* The kernel may have added records since somebody looked. */
+	/* The kernel may have added records since the last look. */
 	if (end > ring->producer)
 		ring->producer = cgo_ringbuf_load(ring->producer_pos);
 	return end <= ring->producer && ring->producer - start <= ring->size;
 }
 
 /*
- * Fetches what comes a while after the sample, so that the copying of later ones
- * does not wait for memory, nor for the translation of its address: two pages were
- * measured best. What is not yet produced is left to the producer's cache.
+ * Prefetches what comes some way behind the sample. So copying later samples waits neither for
+ * memory nor for address translation. Two pages ahead was measured to be best. It does not touch
+ * what is not produced yet, which is in the producer's cache.
  */
 static void prefetch(const struct cgo_ring *ring, const void *sample, size_t len, __u64 end)
 {
@@ -120,7 +118,7 @@ static void prefetch(const struct cgo_ring *ring, const void *sample, size_t len
 		__builtin_prefetch(sample + AHEAD + i);
 }
 
-/* Copies n bytes, a multiple of 8: faster than a call of memcpy() for small samples. */
+/* Copies n bytes, a multiple of 8. For small samples this is faster than calling memcpy(). */
 static void copy8(void *to, const void *from, __u64 n)
 {
 	__u64 i;
@@ -136,8 +134,8 @@ static void copy8(void *to, const void *from, __u64 n)
 }
 
 /*
- * Makes an entry of size bytes in a batch, or behind it. The second happens only to the
- * first sample after a wait: of the others the size was known, and room was made.
+ * Makes an entry of size bytes in a batch, or, if the batch has no room, in memory of its own. That
+ * happens only for the first sample after a wait. For other samples the caller has made room.
  */
 static struct cgo_ringbuf_entry *make_entry(struct cgo_batch *b, size_t size)
 {
@@ -169,7 +167,7 @@ static int copy_sample(struct cgo_ring *ring, const void *sample, size_t len)
 		ring->consumer = end;
 		return -ENOMEM;
 	}
-	/* In our own mapping libbpf may be at another record, which the position tells next. */
+	/* If libbpf has its own mapping, sample may be that of another record by now. */
 	sample = ring->data + (start & (ring->size - 1)) + HEADER_SIZE;
 	prefetch(ring, sample, len, end);
 	entry->end = end;
@@ -181,8 +179,8 @@ static int copy_sample(struct cgo_ring *ring, const void *sample, size_t len)
 }
 
 /*
- * libbpf publishes the consumer position when this returns, also when it returns an error: a
- * sample that is to be copied must have been by then.
+ * libbpf publishes the consumer position when this returns, even if it returns an error. So a
+ * sample must have been copied by then.
  */
 int cgo_ringbuf_take(void *ctx, void *sample, size_t len)
 {
@@ -219,12 +217,12 @@ void cgo_ringbuf_pass(struct cgo_ring *ring)
 	__u64 consumer = cgo_ringbuf_load(ring->consumer_pos);
 
 	ring->left = 0;
-	/* If it is anything else, the next look finds that. */
+	/* If it is anywhere else, the next look will find that. */
 	if (consumer != ring->consumer && discarded(ring, ring->consumer, consumer))
 		ring->consumer = consumer;
 }
 
-/* Reports whether the consumer position is where the last call left it. */
+/* Reports whether the consumer position is where the last call has left it. */
 static bool sound(struct cgo_ring *ring)
 {
 	__u64 consumer = cgo_ringbuf_load(ring->consumer_pos);
@@ -236,7 +234,7 @@ static bool sound(struct cgo_ring *ring)
 	return false;
 }
 
-/* Checks that libbpf is at end, where it should be after a call that returned err. */
+/* Checks that the consumer position is at end after a call of libbpf that returned err. */
 static int consumed(struct cgo_ring *ring, int err, __u64 end)
 {
 	__u64 consumer = cgo_ringbuf_load(ring->consumer_pos);
@@ -274,7 +272,7 @@ int cgo_ringbuf_skip(struct cgo_ringbuf *r, int i, __u64 n, __u64 end, __u8 *buf
 	if (!sound(ring))
 		return -EUCLEAN;
 #if HAS_CONSUME_N
-	/* libbpf looks after each record whether it has n samples: 0 samples are one record. */
+	/* With n = 0, libbpf consumes one record: it compares with n only after each record. */
 	for (; n && !err; n--)
 		err = ring__consume_n(ring->lib, 0);
 	return consumed(ring, err, end);
@@ -286,7 +284,7 @@ int cgo_ringbuf_skip(struct cgo_ringbuf *r, int i, __u64 n, __u64 end, __u8 *buf
 	if (err == -EUCLEAN || err == -ENOMEM)
 		return err;
 	if (!r->batch.filled && !r->batch.large) {
-		/* There may have been more of them than n. */
+		/* There may have been more than n discarded records. */
 		end = cgo_ringbuf_load(ring->consumer_pos);
 		if (!discarded(ring, ring->consumer, end))
 			end = ring->consumer;

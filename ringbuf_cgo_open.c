@@ -13,11 +13,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static size_t page_size(void)
-{
-	return sysconf(_SC_PAGESIZE);
-}
-
 static int map_shared(int map_fd, size_t size, int prot, off_t offset, void **out)
 {
 	void *p = mmap(NULL, size, prot, MAP_SHARED, map_fd, offset);
@@ -30,7 +25,7 @@ static int map_shared(int map_fd, size_t size, int prot, off_t offset, void **ou
 
 static int add_to_epoll(int epoll_fd, int fd)
 {
-	/* To libbpf data.fd is the index of a ring: see ring_buffer__poll(). */
+	/* libbpf takes data.fd for the index of a ring: see ring_buffer__poll(). */
 	struct epoll_event event = {.events = EPOLLIN, .data.fd = 0};
 
 	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
@@ -49,14 +44,14 @@ static int try_epoll(int fd)
 }
 
 /*
- * Does what ring_buffer__add() is about to do, and gives it back. Where that fails libbpf
- * prints a warning, through a hook that belongs to libbpfgo, and tells only an errno.
+ * Does what ring_buffer__add() will do, and undoes it. When that fails, libbpf returns only an
+ * errno, and prints a warning through a hook that belongs to libbpfgo.
  */
 static int try_to_add(const struct cgo_ring *ring, int map_fd, const char **step)
 {
 	void *consumer = NULL, *pages = NULL;
-	void *volatile heap; /* the compiler may leave out what is allocated to no use */
-	size_t page = page_size(), size = page + 2 * ring->size;
+	void *volatile heap; /* volatile, or the compiler would leave the allocation out */
+	size_t page = cgo_page_size(), size = page + 2 * ring->size;
 	int err;
 
 	*step = "mmap consumer page";
@@ -69,7 +64,7 @@ static int try_to_add(const struct cgo_ring *ring, int map_fd, const char **step
 	if (err)
 		goto out;
 
-	/* More than its structures take. The C library keeps that much when it is freed. */
+	/* More than libbpf's structures take. The C library keeps the memory after free(). */
 	*step = "allocate for libbpf";
 	heap = malloc(page);
 	if (!heap)
@@ -88,8 +83,8 @@ out:
 }
 
 /*
- * What struct ring of libbpf's src/ringbuf.c has been since 1.3. libbpf does not tell where
- * it maps a ring.
+ * struct ring of libbpf's src/ringbuf.c, which has not changed since 1.3. libbpf has no function
+ * that tells where it maps a ring.
  */
 struct libbpf_ring {
 	ring_buffer_sample_fn sample_cb;
@@ -102,16 +97,18 @@ struct libbpf_ring {
 };
 
 /*
- * Uses libbpf's mapping, if all that is known of its struct is as expected. A second one
- * would count twice as resident memory: the kernel maps all pages of a ring at once.
+ * Uses libbpf's mapping, if everything that is known of its struct ring is as expected. A second
+ * mapping would count twice as resident memory, because the kernel maps all pages of a ring at
+ * once.
  */
 static bool borrow_mapping(struct cgo_ring *ring)
 {
 	const struct libbpf_ring *lib = (const void *)ring->lib;
 
 	if (lib->sample_cb != cgo_ringbuf_take || lib->ctx != ring ||
-	    lib->data != (void *)lib->producer_pos + page_size() || lib->mask != ring->size - 1 ||
-	    ring__size(ring->lib) != ring->size || lib->map_fd != ring__map_fd(ring->lib))
+	    lib->data != (void *)lib->producer_pos + cgo_page_size() ||
+	    lib->mask != ring->size - 1 || ring__size(ring->lib) != ring->size ||
+	    lib->map_fd != ring__map_fd(ring->lib))
 		return false;
 	ring->consumer_pos = (const __u64 *)lib->consumer_pos;
 	ring->producer_pos = (const __u64 *)lib->producer_pos;
@@ -121,7 +118,7 @@ static bool borrow_mapping(struct cgo_ring *ring)
 
 static size_t own_size(const struct cgo_ring *ring)
 {
-	return 2 * page_size() + 2 * ring->size;
+	return 2 * cgo_page_size() + 2 * ring->size;
 }
 
 static int map_own(struct cgo_ring *ring, int map_fd)
@@ -131,12 +128,12 @@ static int map_own(struct cgo_ring *ring, int map_fd)
 	if (err)
 		return err;
 	ring->consumer_pos = ring->own;
-	ring->producer_pos = ring->own + page_size();
-	ring->data = ring->own + 2 * page_size();
+	ring->producer_pos = ring->own + cgo_page_size();
+	ring->data = ring->own + 2 * cgo_page_size();
 	return 0;
 }
 
-/* Adds the ring of map_fd to those of libbpf. */
+/* Adds the ring of map_fd to libbpf's rings. */
 static int add_ring(struct cgo_ringbuf *r, int map_fd, __u64 size, bool own, const char **step)
 {
 	struct cgo_ring *ring = &r->rings[r->count];
@@ -144,7 +141,7 @@ static int add_ring(struct cgo_ringbuf *r, int map_fd, __u64 size, bool own, con
 
 	ring->reader = r;
 	ring->size = size;
-	/* From here on cgo_ringbuf_free() looks after it. */
+	/* From now on cgo_ringbuf_free() releases it. */
 	r->count++;
 	err = try_to_add(ring, map_fd, step);
 	if (err)
@@ -169,7 +166,7 @@ static int add_ring(struct cgo_ringbuf *r, int map_fd, __u64 size, bool own, con
 	return 0;
 }
 
-/* The epoll instance that Go's netpoller watches: see cgo_ringbuf_arm(). */
+/* Opens the epoll instance that Go's netpoller watches: see cgo_ringbuf_arm(). */
 static int open_park_fd(struct cgo_ringbuf *r)
 {
 	struct epoll_event disarmed = {0};
@@ -177,7 +174,7 @@ static int open_park_fd(struct cgo_ringbuf *r)
 	r->park_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (r->park_fd < 0)
 		return -errno;
-	/* os.NewFile hands only non-blocking descriptors to the netpoller. */
+	/* os.NewFile adds only non-blocking descriptors to the netpoller. */
 	if (fcntl(r->park_fd, F_SETFL, O_NONBLOCK) ||
 	    epoll_ctl(r->park_fd, EPOLL_CTL_ADD, r->ring_fd, &disarmed))
 		return -errno;
@@ -264,7 +261,7 @@ void cgo_ringbuf_free(struct cgo_ringbuf *r)
 	for (i = 0; i < r->count; i++)
 		if (r->rings[i].own)
 			munmap(r->rings[i].own, own_size(&r->rings[i]));
-	/* Of those that were not opened, close() does nothing. */
+	/* A descriptor that was not opened is -1, for which close() does nothing. */
 	close(r->park_fd);
 	close(r->wake_fd);
 	close(r->ring_fd);

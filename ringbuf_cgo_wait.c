@@ -2,7 +2,7 @@
 
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Waits until the kernel notifies, a time has passed or somebody calls cgo_ringbuf_wake().
+ * Waits until the kernel notifies, until a time has passed or until cgo_ringbuf_wake() is called.
  */
 #define _GNU_SOURCE
 #include "ringbuf_cgo.h"
@@ -15,7 +15,7 @@
 
 #define NS_PER_MS 1000000
 
-/* One thread at a time counts, any may read. */
+/* One thread at a time may count. Any thread may read the counter. */
 static void count(__u64 *counter, __u64 n)
 {
 	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
@@ -38,11 +38,11 @@ static enum state state_of(const struct cgo_ring *ring)
 }
 
 /*
- * The kernel notifies of a record if, at its commit, the consumer position is the record's
- * start (bpf_ringbuf_commit() in kernel/bpf/ringbuf.c). libbpf has stored that position.
- * Without a StoreLoad barrier the loads that follow may come first and miss the commit, and
- * the commit then misses the store. This fence pairs with the xchg() in the commit. So if
- * there is no record behind it, or one that is not committed, its commit will notify.
+ * The kernel notifies of a record if, at its commit, the consumer position is the start of the
+ * record (bpf_ringbuf_commit() in kernel/bpf/ringbuf.c). libbpf has stored that position. Without
+ * a StoreLoad barrier the loads behind this may come before that store and miss the commit, and the
+ * commit may miss the store. This fence pairs with the xchg() in the commit. So if there is no
+ * record behind it, or a busy one, the commit of that record will notify.
  */
 static void fence(void)
 {
@@ -76,8 +76,8 @@ bool cgo_ringbuf_ready_ring(struct cgo_ringbuf *r, int i)
 }
 
 /*
- * Undoes what cgo_ringbuf_wake() did, if it was called. If ppoll reports the eventfd and it
- * has not 8 bytes, not all 0, somebody closed it or put another file in its place, and
+ * Undoes cgo_ringbuf_wake(), if it was called. If ppoll reports the eventfd, but there are no 8
+ * bytes to read or all of them are 0, somebody closed it or put another file in its place. Then
  * ppoll would return at once each time.
  */
 static int reset_wake(struct cgo_ringbuf *r)
@@ -93,7 +93,7 @@ static int reset_wake(struct cgo_ringbuf *r)
 	return 0;
 }
 
-/* Waits for cgo_ringbuf_wake() and for events of fd, unless that is -1. */
+/* Waits for cgo_ringbuf_wake(), and for events of fd unless that is -1. */
 static int wait_events(struct cgo_ringbuf *r, __s64 timeout_ns, int fd)
 {
 	struct pollfd fds[] = {
@@ -118,8 +118,8 @@ static int wait_events(struct cgo_ringbuf *r, __s64 timeout_ns, int fd)
 }
 
 /*
- * Waits in libbpf, whose epoll instance has the eventfd too: cgo_ringbuf_open() sees to
- * that. To libbpf an event of it is one of the first ring, at which it looks once more.
+ * Waits in libbpf. cgo_ringbuf_open() has added the eventfd to libbpf's epoll instance. libbpf
+ * takes an event of it for one of the first ring, and looks there once more.
  */
 static int wait_in_libbpf(struct cgo_ringbuf *r, __s64 timeout_ms)
 {
@@ -135,7 +135,7 @@ static int wait_in_libbpf(struct cgo_ringbuf *r, __s64 timeout_ms)
 	r->notified = r->at;
 	if (r->at)
 		return err == STOP ? 0 : err;
-	if (err == -EBADF || err == -EINVAL) /* somebody closed it, but not the duplicate */
+	if (err == -EBADF || err == -EINVAL) /* somebody closed libbpf's, but not the duplicate */
 		return wait_events(r, timeout_ms * NS_PER_MS, r->ring_fd);
 	if (err < 0 && err != -EINTR)
 		return err;
@@ -161,9 +161,9 @@ int cgo_ringbuf_wait(struct cgo_ringbuf *r, __s64 timeout_ns, __u8 *buf, size_t 
 	if (r->notified)
 		count(&r->wakeups, 1);
 	/*
-	 * Notified of nothing: somebody closed the epoll instance or put another file in its
-	 * place. cgo_ringbuf_arm() will tell. Or the record is busy: ppoll is level-triggered
-	 * and would return at once until the commit.
+	 * Notified, but there is no record. Perhaps somebody closed the epoll instance or put
+	 * another file in its place; cgo_ringbuf_arm() will tell. Or the record is busy. ppoll is
+	 * level-triggered, so it would return at once until the commit.
 	 */
 	if (!err && r->notified && !r->at)
 		r->busy = look(r) != READY;
@@ -174,7 +174,7 @@ static int arm(struct cgo_ringbuf *r, __u32 events)
 {
 	struct epoll_event event = {.events = events};
 
-	/* It fails only if one of the two is closed, or another file: with one of four errors. */
+	/* It fails, with one of four errors, only if one of the two is closed or another file. */
 	if (epoll_ctl(r->park_fd, EPOLL_CTL_MOD, r->ring_fd, &event))
 		return -EBADF;
 	return 0;
@@ -208,8 +208,8 @@ static __s64 now_ns(void)
 }
 
 /*
- * There are records in the rings, for which libbpf's epoll instance may be ready all the
- * time: so it is watched for changes.
+ * While there are records in the rings, libbpf's epoll instance may be ready all the time. So this
+ * watches it for changes.
  */
 static int pause_listening(struct cgo_ringbuf *r, __s64 pause_ns, enum cgo_listen listen)
 {
@@ -219,7 +219,7 @@ static int pause_listening(struct cgo_ringbuf *r, __s64 pause_ns, enum cgo_liste
 
 	err = arm(r, EPOLLIN | EPOLLET);
 	while (!err && !r->woken && left > 0) {
-		/* Takes the event, also the one that arming makes of what is there. */
+		/* Takes the event, and also the one that arming makes if there are records. */
 		epoll_wait(r->park_fd, &event, 1, 0);
 		if (cgo_ringbuf_produced(r, listen)) {
 			count(&r->wakeups, r->notified);
@@ -245,7 +245,7 @@ int cgo_ringbuf_wake(struct cgo_ringbuf *r)
 {
 	__u64 one = 1;
 
-	/* EAGAIN: the counter is at its maximum, so the wait ends anyway. */
+	/* EAGAIN means that the counter is at its maximum. So the wait ends anyway. */
 	if (write(r->wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
 		return -errno;
 	return 0;

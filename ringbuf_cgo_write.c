@@ -2,9 +2,9 @@
 
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Writes into a user ring buffer through libbpf's user_ring_buffer, which reserves, submits
- * and discards. What libbpf does not do is here too: open with a cause for each failure, wake a
- * Writer that waits for room, find and repair what a dead one left.
+ * Writes into a user ring buffer. libbpf's user_ring_buffer reserves, submits and discards. This
+ * file adds what libbpf does not do: it opens with a cause for each failure, wakes a Writer that
+ * waits for room, and finds and repairs what a dead Writer has left.
  */
 #define _GNU_SOURCE
 #include "ringbuf_cgo.h"
@@ -18,16 +18,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static size_t page_size(void)
-{
-	return sysconf(_SC_PAGESIZE);
-}
-
-static __u64 record_size(__u64 len)
-{
-	return (HEADER_SIZE + len + 7) & ~7ULL;
-}
-
 static void *map_shared(int map_fd, size_t size, int prot, off_t offset)
 {
 	void *p = mmap(NULL, size, prot, MAP_SHARED, map_fd, offset);
@@ -39,7 +29,7 @@ int cgo_writer_view(struct cgo_writer *w)
 {
 	if (!w->view)
 		w->view =
-		    map_shared(w->map_fd, 2 * w->size, PROT_READ | PROT_WRITE, 2 * page_size());
+		    map_shared(w->map_fd, 2 * w->size, PROT_READ | PROT_WRITE, 2 * cgo_page_size());
 	return w->view ? 0 : -errno;
 }
 
@@ -51,9 +41,9 @@ static void unmap_view(struct cgo_writer *w)
 }
 
 /*
- * Counts the records that are reserved and not submitted, and with repair discards them. Nobody
- * may be writing; the kernel may be draining. A header of which the kernel says that it is none
- * (__bpf_user_ringbuf_peek() in kernel/bpf/ringbuf.c) is -EUCLEAN.
+ * Counts the records that are reserved and not submitted. With repair it discards them. Nobody may
+ * be writing. The kernel may be draining. It returns -EUCLEAN for a header that the kernel refuses
+ * (__bpf_user_ringbuf_peek() in kernel/bpf/ringbuf.c).
  */
 static int find_busy(struct cgo_writer *w, bool repair)
 {
@@ -66,20 +56,20 @@ static int find_busy(struct cgo_writer *w, bool repair)
 		__u32 value = __atomic_load_n(header, __ATOMIC_ACQUIRE);
 		__u32 len = value & ~(BUSY_BIT | DISCARD_BIT);
 
-		if (record_size(len) > w->producer - pos || len > MAX_DYNPTR)
+		if (cgo_record_size(len) > w->producer - pos || len > MAX_DYNPTR)
 			return -EUCLEAN;
 		if ((value & BUSY_BIT) && !(value & DISCARD_BIT)) {
 			w->busy++;
-			/* Pairs with the smp_load_acquire() of the kernel there. */
+			/* Pairs with the smp_load_acquire() of __bpf_user_ringbuf_peek(). */
 			if (repair)
 				__atomic_exchange_n(header, len | DISCARD_BIT, __ATOMIC_ACQ_REL);
 		}
-		pos += record_size(len);
+		pos += cgo_record_size(len);
 	}
 	return 0;
 }
 
-/* The epoll instance of Go's netpoller: see cgo_writer_arm(). */
+/* Opens the epoll instance that Go's netpoller watches: see cgo_writer_arm(). */
 static int open_park_fd(struct cgo_writer *w)
 {
 	struct epoll_event disarmed = {0};
@@ -87,7 +77,7 @@ static int open_park_fd(struct cgo_writer *w)
 	w->park_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (w->park_fd < 0)
 		return -errno;
-	/* os.NewFile hands only non-blocking descriptors to the netpoller. */
+	/* os.NewFile adds only non-blocking descriptors to the netpoller. */
 	if (fcntl(w->park_fd, F_SETFL, O_NONBLOCK) ||
 	    epoll_ctl(w->park_fd, EPOLL_CTL_ADD, w->map_fd, &disarmed))
 		return -errno;
@@ -96,7 +86,7 @@ static int open_park_fd(struct cgo_writer *w)
 
 static int open_writer(struct cgo_writer *w, bool repair, const char **step)
 {
-	size_t page = page_size();
+	size_t page = cgo_page_size();
 	int err;
 
 	*step = "mmap positions";
@@ -107,7 +97,7 @@ static int open_writer(struct cgo_writer *w, bool repair, const char **step)
 	w->producer_pos = w->positions + page;
 	w->producer = cgo_ringbuf_load(w->producer_pos);
 
-	/* What libbpf is about to do too. It would print a warning, and tell only an errno. */
+	/* libbpf will do this too. When it fails, it prints a warning and returns only an errno. */
 	*step = "mmap data pages";
 	err = cgo_writer_view(w);
 	if (err)
@@ -115,12 +105,12 @@ static int open_writer(struct cgo_writer *w, bool repair, const char **step)
 
 	*step = "check records";
 	err = find_busy(w, repair);
-	/* Where somebody writes meanwhile, anything can have been found. */
+	/* If somebody was writing meanwhile, the result means nothing. */
 	if (cgo_ringbuf_load(w->producer_pos) != w->producer)
 		return -EBUSY;
 	if (err)
 		return err;
-	/* Only Reserve needs it: it counts as resident memory once more. */
+	/* Only reservations need it, and it counts as resident memory once more. */
 	unmap_view(w);
 
 	*step = "epoll";
@@ -148,7 +138,7 @@ int cgo_writer_open(int map_fd, __u64 size, bool repair, struct cgo_writer **out
 	err = open_writer(w, repair, step);
 	if (err) {
 		close(w->park_fd);
-		w->map_fd = -1; /* the caller's */
+		w->map_fd = -1; /* stays with the caller */
 		cgo_writer_close(w);
 		cgo_writer_free(w);
 		return err;
@@ -162,7 +152,7 @@ void cgo_writer_close(struct cgo_writer *w)
 	user_ring_buffer__free(w->rb);
 	w->rb = NULL;
 	if (w->positions)
-		munmap(w->positions, 2 * page_size());
+		munmap(w->positions, 2 * cgo_page_size());
 	close(w->map_fd);
 }
 
@@ -176,14 +166,14 @@ static void *reserve(struct cgo_writer *w, __u32 len)
 {
 	void *sample;
 
-	/* libbpf takes whatever is there for its own. */
+	/* libbpf would write wherever the producer position is. */
 	if (cgo_ringbuf_load(w->producer_pos) != w->producer) {
 		errno = EUCLEAN;
 		return NULL;
 	}
 	sample = user_ring_buffer__reserve(w->rb, len);
 	if (sample)
-		w->producer += record_size(len);
+		w->producer += cgo_record_size(len);
 	return sample;
 }
 
@@ -226,7 +216,7 @@ void cgo_writer_discard(struct cgo_writer *w, uintptr_t sample)
 
 int cgo_writer_detach(struct cgo_writer *w)
 {
-	/* All of it: pieces would be mappings each, of which a process may have only so many. */
+	/* The whole mapping. Pieces would be mappings each, whose number is limited. */
 	void *p = mmap(w->view, 2 * w->size, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
 
@@ -236,11 +226,11 @@ int cgo_writer_detach(struct cgo_writer *w)
 int cgo_writer_arm(struct cgo_writer *w, bool armed)
 {
 	/*
-	 * Any free byte is EPOLLOUT (ringbuf_map_poll_user() in kernel/bpf/ringbuf.c). But the
-	 * netpoller is edge-triggered: it hears of each drain once.
+	 * The kernel reports EPOLLOUT while any byte is free (ringbuf_map_poll_user() in
+	 * kernel/bpf/ringbuf.c). But the netpoller is edge-triggered, and hears of each drain once.
 	 */
 	struct epoll_event event = {.events = armed ? EPOLLOUT : 0};
 
-	/* With other files it is one of EBADF, EINVAL, ENOENT and EPERM. */
+	/* If a descriptor is another file, the error is EBADF, EINVAL, ENOENT or EPERM. */
 	return epoll_ctl(w->park_fd, EPOLL_CTL_MOD, w->map_fd, &event) ? -EBADF : 0;
 }

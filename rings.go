@@ -10,13 +10,11 @@ import (
 	"time"
 )
 
-// The rings of a Reader: what is in them, and libbpf that consumes it. How to wait for
-// more is in wait.go.
-
-// A lease is up to this, or an eighth of the ring.
+// A lease has at most this many bytes, or an eighth of the ring if that is less.
 const maxLeaseSize = 64 << 10
 
-// libbpfRings are the rings of BPF maps, read through libbpf's ring_buffer.
+// libbpfRings are the rings of a Reader, which libbpf's ring_buffer consumes. fetch.go finds what
+// is in them, wait.go waits for more.
 type libbpfRings struct {
 	door  door
 	maps  []mapInfo
@@ -27,38 +25,39 @@ type libbpfRings struct {
 	waiter
 	moderator moderator
 	losses    *lossCounter // or nil
-	lookedAt  struct {     // when losses were looked at: positions of the only ring
+	lookedAt  struct {     // positions of the only ring when losses were looked at
 		consumer, producer uint64
 	}
 
 	request request // of the current fetch
-	seen    found   // in it
+	seen    found   // by the current fetch
 
 	limit int // about how many bytes of a batch to fill
 	next  int // index of the ring to look at next
 
 	// Of the current tick, which may take more than one fetch.
-	unticked int  // rings that it has not looked at
-	idle     bool // nothing was produced in the others since the tick before
+	unticked int  // number of rings that it has not looked at
+	idle     bool // nothing was produced in the other rings since the previous tick
 
 	opened        time.Time
 	drains, ticks atomic.Uint64
 }
 
-// A ringState is one of these rings.
+// A ringState is the state of one of the rings.
 type ringState struct {
 	ring
 	lease    uint64 // most bytes to lend at once
-	begun    bool   // somebody has found a sound position
-	lent     uint64 // where to look next: all before was consumed or lent
+	begun    bool   // a sound consumer position was found
+	lent     uint64 // where to look next: all records before it were consumed or lent
 	produced uint64 // producer position at the last look
-	passed   uint64 // discards that C had found until then
+	passed   uint64 // discarded records that C had counted by then
 
 	// Counters, for any goroutine.
 	samples, bytes, discards atomic.Uint64
 	peak                     peak
 }
 
+// unsound returns the error for a consumer position that is not where this Reader left it.
 func (r *libbpfRings) unsound(i int, consumer uint64) error {
 	text := fmt.Sprintf("%s: consumer position is %d, expected %d (producer position %d): "+
 		"the ring has another reader or is corrupt",
@@ -66,7 +65,7 @@ func (r *libbpfRings) unsound(i int, consumer uint64) error {
 	return &unsoundError{text, r.maps[i].id, r.others}
 }
 
-// failed explains an error of libbpf's consuming ring i.
+// failed explains an error of libbpf's ring__consume for ring i.
 func (r *libbpfRings) failed(i int, err error) error {
 	switch {
 	case err == nil:
@@ -88,7 +87,7 @@ func (r *libbpfRings) waitError(err error) error {
 	return fmt.Errorf("%s: wait for samples: %w", r.label(0), err)
 }
 
-// consume lets libbpf consume samples of ring i that were lent, up to end.
+// consume implements rings.
 func (r *libbpfRings) consume(i, samples, discards int, end uint64) error {
 	if err := r.door.consume(i, samples, end, nil); err != nil {
 		return r.failed(i, err)
@@ -99,13 +98,13 @@ func (r *libbpfRings) consume(i, samples, discards int, end uint64) error {
 	return nil
 }
 
-// count publishes what C counted.
+// count publishes the counters of C.
 func (r *libbpfRings) count(i int) {
 	r.rings[i].samples.Store(r.door.samples(i))
 	r.rings[i].bytes.Store(r.door.bytes(i))
 }
 
-// lookedTo returns the position up to which ring i was consumed or lent.
+// lookedTo implements rings.
 func (r *libbpfRings) lookedTo(i int) uint64 {
 	if g := &r.rings[i]; g.begun {
 		return g.lent
@@ -138,7 +137,7 @@ func (r *libbpfRings) stats() Stats {
 	at := time.Since(r.opened)
 	for i, info := range r.maps {
 		g := &r.rings[i]
-		// It may have been there all the time, while nobody looked.
+		// Perhaps nobody has looked for long, and this is the peak.
 		if consumer, producer, sound := g.positions(); sound {
 			g.peak.note(at, min(producer-consumer, g.size))
 		}

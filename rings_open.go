@@ -9,8 +9,7 @@ import (
 	"time"
 )
 
-// openRings opens the rings of maps, of which it needs the descriptors no longer than
-// that.
+// openRings opens the rings of maps. It does not need the descriptors of maps afterwards.
 func openRings(maps []Map, o options) (*libbpfRings, error) {
 	if len(maps) == 0 {
 		return nil, errors.New("no map given")
@@ -46,7 +45,7 @@ func openRings(maps []Map, o options) (*libbpfRings, error) {
 		}
 	}
 	err := r.open(fds, o)
-	closeAll(fds) // the mappings hold the maps
+	closeAll(fds) // the mappings keep the maps alive
 	fds = nil
 	if err == nil {
 		err = r.openWaiter()
@@ -64,6 +63,7 @@ func closeAll(fds []int) {
 	}
 }
 
+// open opens the rings in C, and checks their positions.
 func (r *libbpfRings) open(fds []int, o options) error {
 	d, failed, step, err := openDoor(fds, r.maps, o.ownMapping)
 	if err != nil {

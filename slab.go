@@ -9,8 +9,8 @@ const (
 	maxShared = 2 << 10
 )
 
-// A slab is memory that the samples of Read share, so that not each is an allocation. Any
-// number of goroutines may use it.
+// A slab is memory that the samples of Read share, which saves an allocation for each. Any number
+// of goroutines may use it.
 type slab struct{ current atomic.Pointer[slabMemory] }
 
 type slabMemory struct {

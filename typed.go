@@ -74,7 +74,7 @@ func AsFlex[T, E any](rec Record) (head *T, array []E, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("ringbuf: %w", err)
 	}
-	// SAFETY: as in As; and the n elements are in the sample, which is aligned as they must be.
+	// SAFETY: as in As. The n elements are in the sample, which is aligned for them: elements.
 	memory := unsafe.Pointer(unsafe.SliceData(sample))
 	if n > 0 {
 		array = unsafe.Slice((*E)(unsafe.Add(memory, f.offset)), n)
@@ -114,12 +114,12 @@ func Samples[T any](ctx context.Context, r *Reader) iter.Seq2[*T, error] {
 	}
 }
 
-// viewable has the types that passed checkType, of which a program has but a few, and where the
-// last field of each ends.
+// viewable has the types that passed checkType, with the end of the last field of each. A program has
+// only a few of them.
 var viewable sync.Map // of uintptr by reflect.Type
 
-// fieldsEnd returns where the last field of t ends, which is before its size if Go, like C, pads
-// it, or says why a sample cannot be viewed as a t.
+// fieldsEnd returns the end of the last field of t. It is less than the size of t if t ends with
+// padding. The error says why a sample cannot be viewed as a t.
 func fieldsEnd(t reflect.Type) (uintptr, error) {
 	if end, ok := viewable.Load(t); ok {
 		return end.(uintptr), nil
@@ -136,20 +136,19 @@ func fieldsEnd(t reflect.Type) (uintptr, error) {
 	return end, nil
 }
 
-// checkView says why sample cannot be viewed as a t, whose last field ends at end.
+// checkView returns an error if sample cannot be viewed as a t, whose last field ends at end.
 func checkView(t reflect.Type, end uintptr, sample []byte) error {
 	if size := uintptr(len(sample)); size < end {
 		return fmt.Errorf("sample of %d bytes is too short for %v of %d bytes", size, t, t.Size())
 	} else if size < t.Size() {
-		return fmt.Errorf("sample of %d bytes is too short for %v of %d bytes, the last %d of which "+
-			"are padding: "+
-			"AsFlex takes it", size, t, t.Size(), t.Size()-end)
+		return fmt.Errorf("sample of %d bytes is too short for %v of %d bytes, "+
+			"the last %d of which are padding: AsFlex takes it", size, t, t.Size(), t.Size()-end)
 	}
 	return checkAligned(t, sample)
 }
 
 func checkAligned(t reflect.Type, sample []byte) error {
-	// SAFETY: the address is looked at, and not made a pointer again.
+	// SAFETY: the address is only looked at. It does not become a pointer again.
 	if at := uintptr(unsafe.Pointer(unsafe.SliceData(sample))); at%uintptr(t.Align()) != 0 {
 		return fmt.Errorf("sample at address %#x is not aligned to %d bytes, as %v must be: "+
 			"the memory that RawSample had before ReadInto is not", at, t.Align(), t)
@@ -157,7 +156,7 @@ func checkAligned(t reflect.Type, sample []byte) error {
 	return nil
 }
 
-// A flexible is a C struct of the fields of head and a flexible array member.
+// A flexible is a C struct of the fields of head and a flexible array member of element.
 type flexible struct {
 	head, element reflect.Type
 	end           uintptr // of the last field of head
@@ -174,7 +173,7 @@ func flexibleOf(head, element reflect.Type) (f flexible, err error) {
 	return f, err
 }
 
-// elements returns how many elements sample has, or says why it cannot be viewed.
+// elements returns the number of elements in sample. The error says why sample cannot be viewed.
 func (f flexible) elements(sample []byte) (int, error) {
 	size := uintptr(len(sample))
 	if size < f.offset {
@@ -200,8 +199,7 @@ func (f flexible) elements(sample []byte) (int, error) {
 	return int(n), nil
 }
 
-func alignUp(n uintptr,
-	align int) uintptr {
+func alignUp(n uintptr, align int) uintptr {
 	return (n + uintptr(align) - 1) &^ (uintptr(align) - 1)
 }
 
@@ -220,8 +218,8 @@ func checkType(t reflect.Type) error {
 	}
 }
 
-// unviewable returns where in t something is that cannot be in a view, and why. If nothing
-// is, why is empty.
+// unviewable returns the path of the first field of t that cannot be in a view, and why. If there is
+// none, why is empty.
 func unviewable(t reflect.Type) (path, why string) {
 	switch t.Kind() {
 	case reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
@@ -247,8 +245,8 @@ func unviewable(t reflect.Type) (path, why string) {
 			}
 		}
 		if n := t.NumField(); n > 0 && t.Size() > 0 && t.Field(n-1).Type.Size() == 0 {
-			return t.Field(n - 1).Name, "is the last one and has size 0, for which Go adds padding that C " +
-				"does not"
+			return t.Field(n - 1).Name,
+				"is the last one and has size 0, for which Go adds padding that C does not"
 		}
 		return "", ""
 	case reflect.Pointer, reflect.UnsafePointer:
@@ -260,7 +258,7 @@ func unviewable(t reflect.Type) (path, why string) {
 	}
 }
 
-// join returns the path of a field in a field.
+// join returns the path of the field inner of outer.
 func join(outer, inner string) string {
 	if inner == "" || inner[0] == '[' {
 		return outer + inner

@@ -4,30 +4,29 @@ import (
 	"sync/atomic"
 )
 
-// unread is a queue of the entries of one batch. One goroutine at a time puts, when
-// the queue is empty, and any number take.
+// unread is a queue of the entries of one batch. One goroutine at a time adds entries, and only
+// when the queue is empty. Any number of goroutines take.
 //
-// To take costs one atomic operation: whoever wants a sample copies it first, and
-// then moves taken on, if that is still where it was. If it is not, somebody else was
-// quicker, the memory may have been overwritten meanwhile, and the copy is worth
-// nothing. Taken never goes back, so it cannot be there again.
+// Taking costs one atomic operation. A goroutine first copies the sample, and then moves taken on,
+// if taken still has the same value. If not, another goroutine was quicker: the memory may have
+// been overwritten during the copy, which is therefore dropped. taken never decreases, so the same
+// value cannot come back.
 type unread struct {
 	taken atomic.Uint64 // bytes of entries that were taken, ever
 	put   atomic.Uint64 // bytes of entries that were put, ever
 
-	// Of the batch. They change only while taken == put.
+	// Of the batch. These change only while taken == put.
 	memory   atomic.Pointer[[]byte]
 	base     atomic.Uint64 // the value of taken where memory begins
 	producer atomic.Uint64
 	ring     atomic.Int32
 	lost     atomic.Uint64 // records that were lost before one of the entries
-	lostAt   atomic.Uint64 // the value of taken where that begins
+	lostAt   atomic.Uint64 // the value of taken where this entry begins
 }
 
 func (u *unread) empty() bool { return u.taken.Load() == u.put.Load() }
 
-// peek returns the oldest entry, or reports that there is none, and what take wants
-// to know.
+// peek returns the oldest entry and its place for take, or reports that there is none.
 func (u *unread) peek() (sample []byte, remaining int, at uint64, ok bool) {
 	for {
 		at = u.taken.Load()
@@ -36,8 +35,8 @@ func (u *unread) peek() (sample []byte, remaining int, at uint64, ok bool) {
 		}
 		bytes := *u.memory.Load()
 		offset := at - u.base.Load()
-		// What is out of bounds was taken and overwritten meanwhile. What is not may be
-		// too: then take fails.
+		// An entry out of bounds was taken and overwritten in the meantime. An entry within bounds
+		// may have been, too; then take fails.
 		if offset > uint64(len(bytes)-entryHeaderSize) {
 			continue
 		}
@@ -50,8 +49,8 @@ func (u *unread) peek() (sample []byte, remaining int, at uint64, ok bool) {
 	}
 }
 
-// origin returns of the entry at which peek was the ring, and how many records were lost
-// before it. It is valid if take succeeds after that.
+// origin returns the ring of the entry that peek found at this place, and the number of records
+// that were lost before it. The result is valid only if take succeeds afterwards.
 func (u *unread) origin(at uint64) (ring int, lost uint64) {
 	if u.lostAt.Load() == at {
 		lost = u.lost.Load()
@@ -59,14 +58,14 @@ func (u *unread) origin(at uint64) (ring int, lost uint64) {
 	return int(u.ring.Load()), lost
 }
 
-// take removes the entry that was peeked. If it reports false somebody else did, and
-// what was read of the sample is worth nothing.
+// take removes the entry that peek returned. It reports false if another goroutine has taken it;
+// then sample may be garbage.
 func (u *unread) take(at uint64, sample []byte) bool {
 	return u.taken.CompareAndSwap(at, at+entrySize(len(sample)))
 }
 
-// takeAll removes all entries and returns them, with what peek and origin say of the oldest
-// one.
+// takeAll removes and returns all entries. The other results are those of peek and origin for the
+// oldest one.
 func (u *unread) takeAll() (entries []byte, producer uint64, ring int, lost, lostAt uint64) {
 	for {
 		at, put := u.taken.Load(), u.put.Load()
@@ -86,7 +85,7 @@ func (u *unread) takeAll() (entries []byte, producer uint64, ring int, lost, los
 	}
 }
 
-// add puts the entries of a batch.
+// add adds the entries of a batch.
 func (u *unread) add(b *batch) {
 	if u.memory.Load() != b.memory {
 		u.memory.Store(b.memory)
@@ -107,8 +106,8 @@ func (u *unread) add(b *batch) {
 	u.put.Store(at + uint64(len(b.entries)))
 }
 
-// before returns the end position of the entry before the oldest, or reports that
-// there is none of that ring. Nobody may put meanwhile.
+// before returns the position where the entry before the oldest one ends. It reports false if there
+// is no entry of that ring. Nobody may call add at the same time.
 func (u *unread) before(ring int) (pos uint64, ok bool) {
 	at := u.taken.Load()
 	if at == u.put.Load() || int(u.ring.Load()) != ring {
@@ -119,5 +118,5 @@ func (u *unread) before(ring int) (pos uint64, ok bool) {
 	return end - uint64(gap), true
 }
 
-// clear takes all entries, for nobody.
+// clear drops all entries.
 func (u *unread) clear() { u.taken.Store(u.put.Load()) }

@@ -11,38 +11,38 @@ import (
 	"time"
 )
 
-// How a Reader waits for records: in libbpf's ring_buffer__poll, in ppoll before a tick or
-// for the rest of a millisecond, or in Go's netpoller.
+// A Reader waits for records in one of three ways: in libbpf's ring_buffer__poll; in ppoll, before
+// a tick or for less than a millisecond; or in Go's netpoller.
 
 const (
-	// How long a wait that follows a sample blocks its OS thread, which answers
-	// faster than parking the goroutine does.
+	// A wait that follows a sample blocks its OS thread for this long. Then it answers faster than
+	// if the goroutine is parked.
 	blockFor = 100 * time.Millisecond
 
-	// The netpoller waits in milliseconds, so the end of any wait blocks.
+	// The netpoller waits in whole milliseconds. So the end of each wait blocks.
 	netpollGrain = 1500 * time.Microsecond
 
-	// How often a goroutine yields that spends its time in C. Of one that was not
-	// scheduled for 10 ms (forcePreemptNS in Go's runtime/proc.go) the runtime takes
-	// the processor away as soon as it is in C, which wakes two other threads each
-	// time: half of the processor time of a Reader that ticks.
+	// A goroutine that spends its time in C yields after this time. Otherwise the runtime notices
+	// that it was not scheduled for 10 ms (forcePreemptNS in Go's runtime/proc.go), and takes the
+	// processor away as soon as the goroutine is in C. Each time that wakes two other threads. It
+	// took half of the processor time of a Reader that ticks.
 	yieldAfter = 5 * time.Millisecond
 
-	// A longer pause between two ticks parks the goroutine, all but the end of it.
+	// A pause between two ticks that is longer than this parks the goroutine, except at its end.
 	parkingPause = 10 * time.Millisecond
 
-	// While older records are lent the kernel notifies of none: so the rings are looked at,
-	// after pauses that grow from the first to the second.
+	// While older records are lent, the kernel notifies of none. So the Reader looks at the rings
+	// after pauses that grow from the first to the second value.
 	minLentPause = time.Millisecond
 	maxLentPause = 10 * time.Millisecond
 )
 
-// blocked counts the threads of this process that fetch blocks. As many as can run
-// at once are worth it. Go keeps its threads once it has them, so without a limit
-// many Readers would leave many threads behind.
+// blocked counts the threads of this process that a fetch blocks. More than can run at once are of
+// no use. Go keeps its threads once it has them, so without a limit many Readers would leave many
+// threads behind.
 var blocked atomic.Int32
 
-// block reserves one of the threads that may be blocked, if there is one.
+// block reserves one of the threads that may be blocked. It reports false if there is none.
 func block() bool {
 	if blocked.Add(1) > int32(runtime.GOMAXPROCS(0)) {
 		blocked.Add(-1)
@@ -57,9 +57,9 @@ func unblock() { blocked.Add(-1) }
 type waiter struct {
 	blockFor time.Duration
 
-	now       time.Time // when the rings were looked at, or a wait ended; or a little earlier
-	untimed   int       // fetches that may use it again
-	active    time.Time // when fetch was called after it had found samples
+	now       time.Time // about when the rings were looked at, or a wait ended; never later
+	untimed   int       // number of fetches that may still use now
+	active    time.Time // time of the last fetch after one that had found samples
 	found     bool      // the last fetch found samples
 	yielded   time.Time
 	lentPause time.Duration
@@ -67,18 +67,18 @@ type waiter struct {
 	parkFile *os.File // duplicate of park_fd in C
 	parked   syscall.RawConn
 	woken    atomic.Bool  // wake was called; fetch resets it when it returns
-	looking  atomic.Int32 // 1: somebody looks or waits while older records are lent; see caughtUp
+	looking  atomic.Int32 // 1: a fetch looks or waits while older records are lent; see caughtUp
 
-	// Made once, because a new closure for each wait would be an allocation.
+	// Made once, because making a closure for each wait would allocate.
 	onReady, onEighth, onAny func(uintptr) bool
 
-	readies       int           // calls of one of these in this wait
-	parkedWakeups atomic.Uint64 // not counted in C
+	readies       int           // calls of one of these closures in this wait
+	parkedWakeups atomic.Uint64 // wakeups of parked waits, which C does not count
 }
 
-// open hands a duplicate of the epoll instance to Go. Who is parked hears no more of an
-// epoll instance when its last descriptor is closed, nor that it was. So of the two on which
-// that depends there are two each, in case that somebody closes one by mistake.
+// open hands a duplicate of the epoll instance to Go. If the last descriptor of an epoll instance
+// is closed, a parked goroutine hears nothing more of it. So there are two descriptors of each of
+// the two instances that a wait depends on, in case somebody closes one by mistake.
 func (w *waiter) open(d door) error {
 	fd, err := d.dupParkFD()
 	if err != nil {
@@ -88,7 +88,7 @@ func (w *waiter) open(d door) error {
 	w.parkFile = os.NewFile(uintptr(fd), "ringbuf")
 	w.parked, err = w.parkFile.SyscallConn()
 	if err == nil {
-		// The only sign that os.NewFile could not add it to the netpoller.
+		// An error of this is the only sign that os.NewFile could not add it to the netpoller.
 		err = w.parkFile.SetReadDeadline(time.Time{})
 	}
 	if err != nil {
@@ -110,9 +110,9 @@ func (w *waiter) open(d door) error {
 	return nil
 }
 
-// waitLent waits until the pause is over, anything was produced, or caughtUp finds that.
+// waitLent waits until the pause is over, something was produced, or caughtUp calls wake.
 func (r *libbpfRings) waitLent(q *request, left time.Duration) error {
-	// Perhaps the last commit came after the queue counted what is lent, and before looking.
+	// The last commit may have come after the queue counted its loans, and before looking was set.
 	caughtUp := true
 	for i := range r.rings {
 		caughtUp = caughtUp && r.rings[i].consumer() == r.rings[i].lent
@@ -120,7 +120,7 @@ func (r *libbpfRings) waitLent(q *request, left time.Duration) error {
 	if caughtUp {
 		return nil
 	}
-	if r.found { // by the fetch before
+	if r.found { // the previous fetch
 		r.lentPause = 0
 	}
 	pause := min(max(r.lentPause, minLentPause), maxLentPause)
@@ -128,9 +128,9 @@ func (r *libbpfRings) waitLent(q *request, left time.Duration) error {
 	return r.pause(min(pause, left), untilAny, r.onAny)
 }
 
-// rest waits for somebody who holds records back, of which the kernel does not notify: for no
-// longer than a flood may take to fill the room that a ring has, as ticks are apart. A wakeup that
-// a program forces while one fills up ends it.
+// rest waits for a caller who holds records back, of which the kernel does not notify. Like the
+// interval of ticks, the wait is no longer than a flood needs to fill what is free of a ring. A
+// wakeup that a program forces while a ring fills up ends it.
 func (r *libbpfRings) rest(pause time.Duration) error {
 	longest := r.moderator.maxDelay / 2
 	if !r.moderator.given || longest == 0 {
@@ -153,7 +153,7 @@ func (r *libbpfRings) rest(pause time.Duration) error {
 	return err
 }
 
-// pause waits beside what is lent.
+// pause waits while records are lent.
 func (r *libbpfRings) pause(pause time.Duration, listen listening, ready func(uintptr) bool) error {
 	if block() {
 		defer unblock()
@@ -171,21 +171,21 @@ func (r *libbpfRings) pause(pause time.Duration, listen listening, ready func(ui
 	return r.park(time.Now().Add(pause), ready)
 }
 
-// caughtUp is called when libbpf has consumed the last record that was lent of ring i. The
-// kernel did not notify of those that came meanwhile.
+// caughtUp implements rings: libbpf has consumed the last lent record of ring i. The kernel did not
+// notify of records that came while these were lent.
 func (r *libbpfRings) caughtUp(i int) {
-	// Add is a full barrier: either this sees looking, or waitLent the consumer position.
+	// Add is a full barrier. So either this sees looking, or waitLent sees the consumer position.
 	if r.looking.Add(0) > 0 && r.door.readyRing(i) {
 		r.wake()
 	}
 }
 
-// waitParked waits in Go's netpoller, without an OS thread, until there are records, the
-// deadline or wake. The netpoller is edge-triggered: a record that is reserved but not
-// committed does not make it spin.
+// waitParked waits in Go's netpoller, without an OS thread, until there are records, the deadline
+// or wake. The netpoller is edge-triggered. So a record that is reserved and not committed does
+// not make it spin.
 func (r *libbpfRings) waitParked(deadline time.Time) error {
-	// The netpoller is told of notifications only now: while fetch blocks they
-	// would wake a second thread each time, for nothing.
+	// The netpoller hears of notifications only now. While a fetch blocks, they would wake a
+	// second thread each time, for nothing.
 	if err := r.door.arm(true); err != nil {
 		return r.waitError(err)
 	}
@@ -193,8 +193,8 @@ func (r *libbpfRings) waitParked(deadline time.Time) error {
 	return r.park(deadline, r.onReady)
 }
 
-// pauseParked waits in Go's netpoller until the given time or wake. If the kernel notifies
-// before that while a ring fills up, it ticks.
+// pauseParked waits in Go's netpoller until the given time or wake. If the kernel notifies earlier
+// because a ring fills up, it ticks.
 func (r *libbpfRings) pauseParked(b *batch, q *request, until time.Time) error {
 	if !r.moderator.unprompted() {
 		return r.park(until, func(uintptr) bool { return false })
@@ -214,11 +214,11 @@ func (r *libbpfRings) pauseParked(b *batch, q *request, until time.Time) error {
 // park waits in Go's netpoller until ready reports true, the deadline or wake.
 func (r *libbpfRings) park(deadline time.Time, ready func(uintptr) bool) error {
 	err := r.parkFile.SetReadDeadline(deadline)
-	// In this order: if wake comes later, its deadline is the one that counts.
+	// In this order. A wake that comes later sets its own deadline, which counts.
 	if err == nil && !r.woken.Load() {
 		r.readies = 0
 		err = r.parked.Read(ready)
-		// The first was before the wait.
+		// The first call of ready is before the wait.
 		if err == nil && r.readies > 1 {
 			r.parkedWakeups.Add(1)
 		}
@@ -229,10 +229,10 @@ func (r *libbpfRings) park(deadline time.Time, ready func(uintptr) bool) error {
 	return nil
 }
 
-// wake implements rings. To end a parked wait it needs no descriptor, since anybody in
-// this process may close one by mistake.
+// wake implements rings. To end a parked wait it needs no descriptor, because another part of the
+// process may have closed one by mistake.
 func (r *libbpfRings) wake() {
 	r.woken.Store(true)
 	r.door.wake()
-	r.parkFile.SetReadDeadline(time.Unix(0, 1)) // ends one that is parked
+	r.parkFile.SetReadDeadline(time.Unix(0, 1)) // ends a parked wait
 }

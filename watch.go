@@ -22,7 +22,7 @@ import (
 // Only one goroutine at a time may run a loop over Records. Any number of goroutines may call the
 // other methods at the same time.
 type Watcher struct {
-	watched // of it, mem is nil when it is not mapped any more
+	watched // its mem is nil once the ring is no longer mapped
 	view    *watchedRing
 	cleanup runtime.Cleanup
 
@@ -30,13 +30,13 @@ type Watcher struct {
 	closing atomic.Bool
 	closed  chan struct{}
 
-	mapped sync.RWMutex // held for reading by who looks at view
+	mapped sync.RWMutex // held for reading while somebody looks at view
 
 	looping  atomic.Bool
 	records  cursor        // of Records
-	batch    run           // what the loop has not yielded yet, and where that begins
-	buffer   []byte        // of batch
-	position atomic.Uint64 // what Position returns
+	batch    run           // copied and not yet yielded
+	buffer   []byte        // memory of batch
+	position atomic.Uint64 // for Position
 
 	counting sync.Mutex
 	counter  cursor // of Stats
@@ -92,14 +92,14 @@ func NewWatcher(m Map, opts ...WatchOption) (*Watcher, error) {
 	return newWatcher(opened, o), nil
 }
 
-// A watched is a ring that is mapped for a Watcher.
+// A watched is a ring that is mapped for a Watcher, and what is known of its map.
 type watched struct {
 	name      string // of the map
 	id        uint32
-	user      bool // it is a user ring buffer, and only the positions are mapped
+	user      bool // it is a user ring buffer, so that only the positions are mapped
 	overwrite bool
-	mem       []byte // where it is mapped
-	ring      ring   // in there
+	mem       []byte // the mapping
+	ring      ring   // in mem
 }
 
 func newWatcher(m watched, o watchOptions) *Watcher {
@@ -119,7 +119,7 @@ func newWatcher(m watched, o watchOptions) *Watcher {
 	return w
 }
 
-// use reports whether the ring can be looked at, which it can until done is called.
+// use locks the mapping until done is called. It fails if there are no records to look at.
 func (w *Watcher) use() (done func(), err error) {
 	if w.user {
 		return nil, fmt.Errorf("ringbuf: map %q is a user ring buffer, which has only Stats: %w",
@@ -134,12 +134,12 @@ func (w *Watcher) use() (done func(), err error) {
 }
 
 const (
-	// watchLimit is about how many bytes are copied at once. Before the next ones a Watcher looks
-	// how far the producer is.
+	// watchLimit is about how many bytes a Watcher copies before it looks again how far the
+	// producer is.
 	watchLimit = 64 << 10
 
-	// Between two looks that find all that there is a loop over Records pauses, for the time in which
-	// an eighth of the ring is produced, and this.
+	// When a loop over Records has found everything, it pauses for the time in which an eighth of
+	// the ring is produced. These are the limits.
 	minWatchPause = time.Millisecond
 	maxWatchPause = 10 * time.Millisecond
 )
@@ -201,7 +201,7 @@ func (w *Watcher) Records(ctx context.Context) iter.Seq2[Record, error] {
 	}
 }
 
-// look copies a batch of records, and returns how many bytes it missed before them.
+// look copies the next records to w.batch. It returns how many bytes it missed before them.
 func (w *Watcher) look() (missed uint64, err error) {
 	done, err := w.use()
 	if err != nil {
@@ -236,15 +236,15 @@ func (w *Watcher) yieldBatch(stop stopper, yield func(Record, error) bool) loopE
 	}
 }
 
-// A watchPace says how long to pause.
+// A watchPace decides how long a loop over Records pauses.
 type watchPace struct {
 	size, producer uint64
 	looked         time.Time
 	rate           float64 // in bytes a nanosecond
 }
 
-// next returns how long to pause if the producer is there now. What was produced in a burst is
-// forgotten by half at each look.
+// next returns how long to pause when the producer is at this position now. Each look halves the
+// weight of an earlier burst.
 func (p *watchPace) next(producer uint64, now time.Time) time.Duration {
 	if !p.looked.IsZero() {
 		rate := float64(producer-p.producer) / float64(max(now.Sub(p.looked), 1))

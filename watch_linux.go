@@ -10,17 +10,16 @@ import (
 	"unsafe"
 )
 
-// weaklyOrdered says that the processor's stores may be seen in another order than they were
-// made in.
+// weaklyOrdered is true if other processors may see the stores of a processor in another order.
 const weaklyOrdered = runtime.GOARCH != "amd64" && runtime.GOARCH != "s390x"
 
-// The number of membarrier(2), which package syscall does not have.
+// The numbers of membarrier(2), which package syscall does not have.
 var sysMembarrier = map[string]uintptr{
 	"arm64": 283, "loong64": 283, "ppc64": 365, "ppc64le": 365, "riscv64": 283,
 }
 
-// fenceAll has all processors go through a memory barrier, which takes some milliseconds. (Where
-// the kernel does not offer that, nothing happens.)
+// fenceAll makes all processors execute a memory barrier. It takes some milliseconds. If the kernel
+// does not offer that, it does nothing.
 func fenceAll() {
 	const global = 1 << 0 // MEMBARRIER_CMD_GLOBAL of include/uapi/linux/membarrier.h
 	if nr, ok := sysMembarrier[runtime.GOARCH]; ok {
@@ -28,7 +27,7 @@ func fenceAll() {
 	}
 }
 
-// checkWatched says why a map is none that can be watched.
+// checkWatched returns an error if the map cannot be watched.
 func (i mapInfo) checkWatched() error {
 	if i.kind != mapTypeRingbuf && i.kind != mapTypeUserRingbuf {
 		return fmt.Errorf("map %q has type %v, not ringbuf or user_ringbuf", i.name, i.kind)
@@ -36,9 +35,10 @@ func (i mapInfo) checkWatched() error {
 	return nil
 }
 
-// openWatched maps the positions of a ring, and its data unless it is a user ring buffer, to be
-// read only. It takes a descriptor for reading and writing: what can never be written to
-// mmap(2) does not share, and bpf_map_mmap() in kernel/bpf/syscall.c refuses that.
+// openWatched maps the positions of a ring for reading, and the data too unless it is a user ring
+// buffer. The descriptor must be for reading and writing: mmap(2) does not share a file that can
+// never be written to, and bpf_map_mmap() in kernel/bpf/syscall.c refuses a mapping that is not
+// shared.
 func openWatched(m Map) (watched, error) {
 	if strconv.IntSize < 64 {
 		return watched{}, fmt.Errorf(
@@ -67,8 +67,8 @@ func openWatched(m Map) (watched, error) {
 			"map %q: mmap, through a descriptor that must be for reading and writing: %w",
 			info.name, err)
 	}
-	// SAFETY: the mapping begins with a page for each of the two positions, and stays until
-	// unmapWatched. Behind them is the data, if that is mapped.
+	// SAFETY: the mapping begins with a page for each of the two positions. The data, if it is
+	// mapped, is behind them. It stays until unmapWatched.
 	start := unsafe.Pointer(&w.mem[0])
 	w.ring = ring{
 		size:        uint64(info.size),

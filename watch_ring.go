@@ -5,38 +5,32 @@ import (
 	"math/bits"
 	"os"
 	"sync/atomic"
-	"time"
 	"unsafe"
 )
 
-// How a Watcher reads a ring that changes under its eyes: it copies, and looks afterwards whether
-// the kernel may have written there meanwhile.
+// A Watcher reads a ring that the kernel may overwrite at any time. So it copies records first, and
+// then checks whether the kernel may have written there in the meantime.
 
-// pgOffset is what bpf_ringbuf_rec_pg_off() in kernel/bpf/ringbuf.c says of a record that begins in
-// the first page of the data: that page is the fourth of struct bpf_ringbuf, after one that
-// cannot be mapped and those of the two positions.
-const pgOffset = 3
-
-// A watchedRing is a ring that somebody else reads, or nobody.
+// A watchedRing is a ring that a Watcher looks at. Somebody else may consume its records.
 type watchedRing struct {
 	ring
 
-	// In overwrite mode, else nil: two more positions on the page of the producer
-	// position. Before pending all records are committed. The oldest record that the kernel
-	// is not about to overwrite begins at overwrite.
+	// Two more positions on the page of the producer position; nil unless the ring is in overwrite
+	// mode. All records before pending are committed. overwrite is the start of the oldest record
+	// that the kernel is not about to overwrite.
 	pendingPos, overwritePos *uint64
 
 	pageShift int
-	weak      bool          // this processor, or another one, may see stores out of order
-	fences    atomic.Uint64 // nothing but what adding to it does
-	walked    func()        // for tests: called between the look at headers and the copy
+	weak      bool          // processors may see stores out of order
+	fences    atomic.Uint64 // only for the barrier that adding to it is
+	walked    func()        // for tests: called between the look at the headers and the copy
 }
 
 func newWatchedRing(g ring, overwrite bool) *watchedRing {
 	v := &watchedRing{ring: g, weak: weaklyOrdered,
 		pageShift: bits.TrailingZeros(uint(os.Getpagesize()))}
 	if overwrite {
-		// SAFETY: they are on the page of the producer position.
+		// SAFETY: these are on the page of the producer position, which is mapped.
 		v.pendingPos = (*uint64)(unsafe.Add(unsafe.Pointer(g.producerPos), 8))
 		v.overwritePos = (*uint64)(unsafe.Add(unsafe.Pointer(g.producerPos), 16))
 	}
@@ -47,17 +41,17 @@ func (v *watchedRing) overwriting() bool { return v.overwritePos != nil }
 func (v *watchedRing) pending() uint64   { return atomic.LoadUint64(v.pendingPos) }
 func (v *watchedRing) overwrite() uint64 { return atomic.LoadUint64(v.overwritePos) }
 
-// A cursor is how far somebody has come in a ring. It is always the boundary of two records: of
-// any other position nobody can tell where the next record begins.
+// A cursor is a place in a ring, which is always a boundary of two records. From any other position
+// nobody can tell where the next record begins.
 type cursor struct {
 	pos    uint64
-	missed uint64 // bytes of the ring
-	found  uint64 // where it was put when it had missed some
+	missed uint64 // bytes of the ring, so far
+	found  uint64 // where the cursor was put after the last miss
 }
 
 func (v *watchedRing) cursorAt(pos uint64) cursor { return cursor{pos: pos, found: pos - v.size} }
 
-// miss moves the cursor to a later boundary.
+// miss moves the cursor forward to another boundary.
 func (c *cursor) miss(to uint64) {
 	if to > c.pos {
 		c.missed += to - c.pos
@@ -66,7 +60,7 @@ func (c *cursor) miss(to uint64) {
 	c.found = c.pos
 }
 
-// A tally is what a run of records consists of.
+// A tally counts the records of a run.
 type tally struct{ samples, bytes, discards uint64 }
 
 func (t *tally) add(o tally) {
@@ -75,43 +69,42 @@ func (t *tally) add(o tally) {
 	t.discards += o.discards
 }
 
-// A run is consecutive records that are committed, or discarded.
+// A run is a copy of consecutive records that are committed or discarded.
 type run struct {
-	records  []byte // a copy of the ring, with headers
+	records  []byte // as in the ring, with headers
 	start    uint64 // position
-	producer uint64 // when it was copied
+	producer uint64 // producer position before the copy was made
 }
 
-// overtaken reports whether the kernel may have written, or is about to write, over what was at
-// pos. In overwrite mode it publishes first what it is about to overwrite. Else it writes the
-// header of a record, and that only, before it publishes the producer position
-// (__bpf_ringbuf_reserve() in kernel/bpf/ringbuf.c): so the first header of the whole size counts
-// as overwritten.
+// overtaken reports whether the kernel may have written over the bytes at pos, or is about to. In
+// overwrite mode the kernel first publishes what it will overwrite. Otherwise it writes the header
+// of a record, and nothing else, before it publishes the producer position
+// (__bpf_ringbuf_reserve() in kernel/bpf/ringbuf.c). So when the producer is a full ring ahead of
+// pos, the header at pos counts as overwritten.
 func (v *watchedRing) overtaken(pos uint64) bool {
 	return v.producer()-pos >= v.size || v.overwriting() && v.overwrite() > pos
 }
 
-// intact reports whether what was read since before this call, from pos on, is what was
-// committed there.
+// intact reports whether the bytes that were read from pos on, before this call, are those that
+// were committed there.
 func (v *watchedRing) intact(pos uint64) bool {
-	// The second look must come after the copy. An atomic read-modify-write and then an atomic
-	// load see to that: the first waits, as a release, for the loads before it, and the second, as
-	// an acquire, for the first.
+	// The check must come after the copy. An atomic read-modify-write followed by an atomic load
+	// ensures that. The first is a release: it waits for the earlier loads. The second is an
+	// acquire: it waits for the first.
 	v.fences.Add(1)
-	// The kernel's stores into a new record, too, may overtake the position that publishes it, on
-	// processors that allow it: smp_store_release() is no fence for what comes later. That
-	// record begins a ring's size before the producer position. So unless it is larger than
-	// half of the ring, only half of the ring needs this.
+	// On some processors the kernel's stores into a new record, too, may become visible before the
+	// position that publishes the record: smp_store_release() does not hold back later stores. The
+	// new record overwrites what lies a full ring before the producer position. So unless it is
+	// larger than half of the ring, only records in the older half of the ring are in danger.
 	if v.weak && v.producer()-pos > v.size/2 {
 		fenceAll()
 	}
 	return !v.overtaken(pos)
 }
 
-// committed returns the end of the records from pos on that are committed, or discarded, up to
-// producer, and what they are. It goes on for about limit bytes, or one record. The
-// records may be overwritten at any time: then it returns anything between pos and
-// producer.
+// committed returns the end of the records from pos to producer that are committed or discarded,
+// and counts them. It stops after about limit bytes, but not before the first record. If the
+// records are overwritten meanwhile, it returns any position between pos and producer.
 func (v *watchedRing) committed(pos, producer, limit uint64) (end uint64, t tally) {
 	bound := min(producer, pos+limit)
 	for end = pos; end < bound; {
@@ -131,8 +124,8 @@ func (v *watchedRing) committed(pos, producer, limit uint64) (end uint64, t tall
 	return end, t
 }
 
-// take copies some of the records from c on and moves c behind them. It reports false, and leaves c
-// where it is, if they were overwritten. The copy is in *buf.
+// take copies some of the records behind c to *buf and moves c behind them. If they were
+// overwritten, it reports false and leaves c where it is.
 func (v *watchedRing) take(c *cursor, limit uint64, buf *[]byte) (r run, ok bool) {
 	r = run{start: c.pos, producer: v.producer()}
 	if v.overtaken(c.pos) {
@@ -149,8 +142,8 @@ func (v *watchedRing) take(c *cursor, limit uint64, buf *[]byte) (r run, ok bool
 	// SAFETY: this is less than the size of the ring, whose data is mapped twice in a row.
 	*buf = append((*buf)[:0], unsafe.Slice((*byte)(v.at(c.pos)), end-c.pos)...)
 	if v.intact(c.pos) {
-		// All of it, but on kernels where a forged consumer position lets a program write into
-		// records that are committed.
+		// That is the whole copy, except on kernels where a forged consumer position lets a program
+		// write into committed records.
 		r.records = wholeRecords(*buf)
 		c.pos += uint64(len(r.records))
 		return r, true
@@ -158,8 +151,8 @@ func (v *watchedRing) take(c *cursor, limit uint64, buf *[]byte) (r run, ok bool
 	if !v.overwriting() {
 		return r, false
 	}
-	// Of the copy that is intact which begins at the boundary that the kernel tells, and was
-	// committed before the headers were looked at.
+	// A part of the copy is intact: what lies behind the overwrite position, which is a boundary,
+	// and was committed before the headers were looked at.
 	first, last := v.overwrite(), min(end, pending)
 	if first >= last || first <= c.pos {
 		return r, false
@@ -174,9 +167,9 @@ func (v *watchedRing) take(c *cursor, limit uint64, buf *[]byte) (r run, ok bool
 	return r, true
 }
 
-// look is take, but for records that were overwritten it puts the cursor elsewhere, and goes on
-// there: where the oldest record is or, if the cursor is overtaken again before it has come as
-// far as the ring is long, at the producer position.
+// look is like take, but continues after a miss. It puts the cursor at the oldest record. If the
+// cursor is overtaken again before it has moved by the size of the ring, it puts the cursor at the
+// producer position.
 func (v *watchedRing) look(c *cursor, limit uint64, buf *[]byte) run {
 	for range maxTries {
 		if r, ok := v.take(c, limit, buf); ok {
@@ -191,8 +184,8 @@ func (v *watchedRing) look(c *cursor, limit uint64, buf *[]byte) run {
 	return run{start: c.pos, producer: v.producer()}
 }
 
-// count moves a cursor to the producer position, or a record that is not committed, and returns
-// what was on the way.
+// count moves a cursor up to the producer position, or to a record that is not committed. It
+// returns what it passed.
 func (v *watchedRing) count(c *cursor) (t tally) {
 	for until := v.producer(); c.pos < until; {
 		producer := v.producer()
@@ -214,13 +207,13 @@ func (v *watchedRing) count(c *cursor) (t tally) {
 	return t
 }
 
-// fill returns the positions, of one moment if that can be had, and how much is between them, or
-// -1 if they cannot be those of a ring.
+// fill returns the positions, of the same moment if possible, and the number of bytes between them.
+// That is -1 if the positions cannot be those of a ring.
 func (v *watchedRing) fill() (consumer, producer uint64, bytes int) {
 	consumer, producer, sound := v.positions()
 	if v.overwriting() {
-		// Nobody need consume. But what is overwritten may be behind the producer that was looked
-		// at before.
+		// Nobody has to consume. The overwrite position may be newer than the producer position
+		// that was read before, and thus ahead of it.
 		sound = consumer%8 == 0 && consumer <= producer
 		first := min(max(consumer, v.overwrite()), producer)
 		bytes = int(producer - first)
@@ -233,105 +226,17 @@ func (v *watchedRing) fill() (consumer, producer uint64, bytes int) {
 	return consumer, producer, bytes
 }
 
-// oldest returns a boundary as far back as one is known, or the producer position.
-func (v *watchedRing) oldest() uint64 {
-	producer := v.producer()
-	switch consumer := v.consumer(); {
-	case v.overwriting():
-		return v.overwrite()
-	case producer < v.size:
-		return 0 // nothing was overwritten yet
-	case consumer != producer && v.boundary(consumer, producer) && v.settled(consumer, producer):
-		return consumer
-	}
-	return producer
-}
-
-// maxTries is how often somebody looks who is overtaken each time.
+// maxTries is how often a Watcher tries again when it is overtaken each time.
 const maxTries = 16
 
-// maxSuspects is how many records boundary follows that may have the consumer position in their
-// midst. More are as bad as one.
-const maxSuspects = 1000
-
-// maxSteps is how many headers for each 8 bytes of the ring boundary looks at, since whoever fills
-// samples chooses what looks like one. If that is not enough, the position is not believed.
-const maxSteps = 4
-
-// boundary reports whether a record begins at pos, the consumer position, which anybody who holds
-// the map can write. From there on records must follow each other to the very producer position.
-// That is not enough: bytes of a sample may look like a header, and a record that was discarded
-// has those of older records in it. But then there is another record that leads there, too, and has
-// pos in its midst, unless its own header is overwritten already.
-func (v *watchedRing) boundary(pos, producer uint64) bool {
-	steps := maxSteps * v.size / 8
-	if pos%8 != 0 || producer-pos >= v.size || !v.leads(pos, producer, &steps) {
-		return false
-	}
-	suspects := 0
-	for q := producer - v.size + 8; q < pos; q += 8 {
-		header, ok := v.plausible(q)
-		if !ok {
-			continue
-		}
-		end := recordEnd(q, header)
-		if end <= pos || end > producer {
-			continue
-		}
-		if suspects++; suspects > maxSuspects || v.leads(end, producer, &steps) || steps == 0 {
-			return false
-		}
-	}
-	return true
-}
-
-// settleTime is how long nobody may move a consumer position that may be within the oldest record.
-const settleTime = 2 * time.Millisecond
-
-// settled reports whether a consumer position that is a boundary stays where it is, if it is in the
-// older half of the ring. Somebody who has scribbled there may have met the record whose header is
-// overwritten, which is the only way to deceive boundary, and will not leave it there if the
-// ring is still read. In the newer half only a record that is larger than the older one would do.
-func (v *watchedRing) settled(consumer, producer uint64) bool {
-	if producer-consumer <= v.size/2 {
-		return true
-	}
-	time.Sleep(settleTime)
-	return v.consumer() == consumer
-}
-
-// leads reports whether what looks like records leads from pos to producer, in so many steps.
-func (v *watchedRing) leads(pos, producer uint64, steps *uint64) bool {
-	for ; pos < producer && *steps > 0; *steps-- {
-		header, ok := v.plausible(pos)
-		if !ok {
-			return false
-		}
-		pos = recordEnd(pos, header)
-	}
-	return pos == producer
-}
-
-// plausible returns the header at pos, and whether it looks like one. A record's header also
-// says in which page of struct bpf_ringbuf it is.
-func (v *watchedRing) plausible(pos uint64) (header uint32, ok bool) {
-	at := v.at(pos)
-	page := atomic.LoadUint32((*uint32)(unsafe.Add(at, 4)))
-	if page != pgOffset+uint32(pos&(v.size-1)>>v.pageShift) {
-		return 0, false
-	}
-	header = atomic.LoadUint32((*uint32)(at))
-	return header, header&busyBit == 0 || header&discardBit == 0
-}
-
-// nextRecord returns the first one of records, a copy of whole ones, and what is behind it.
+// nextRecord splits records, which must be whole, into the first one and the rest.
 func nextRecord(records []byte) (header uint32, sample, rest []byte) {
 	header = binary.NativeEndian.Uint32(records)
 	size := sampleSize(header)
 	return header, records[recordHeaderSize:][:size:size], records[recordEnd(0, header):]
 }
 
-// wholeRecords returns those of records that do not go beyond it.
+// wholeRecords returns the beginning of records that consists of whole records.
 func wholeRecords(records []byte) []byte {
 	end := uint64(0)
 	for rest := records; len(rest) > 0; {

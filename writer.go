@@ -8,37 +8,39 @@ import (
 	"time"
 )
 
-// A Writer writes samples into a user ring buffer (BPF_MAP_TYPE_USER_RINGBUF, Linux 6.1), which a
-// BPF program drains by bpf_user_ringbuf_drain: the other direction of a Reader. All of its methods
-// may be called by any number of goroutines at once. Each sample is in the ring once, in the order
-// of the calls, as a record: a header of 8 bytes, the sample, and padding to a multiple of 8.
+// A Writer writes samples into a user ring buffer (BPF_MAP_TYPE_USER_RINGBUF, Linux 6.1). A BPF
+// program drains the ring with bpf_user_ringbuf_drain. So a Writer is the other direction of a
+// Reader. Any number of goroutines may call its methods at the same time. Each sample is in the
+// ring once, in the order of the calls, as a record: a header of 8 bytes, the sample, and padding
+// to a multiple of 8.
 //
-// The kernel is not told of what is written. Some program has to run that drains: one that runs
-// often anyway, or one that the Writer makes run; see WithDrain and WithDrainProgram.
+// The kernel is not notified of a write. A program has to run and drain the ring. That may be a
+// program that runs often anyway, or one that the Writer runs: see [WithDrain] and
+// [WithDrainProgram].
 //
-// A user ring buffer has one producer position: at any time only one Writer, of all processes, may
-// write to it. When a Writer finds that somebody else has moved that position, it returns an error
-// that wraps syscall.EUCLEAN. What both wrote at the same time is not found.
+// A user ring buffer has one producer position. So only one Writer on the machine may write to it
+// at a time. When a Writer finds that somebody else has moved the position, it returns an error
+// that wraps syscall.EUCLEAN. It does not find what both have written at the same time.
 type Writer struct {
 	ring    *userRing
 	drainer *drainer // or nil
 	close   func() error
 	cleanup runtime.Cleanup
-	done    chan struct{} // closed when Close begins
-	kicks   sync.WaitGroup
+	done    chan struct{}  // closed when Close begins
+	kicks   sync.WaitGroup // calls of drainer.kick
 
 	mu       sync.Mutex // held for calls of C, all of which are short
 	closed   bool
-	late     bool // something was submitted or discarded since
-	released bool // the ring is closed, and freed when nothing is lent
-	waiting  int  // calls that wait for room
+	late     bool // a reservation was submitted or discarded after closed was set
+	released bool // the ring is closed; it is freed when no reservation is out
+	waiting  int  // number of calls that wait for room
 	lent     lentList
 	stats    WriterStats
 
-	// Of those that wait one has the turn, and waits for the kernel; the others wait for turn.
+	// One of the waiting calls has the turn, and waits for the kernel. The others wait for turn.
 	turn     chan struct{}
 	waker    *waker
-	minPause time.Duration // minRoomPause, but for tests
+	minPause time.Duration // minRoomPause, except in tests
 
 	timing   sync.Mutex
 	deadline time.Time
@@ -54,26 +56,28 @@ type writerOptions struct {
 	repair bool
 }
 
-// WithRepair lets NewWriter discard the records that another Writer reserved and did not submit
-// before its process died. Use it only if no other process writes to the ring: another Writer that
-// submits such a record later may overwrite what was put in its place.
+// WithRepair makes NewWriter discard records that another Writer has reserved and not submitted
+// before its process died. Use it only if no other process writes to the ring. Another Writer that
+// still submits such a record may overwrite a record of this Writer.
 func WithRepair() WriterOption { return func(o *writerOptions) { o.repair = true } }
 
 // NewWriter returns a Writer to the user ring buffer m.
 //
-// It duplicates the map's descriptor, so that m may be closed, with the libbpfgo Module that it
-// belongs to, while the Writer goes on. It needs no capability, only a descriptor for reading and
-// writing; see NewReader for kernels before 6.0 and their sysctl.
+// It duplicates the descriptor of the map. So m, and the libbpfgo Module that it belongs to, may be
+// closed while the Writer goes on. It needs a descriptor for reading and writing. It needs no
+// capability, except on kernels where [NewReader] needs one.
 //
-// The error names the map and what was being done, and wraps the errno where there is one. A map
-// that is no user ring buffer is an error. On kernels before 6.1, which have none, the error says
-// that, and wraps errors.ErrUnsupported, as it does where there is no Linux or no cgo. A record
-// that is reserved and not submitted, left by a process that died or held by another Writer, is an
-// error that wraps syscall.EBUSY: the kernel's drain stops at it for ever. See WithRepair. So is
-// another Writer that is seen to be writing.
+// The error names the map and the step that failed, and wraps the errno if there is one. NewWriter
+// fails if
 //
-// Close releases the Writer's resources. If it is dropped without a Close, they are released after
-// the garbage collector has found out.
+//   - the map is not a user ring buffer. Kernels before 6.1 have none. There, on other systems than
+//     Linux, and without cgo, the error wraps errors.ErrUnsupported.
+//   - a record is reserved and not submitted, by another Writer or by a process that has died. The
+//     kernel's drain would stop at it for ever. The error wraps syscall.EBUSY. See [WithRepair].
+//   - another Writer is writing at this moment. The error wraps syscall.EBUSY.
+//
+// Close releases the Writer's resources. If a Writer is dropped without Close, they are released
+// after a garbage collection.
 func NewWriter(m Map, opts ...WriterOption) (*Writer, error) {
 	var o writerOptions
 	for _, opt := range opts {
@@ -107,7 +111,7 @@ func NewWriter(m Map, opts ...WriterOption) (*Writer, error) {
 	w.stats = WriterStats{Name: ring.name, Size: int(ring.size), Repaired: ring.repaired}
 	w.close = sync.OnceValue(w.doClose)
 	w.cleanup = runtime.AddCleanup(w, func(ring *userRing) {
-		go func() { // for other cleanups do not wait for a drain
+		go func() { // a goroutine, because a drain must not hold up other cleanups
 			drainer.wait()
 			ring.close()
 			ring.free()
@@ -119,27 +123,27 @@ func NewWriter(m Map, opts ...WriterOption) (*Writer, error) {
 
 var errWriterClosed = fmt.Errorf("ringbuf: writer: %w", ErrClosed)
 
-// Write writes one record that has a copy of sample, which may be empty. It implements io.Writer.
-// If there is no room it waits until the kernel has drained enough, in the order of the calls that
-// wait, and holds no thread meanwhile, until
+// Write writes a record with a copy of sample, which may be empty. It implements io.Writer. If
+// there is no room, Write waits until the kernel has drained enough. Waiting calls get room in the
+// order of the calls, and hold no thread. Write waits until
 //
-//   - the deadline of SetDeadline has passed: an error that wraps os.ErrDeadlineExceeded,
+//   - the deadline of SetDeadline passes: an error that wraps os.ErrDeadlineExceeded,
 //   - Close is called: an error that wraps ErrClosed.
 //
-// A sample has at most 16 MiB less a byte, the most that the kernel hands to a program
-// (DYNPTR_MAX_SIZE in kernel/bpf/helpers.c), and 8 bytes less than the ring. For a larger one the
-// error wraps syscall.E2BIG, and names the limit.
+// The largest sample has 8 bytes less than the ring, and at most 16 MiB less a byte, which is the
+// most that the kernel passes to a program (DYNPTR_MAX_SIZE in kernel/bpf/helpers.c). For a larger
+// sample the error wraps syscall.E2BIG and names the limit.
 //
-// The sample is in the ring if and only if the number returned is len(sample): also with an error
-// then, which is that of the drain function. See WithDrain.
+// The sample is in the ring if and only if the returned number is len(sample). An error that comes
+// with that number is one of the drain function: see [WithDrain].
 //
-// An error that wraps syscall.EUCLEAN says that the producer position is not where this Writer left
-// it: somebody else writes to the ring. It is returned by every call until the position is back. To
-// go on from where the ring is now, open a new Writer.
+// An error that wraps syscall.EUCLEAN means that the producer position is not where this Writer
+// left it, because somebody else writes to the ring. Every call returns this error until the
+// position is back. To continue from the ring's present state, open a new Writer.
 func (w *Writer) Write(sample []byte) (int, error) { return w.write(context.Background(), sample) }
 
-// WriteContext is like Write, but also returns when ctx is done, with the error of ctx. With a ctx
-// that is done already it writes nothing.
+// WriteContext is like Write, but also returns when ctx is done, with the error of ctx. If ctx is
+// already done, it writes nothing.
 func (w *Writer) WriteContext(ctx context.Context, sample []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -168,8 +172,8 @@ func (w *Writer) write(ctx context.Context, sample []byte) (int, error) {
 	return len(sample), w.unlockAndDrain()
 }
 
-// lockForRoom returns with mu locked when it is this call's turn to try to write n bytes. If it
-// fails mu is not locked.
+// lockForRoom locks mu and returns when this call may try to write n bytes. On failure mu is not
+// locked.
 func (w *Writer) lockForRoom(ctx context.Context, n int) error {
 	if n < 0 || n > w.ring.maxSample {
 		return w.ring.tooLarge(n)
@@ -179,13 +183,13 @@ func (w *Writer) lockForRoom(ctx context.Context, n int) error {
 		w.mu.Unlock()
 		return errWriterClosed
 	}
-	if w.waiting > 0 { // for more, as a rule: a stream of small ones would starve a large one
+	if w.waiting > 0 { // usually for more; small samples must not starve a large one
 		return w.waitForRoom(ctx, n)
 	}
 	return nil
 }
 
-// unlockAndDrain unlocks mu, and has the kernel drain what was submitted before.
+// unlockAndDrain unlocks mu and makes the kernel drain what was submitted.
 func (w *Writer) unlockAndDrain() error {
 	if w.drainer == nil {
 		w.mu.Unlock()
@@ -201,10 +205,10 @@ func (w *Writer) failed(err error) error {
 	return fmt.Errorf("ringbuf: writer: %w", w.ring.explain(err))
 }
 
-// SetDeadline sets the time after which Write and Reserve do not wait for room. It applies to calls
-// that are already waiting too, and never waits for them. The zero Time means no deadline, which is
-// the default. With a time in the past they do not wait at all: they succeed if there is room and
-// no other call waits for it.
+// SetDeadline sets the time until which Write and Reserve wait for room. It also applies to calls
+// that are already waiting, and does not wait for them. The zero Time, the default, means no
+// deadline. If the time is in the past, calls do not wait: they succeed only if there is room and
+// no other call is waiting.
 func (w *Writer) SetDeadline(t time.Time) {
 	w.timing.Lock()
 	w.deadline = t
@@ -214,9 +218,8 @@ func (w *Writer) SetDeadline(t time.Time) {
 	w.waker.wake()
 }
 
-// AvailableBytes returns the number of bytes of the ring that are free: as many as records take,
-// their headers and padding included. What is submitted takes room until the kernel has drained it.
-// It is 0 after Close.
+// AvailableBytes returns the number of free bytes of the ring. A record takes its sample, 8 bytes
+// of header, and padding, until the kernel has drained it. After Close it returns 0.
 func (w *Writer) AvailableBytes() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -229,14 +232,17 @@ func (w *Writer) AvailableBytes() int {
 // BufferSize returns the size of the ring in bytes.
 func (w *Writer) BufferSize() int { return int(w.ring.size) }
 
-// Close interrupts all waiting calls and discards the reservations that are out, so that the
-// kernel's drain does not stop at them. It waits for a call of the drain function, calls it once
-// more if it has discarded something, and releases the Writer's descriptors, mappings and memory:
-// that of reservations when they are finished. What is in the ring remains there, to be drained.
+// Close interrupts waiting calls. It discards the reservations that are out, so that the kernel's
+// drain does not stop at them. It waits for a running call of the drain function, and calls the
+// function once more if it has discarded something. Records in the ring stay there, to be drained.
+//
+// Close releases the Writer's descriptors, mappings and memory. The memory of a reservation is
+// released when the reservation is submitted or discarded.
 //
 // Further calls do nothing and return the same as the first: nil, an error of the drain function,
-// or one that wraps syscall.ENOMEM when there is no memory to put in the place of what reservations
-// had. They are discarded then too, but who still writes to their Bytes writes into the ring.
+// or an error that wraps syscall.ENOMEM. The last means that Close could not replace the memory of
+// the reservations. They are discarded, but whoever still writes to their Bytes writes into the
+// ring.
 func (w *Writer) Close() error {
 	w.cleanup.Stop()
 	return w.close()
@@ -248,9 +254,9 @@ func (w *Writer) doClose() error {
 	w.mu.Unlock()
 	close(w.done)
 	w.waker.wake()
-	<-w.turn // for ever: nobody waits for the kernel
+	<-w.turn // kept, so that no call waits for the kernel any more
 	w.kicks.Wait()
-	defer w.release() // also if the drain function panics
+	defer w.release() // deferred, because the drain function may panic
 
 	w.mu.Lock()
 	n, err := w.discardLent()

@@ -6,62 +6,65 @@ import (
 	"sync/atomic"
 )
 
-// How a Writer makes the kernel drain.
+// How a Writer makes the kernel drain the ring.
 
-// A Program is a BPF program, such as a *libbpfgo.BPFProg, or FD for a bare descriptor.
+// A Program is a BPF program. *libbpfgo.BPFProg and FD implement Program.
 type Program interface {
 	FileDescriptor() int
 }
 
-// WithDrain lets the Writer call drain after records were submitted, or discarded, for it to make
-// the kernel drain the ring. It is called by the Write or Submit that finds no call running, which
-// returns its error. What is submitted while it runs leads to one more call, for all of it, in
-// another goroutine. So no two calls run at once, and after the last record one begins. An error of
-// a call in that goroutine is returned by the next call that makes one, or by Close.
+// WithDrain sets a function that makes the kernel drain the ring. The Writer calls it after records
+// were submitted or discarded.
 //
-// It is also called now and then while calls wait for room, since a drain may leave some of what is
-// there. It must not call methods of the Writer other than Stats. Deadlines and contexts do not
-// interrupt it.
+// Write and Submit call drain themselves if no call is running, and return its error. If a call is
+// running, one more call follows it, in another goroutine, for everything that was submitted in
+// the meantime. So calls never overlap, and after the last record a call begins. If a call in that
+// other goroutine fails, the next Write, Submit or Close that makes a call returns the error.
+//
+// While calls wait for room, drain is also called from time to time, because a drain may leave
+// records in the ring. drain must not call methods of the Writer, except Stats. Deadlines and
+// contexts do not interrupt it.
 func WithDrain(drain func() error) WriterOption {
 	return func(o *writerOptions) { o.drains = append(o.drains, drain) }
 }
 
-// WithDrainProgram is WithDrain with a function that runs prog, of type BPF_PROG_TYPE_SYSCALL, by
-// the command BPF_PROG_TEST_RUN of bpf(2), without a context, and does not return before the
-// program does. The program, SEC("syscall"), returns what bpf_user_ringbuf_drain returned, or 0:
+// WithDrainProgram is like WithDrain with a function that runs prog. prog must have the type
+// BPF_PROG_TYPE_SYSCALL. It is run without a context, by the command BPF_PROG_TEST_RUN of bpf(2),
+// which returns when the program does. The program, SEC("syscall"), returns what
+// bpf_user_ringbuf_drain returned, or 0:
 //
-//   - if it may have ended because one call takes at most 131072 records, discarded ones included
-//     (BPF_MAX_USER_RINGBUF_SAMPLES), it is run again;
-//   - if it is -EBUSY, since the ring is being drained elsewhere, likewise, up to a second;
-//   - another negative number is the errno of an error: the ring has what the kernel takes for no
-//     record.
+//   - It is run again if it may have stopped at the limit of one drain, which is 131072 records,
+//     discarded ones included (BPF_MAX_USER_RINGBUF_SAMPLES).
+//   - It is run again, for up to a second, if it returned -EBUSY: somebody else drains the ring.
+//   - Another negative number is an errno. It means that the ring has something that the kernel
+//     does not accept as a record.
 //
-// The program should pass BPF_RB_NO_WAKEUP: the Writer wakes by itself who waits for room, and the
-// kernel's notification takes longer than the rest, above all in a virtual machine.
+// The program should pass BPF_RB_NO_WAKEUP. The Writer itself wakes calls that wait for room, and
+// the kernel's notification takes longer than the rest, above all in a virtual machine.
 //
-// The Writer duplicates the program's descriptor, so that prog may be closed.
+// The Writer duplicates the descriptor of the program. So prog may be closed.
 func WithDrainProgram(prog Program) WriterOption {
 	return func(o *writerOptions) { o.progs = append(o.progs, prog) }
 }
 
-// A drainer calls the function of WithDrain. A nil one does nothing.
+// A drainer calls the function of WithDrain. A nil drainer does nothing.
 type drainer struct {
 	call    func() error
-	release func() // of what call needs
+	release func() // releases what call needs
 	waker   *waker
 	ring    *userRing
 
 	state  atomic.Int32
 	rests  sync.WaitGroup
 	calls  atomic.Uint64
-	failed atomic.Pointer[error] // of a call whose error nobody has got
+	failed atomic.Pointer[error] // an error that was not returned yet
 }
 
 // States of a drainer.
 const (
 	drainIdle    = iota
-	drainRunning // a call is running, or about to, that drains all that was submitted before
-	drainAgain   // another one is to follow
+	drainRunning // a call is running, or will begin, that drains everything that was submitted before
+	drainAgain   // another call must follow
 )
 
 func newDrainer(o writerOptions) (*drainer, error) {
@@ -78,8 +81,8 @@ func newDrainer(o writerOptions) (*drainer, error) {
 	return nil, nil
 }
 
-// kick has the function called for what was submitted before, and returns the error if it does so
-// itself.
+// kick makes sure that a call drains what was submitted before. If it makes the call itself, it
+// returns the error.
 func (d *drainer) kick() error {
 	for {
 		switch d.state.Load() {
@@ -99,9 +102,10 @@ func (d *drainer) kick() error {
 
 // first makes the first of a series of calls.
 func (d *drainer) first() error {
-	defer func() { // also if the function panics, from which a caller may recover
+	defer func() { // deferred, because a caller may recover from a panic of the function
 		if !d.state.CompareAndSwap(drainRunning, drainIdle) {
-			// Others have submitted. The caller has waited long enough.
+			// More was submitted. Another goroutine drains that, because the caller has waited
+			// enough.
 			d.rests.Add(1)
 			go d.rest()
 		}
@@ -120,7 +124,7 @@ func (d *drainer) run() error {
 	return d.call()
 }
 
-// rest goes on until a call has ended without that there was more.
+// rest calls the function until nothing was submitted during a call.
 func (d *drainer) rest() {
 	defer d.rests.Done()
 	for {
@@ -132,15 +136,15 @@ func (d *drainer) rest() {
 	}
 }
 
-// keep keeps an error for a later call.
+// keep keeps an error for a later call to return.
 func (d *drainer) keep(err error) {
 	if err != nil {
 		d.failed.Store(&err)
 	}
 }
 
-// end waits for calls that are running, calls once more if so asked, and returns an error that
-// nobody has got. Nothing may be submitted meanwhile.
+// end waits for running calls, calls the function once more if call is true, and returns an error
+// that was not returned yet. Nobody may submit at the same time.
 func (d *drainer) end(call bool) (err error) {
 	if d == nil {
 		return nil
@@ -155,7 +159,7 @@ func (d *drainer) end(call bool) (err error) {
 	return err
 }
 
-// wait waits for calls that are running, of a Writer that nobody uses any more.
+// wait waits for running calls of a Writer that is no longer used.
 func (d *drainer) wait() {
 	if d != nil {
 		d.rests.Wait()

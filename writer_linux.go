@@ -17,8 +17,8 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/testrun"
 )
 
-// maxDynptr is DYNPTR_MAX_SIZE in kernel/bpf/helpers.c. The kernel's drain fails for ever with a
-// larger sample.
+// maxDynptr is DYNPTR_MAX_SIZE in kernel/bpf/helpers.c. With a larger sample in the ring, every
+// drain fails.
 const maxDynptr = 1<<24 - 1
 
 const (
@@ -26,8 +26,8 @@ const (
 	errMoved = syscall.EUCLEAN
 )
 
-// A userRing is a user ring buffer, written through libbpf's user_ring_buffer. Calls of its methods
-// that are not said to be for any time must not overlap.
+// A userRing is a user ring buffer that libbpf's user_ring_buffer writes to. Calls of its methods
+// must not overlap, except where a comment says "at any time".
 type userRing struct {
 	door      writerDoor
 	id        uint32
@@ -36,10 +36,10 @@ type userRing struct {
 	maxSample int
 	repaired  uint64
 
-	// Mapped until close.
+	// These are mapped until close.
 	consumerPos, producerPos *uint64
 
-	file   *os.File // epoll instance that is readable when it is armed and the kernel notifies
+	file   *os.File // epoll instance; readable when it is armed and the kernel notifies
 	parked syscall.RawConn
 	others func() string
 }
@@ -91,7 +91,7 @@ func (r *userRing) openPark() (err error) {
 	r.file = os.NewFile(uintptr(r.door.parkFD()), "ringbuf")
 	r.parked, err = r.file.SyscallConn()
 	if err == nil {
-		// The only sign that os.NewFile could not add it to the netpoller.
+		// An error of this is the only sign that os.NewFile could not add it to the netpoller.
 		err = r.file.SetReadDeadline(time.Time{})
 	}
 	if err != nil {
@@ -100,7 +100,7 @@ func (r *userRing) openPark() (err error) {
 	return nil
 }
 
-// checkUser says why a map is none that can be written to.
+// checkUser returns an error if a Writer cannot write to the map.
 func (i mapInfo) checkUser() error {
 	if i.kind == mapTypeUserRingbuf {
 		return nil
@@ -116,7 +116,7 @@ func (i mapInfo) checkUser() error {
 	return err
 }
 
-// olderThan61 reports whether this kernel is, by its number, one without user ring buffers.
+// olderThan61 reports whether this kernel has no user ring buffers, by its version number.
 func olderThan61() (release string, old bool) {
 	var uts syscall.Utsname
 	if err := syscall.Uname(&uts); err != nil {
@@ -139,7 +139,7 @@ func releaseOlderThan61(release string) bool {
 	return major < 6 || major == 6 && minor < 1
 }
 
-// otherHolders names the other processes that have a descriptor of the map, as far as procfs shows
+// otherHolders names other processes that have a descriptor of the map, as far as procfs shows
 // them.
 func otherHolders(id uint32) string {
 	var names []string
@@ -161,7 +161,7 @@ func otherHolders(id uint32) string {
 	return "; the map is also open in " + strings.Join(names, ", ")
 }
 
-// write returns errFull if there is no room.
+// write writes a record with a copy of sample. It returns errFull if there is no room.
 func (r *userRing) write(sample []byte) error { return r.door.write(sample) }
 
 func (r *userRing) reserve(l *lent) (err error) {
@@ -177,14 +177,14 @@ func (r *userRing) submit(l *lent)         { r.door.submit(l.lib) }
 func (r *userRing) discard(l *lent)        { r.door.discard(l.lib) }
 func (r *userRing) detach() error          { return r.door.detach() }
 
-// fill, room and sound look at the positions, at any time until close.
+// fill, room and sound only look at the positions. They may be called at any time until close.
 
-// fill returns how many bytes the kernel has not drained.
+// fill returns the number of bytes that the kernel has not drained.
 func (r *userRing) fill() int { return int(r.size - r.room()) }
 
-// room returns how many bytes are free.
+// room returns the number of free bytes.
 func (r *userRing) room() uint64 {
-	// In this order: the consumer position is never behind what the difference says.
+	// In this order, the real consumer position is never behind the one that is subtracted.
 	consumer := atomic.LoadUint64(r.consumerPos)
 	used := atomic.LoadUint64(r.producerPos) - consumer
 	return r.size - min(used, r.size)
@@ -193,7 +193,7 @@ func (r *userRing) room() uint64 {
 // sound reports whether the producer position is where this Writer left it.
 func (r *userRing) sound() bool { return atomic.LoadUint64(r.producerPos) == r.door.written() }
 
-// arm makes file readable when the kernel notifies of a drain, or no longer. At any time.
+// arm sets whether file becomes readable when the kernel notifies of a drain. At any time.
 func (r *userRing) arm(armed bool) error { return r.door.arm(armed) }
 
 func (r *userRing) close() {
@@ -201,7 +201,7 @@ func (r *userRing) close() {
 	r.door.close()
 }
 
-// free frees the memory of reservations, after close.
+// free frees the memory of reservations. It must be called after close.
 func (r *userRing) free() { r.door.free() }
 
 func (r *userRing) tooLarge(n int) error {
@@ -217,7 +217,7 @@ func (r *userRing) tooLarge(n int) error {
 		syscall.E2BIG)
 }
 
-// explain says what an error of write, reserve or arm means.
+// explain returns err, of write, reserve or arm, with what it means.
 func (r *userRing) explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.EUCLEAN):
@@ -255,7 +255,8 @@ func newProgramDrainer(prog Program) (*drainer, error) {
 	return d, nil
 }
 
-// runDrainProgram runs the program of attr until it has drained what was submitted before.
+// runDrainProgram runs the program of attr until it has drained everything that was submitted
+// before.
 func runDrainProgram(attr *testrun.Attr, ring *userRing) error {
 	const patience = time.Second
 	var busy time.Time // since when
@@ -267,7 +268,7 @@ func runDrainProgram(attr *testrun.Attr, ring *userRing) error {
 		}
 		switch n := int32(attr.Retval); {
 		case n >= 0:
-			// That does not count the discarded records, of which the kernel takes no more either.
+			// The program may not count discarded records, but the kernel's limit does.
 			after := atomic.LoadUint64(ring.consumerPos)
 			if after-before < maxDrained*recordHeaderSize || int64(end-after) <= 0 {
 				return nil

@@ -8,27 +8,28 @@ import (
 )
 
 // A Reservation is a record that is reserved in a user ring buffer, to be filled in place. The
-// kernel's drain stops at it, and does not get to what was written later, until it is submitted or
-// discarded. Keep it until then, not only what Bytes returns: a Reservation that is garbage is
-// discarded. Its methods may be called by any goroutine, one at a time.
+// kernel's drain stops at it, until it is submitted or discarded. Records behind it have to wait.
+//
+// Keep the Reservation until then, not only what Bytes returns: a Reservation that is garbage is
+// discarded. Any goroutine may call its methods, but only one at a time.
 type Reservation struct {
 	w     *Writer
 	lent  *lent
 	bytes []byte
 }
 
-// A lent is what a Writer knows of a Reservation. It does not point to that, so that it may be
-// garbage.
+// A lent is what a Writer knows of a Reservation. It does not point to the Reservation, which can
+// therefore become garbage.
 type lent struct {
 	next, prev *lent
-	lib        uintptr // the sample in libbpf's mapping
-	offset     uint64  // in ours
-	n          int     // bytes
+	lib        uintptr // the sample in libbpf's mapping; 0: Close has discarded it
+	offset     uint64  // of the sample in our mapping
+	n          int     // size of the sample in bytes
 }
 
-// A lentList is a ring of those that are neither submitted nor discarded, nor given up after Close.
+// A lentList is a list of reservations that are out, in a circle.
 type lentList struct {
-	first lent // of which only next and prev matter; nil: empty
+	first lent // only its next and prev are used; if these are nil the list is empty
 	count int
 }
 
@@ -57,12 +58,13 @@ var (
 	errDiscarded = fmt.Errorf("ringbuf: writer: the reservation was discarded by Close: %w", ErrClosed)
 )
 
-// Reserve reserves a record for a sample of n bytes, and waits for room as Write does, with the
-// same errors. The first call maps the ring once more: there its owner writes.
+// Reserve reserves a record for a sample of n bytes. If there is no room it waits as Write does,
+// and it returns the same errors. The first call maps the ring a second time, for the owner to
+// write to.
 //
-// While a reservation is out, nothing behind it is drained. A goroutine that has one and calls
-// Write or Reserve may wait for room that there will not be before it has submitted: set a
-// deadline, or submit first.
+// While a reservation is out, nothing behind it is drained. If a goroutine has a reservation and
+// calls Write or Reserve, that call may wait for room that only submitting can make. So submit
+// first, or set a deadline.
 func (w *Writer) Reserve(n int) (*Reservation, error) {
 	ctx := context.Background()
 	if err := w.lockForRoom(ctx, n); err != nil {
@@ -83,25 +85,27 @@ func (w *Writer) Reserve(n int) (*Reservation, error) {
 	w.lent.add(l)
 	r := &Reservation{w: w, lent: l, bytes: w.ring.bytesOf(l)}
 	w.mu.Unlock()
-	// Other finalizers do not wait for a drain.
+	// In a goroutine, because a drain must not hold up other finalizers.
 	runtime.SetFinalizer(r, func(r *Reservation) { go r.Discard() })
 	return r, nil
 }
 
-// Bytes returns the n bytes to fill, in the ring itself. What is in them at first is what older
-// records left there. They are valid until Submit or Discard, after which the kernel may be reading
-// them and others writing: a program that writes to them then destroys records. After Close they
-// are other memory, of zeroes, which nobody reads, until Submit or Discard.
+// Bytes returns the n bytes to fill, in the ring itself. At first they are what older records have
+// left there.
+//
+// They are valid until Submit or Discard. After that, the kernel reads them and other records
+// replace them, so a program that still writes to them destroys records. Close replaces them by
+// other memory, full of zeroes, which is valid until Submit or Discard and which nobody reads.
 func (r *Reservation) Bytes() []byte { return r.bytes }
 
-// Submit hands the record over to the kernel. After Close it returns an error that wraps ErrClosed,
-// and after Submit or Discard another; the record is not submitted then. Any other error is that of
-// the drain function, and the record is submitted.
+// Submit hands the record to the kernel. After Close, and after Submit or Discard, it returns an
+// error and does not submit the record. After Close that error wraps ErrClosed. Any other error is
+// one of the drain function. Then the record is submitted.
 func (r *Reservation) Submit() error { return r.finish(true) }
 
-// Discard gives the record up: the kernel skips it. After Submit, Discard or Close it does nothing,
-// so that it can be deferred. An error of the drain function, which is called as after Submit, is
-// returned by the next call that calls that, or Close.
+// Discard gives the record up, and the kernel skips it. After Submit, Discard or Close it does
+// nothing, so it can be deferred. Like Submit it calls the drain function. The next call that calls
+// that function, or Close, returns its error.
 func (r *Reservation) Discard() {
 	if err := r.finish(false); err != nil && err != errFinished && err != errDiscarded {
 		r.w.drainer.keep(err)
@@ -132,7 +136,7 @@ func (r *Reservation) finish(submit bool) error {
 		w.ring.discard(r.lent)
 		w.stats.Discarded++
 	}
-	if w.closed { // Close waits for kicks, and drains then
+	if w.closed { // Close waits for kicks, and drains afterwards
 		w.late = true
 		w.mu.Unlock()
 		return nil
@@ -140,12 +144,13 @@ func (r *Reservation) finish(submit bool) error {
 	return w.unlockAndDrain()
 }
 
-// discardLent discards what is lent, and takes the ring's memory away from who has it.
+// discardLent discards all reservations that are out, and takes the memory of the ring from their
+// owners. It returns their number.
 func (w *Writer) discardLent() (n int, err error) {
 	if w.lent.count == 0 {
 		return 0, nil
 	}
-	err = w.ring.detach() // before the kernel may reuse what is discarded
+	err = w.ring.detach() // before the kernel may reuse the memory of discarded records
 	for l := w.lent.first.next; l != &w.lent.first; l = l.next {
 		w.ring.discard(l)
 		l.lib = 0

@@ -9,26 +9,28 @@ import (
 	"time"
 )
 
-// How a Writer waits for room: without a thread, in Go's netpoller, for the kernel to notify of a
-// drain. The kernel says EPOLLOUT while any byte is free, so the netpoller, which is
-// edge-triggered, only tells that there was a drain. Whether it made enough room is seen by the
-// positions. A program that drains with BPF_RB_NO_WAKEUP notifies nobody, a drain that finds only
-// discarded records neither, and one drain may go on for long before it notifies: so there is also
-// a timer, whose pauses grow while nothing is drained.
+// A Writer waits for room without a thread, in Go's netpoller, until the kernel notifies of a
+// drain. The kernel reports EPOLLOUT while any byte is free. So the netpoller, which is
+// edge-triggered, only tells that there was a drain. The positions tell whether it made enough
+// room.
+//
+// There is also a timer, because some drains do not notify, or not soon: those with
+// BPF_RB_NO_WAKEUP, those that find only discarded records, and long ones. Its pauses grow while
+// nothing is drained.
 
 const (
 	minRoomPause = time.Millisecond
 	maxRoomPause = 64 * time.Millisecond
 )
 
-// waitForRoom waits until there is room for a sample of n bytes. It is called with mu locked, which
-// it is again when it returns nil, and not if it fails.
+// waitForRoom waits until there is room for a sample of n bytes. The caller must hold mu. On
+// success it holds mu again, on failure not.
 func (w *Writer) waitForRoom(ctx context.Context, n int) error {
 	w.waiting++
 	w.stats.Waits++
 	w.mu.Unlock()
 	locked := false
-	defer func() { // also if ctx or the drain function panics
+	defer func() { // deferred, because ctx or the drain function may panic
 		if locked {
 			w.waiting--
 			return
@@ -48,7 +50,7 @@ func (w *Writer) waitForRoom(ctx context.Context, n int) error {
 	return nil
 }
 
-// takeTurn waits until those that came before have room.
+// takeTurn waits until the calls that came before have room.
 func (w *Writer) takeTurn(ctx context.Context, n int) error {
 	for {
 		select {
@@ -78,7 +80,7 @@ func (w *Writer) takeTurn(ctx context.Context, n int) error {
 	}
 }
 
-// parkForRoom has the turn. It returns with mu locked if it does not fail.
+// parkForRoom waits for room. The caller must have the turn. On success mu is locked.
 func (w *Writer) parkForRoom(ctx context.Context, n int) error {
 	if ctx.Done() != nil {
 		defer context.AfterFunc(ctx, w.waker.wake)()
@@ -88,7 +90,7 @@ func (w *Writer) parkForRoom(ctx context.Context, n int) error {
 	need := recordEnd(0, uint32(n))
 	pause, drained := w.minPause, false
 	for left := w.ring.room(); ; {
-		// Before anything is looked at: who changes something later ends the wait.
+		// Reset before looking at anything. So a later change ends the wait.
 		w.waker.woken.Store(false)
 		w.mu.Lock()
 		switch room := w.ring.room(); {
@@ -112,7 +114,7 @@ func (w *Writer) parkForRoom(ctx context.Context, n int) error {
 		if !deadline.IsZero() && !now.Before(deadline) {
 			return w.tooLate(n)
 		}
-		// A program may have left some of what is there.
+		// A drain may have left records in the ring.
 		if w.drainer != nil && !drained {
 			drained = true
 			if err := w.drainer.kick(); err != nil {
@@ -131,15 +133,15 @@ func (w *Writer) parkForRoom(ctx context.Context, n int) error {
 	}
 }
 
-// park waits until there is room, the given time or wake.
+// park waits until there is room, until the given time or until wake.
 func (w *Writer) park(until time.Time, need uint64) error {
-	// The netpoller is told of drains only now: else each would wake a thread.
+	// The netpoller hears of drains only now. Otherwise each drain would wake a thread.
 	if err := w.ring.arm(true); err != nil {
 		return err
 	}
 	defer w.ring.arm(false)
 	err := w.ring.file.SetReadDeadline(until)
-	// In this order: if wake comes later, its deadline is the one that counts.
+	// In this order. A wake that comes later sets its own deadline, which counts.
 	if err == nil && !w.waker.woken.Load() {
 		err = w.ring.parked.Read(func(uintptr) bool { return w.ring.room() >= need })
 	}
@@ -149,21 +151,21 @@ func (w *Writer) park(until time.Time, need uint64) error {
 	return err
 }
 
-// A waker ends waits in park.
+// A waker ends the waits in park.
 type waker struct {
 	file   *os.File
 	woken  atomic.Bool // wake was called
-	parked atomic.Bool // somebody is in parkForRoom
+	parked atomic.Bool // a call is in parkForRoom
 }
 
-// wake ends the current or next park.
+// wake ends the current park, or the next one.
 func (k *waker) wake() {
 	k.woken.Store(true)
 	k.file.SetReadDeadline(time.Unix(0, 1))
 }
 
-// drained is called after a drain, of which the kernel need not notify. Either this sees that
-// somebody is parked, or that one the consumer position.
+// drained must be called after a drain, because the kernel need not notify of it. Either this sees
+// that a call is parked, or that call sees the new consumer position.
 func (k *waker) drained() {
 	if k.parked.Load() {
 		k.wake()
