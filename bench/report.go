@@ -183,13 +183,14 @@ func sections() []section {
 func writeLegend(w io.Writer, e environment) error {
 	_, err := fmt.Fprintf(w, `Linux %s, %d × %s, %s;
 cilium/ebpf %s, libbpfgo %s, libbpf %s.
-Medians of %d rounds, in which the readers took turns, of %d ms each (latency longer). A
-ratio, x over y, is the median of x divided by y in each round. Without "eager", this
-module's Reader is as NewReader makes it, and moderates notifications; "eager" is
-WithMaxDelay(0), and "sharded" one Reader of several rings, one for each producer. Producer
-and consumer are processes of their own. The consumer touches every byte and checks that
-no sample is missing; "libbpf C no-op" only counts them, and "none" is no reader at all. A
-bar is what this module aims for; noise makes some miss.
+
+- Figures are medians of %d rounds of %d ms each; latency takes longer. The readers took turns.
+- A ratio, x over y, is the median over all rounds of x divided by y.
+- This module's Reader is as NewReader makes it, with wakeup moderation. "eager" is WithMaxDelay(0).
+  "sharded" is one Reader of several rings, one for each producer.
+- Producer and consumer are processes of their own. The consumer touches every byte and checks that
+  no sample is missing. "libbpf C no-op" only counts samples. "none" is no reader at all.
+- A bar is what this module aims for. Noise makes some miss.
 
 `, e.Kernel, e.CPUs, e.CPU, e.Go, e.Cilium, e.Libbpfgo, e.Libbpf, e.Rounds, e.RunMillis)
 	return err
