@@ -8,20 +8,20 @@ import (
 	"io"
 )
 
-// blocks is an io.Reader of a pcapng file for pcapgo. It passes on the blocks that are whole, and
-// takes out those with BTF, which pcapgo does not know. pcapgo trusts the lengths of a block's
-// parts, so blocks refuses those that do not fit in it.
+// blocks is the io.Reader through which pcapgo reads a pcapng file. It passes on complete blocks,
+// and keeps the BTF blocks, which pcapgo does not know. pcapgo trusts the lengths of the parts of a
+// block, so blocks refuses a part that is longer than its block.
 type blocks struct {
 	r     io.Reader // buffered
 	limit io.LimitedReader
 	block bytes.Buffer
-	rest  []byte // of block, to be passed on
+	rest  []byte // the part of block that Read has not returned yet
 	order binary.ByteOrder
-	// at is the position in the file of the block, end the one of what is behind it.
+	// at is the position of the block in the file, end the position behind it.
 	at, end int64
-	// interfaces counts those of the section, before those of earlier sections.
+	// interfaces is their number in this section, before their number in earlier sections.
 	interfaces, before int
-	btf                map[int][]byte // by interface, counted over all sections
+	btf                map[int][]byte // by interface, numbered over all sections
 	err                error
 }
 
@@ -39,13 +39,13 @@ func (b *blocks) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next loads the next block.
+// next loads the next block. It sets rest if pcapgo needs the block.
 func (b *blocks) next() error {
 	b.at = b.end
 	b.block.Reset()
 	if err := b.load(8); err != nil {
 		if b.block.Len() == 0 && b.at > 0 && errors.Is(err, io.ErrUnexpectedEOF) {
-			return io.EOF // between two blocks
+			return io.EOF // the file ends between two blocks
 		}
 		return err
 	}
@@ -90,8 +90,8 @@ func (b *blocks) next() error {
 
 var errNotPcapng = errors.New("not a pcapng file")
 
-// load appends n bytes to the block. Memory grows with what is there, not with what a block
-// says of its length.
+// load appends n bytes of the file to the block. It allocates memory for the bytes that it has
+// read, not for the length that the block claims to have.
 func (b *blocks) load(n int) error {
 	if n < 0 {
 		return b.errorf("it is too short")
@@ -108,7 +108,7 @@ func (b *blocks) load(n int) error {
 }
 
 func (b *blocks) uint32(offset uint32) uint32 {
-	if b.order == nil { // only to see whether this is pcapng at all
+	if b.order == nil { // the type of the first block, which is the same in both byte orders
 		return binary.LittleEndian.Uint32(b.block.Bytes()[offset:])
 	}
 	return b.order.Uint32(b.block.Bytes()[offset:])
@@ -118,8 +118,8 @@ func (b *blocks) errorf(format string, args ...any) error {
 	return fmt.Errorf("the block at byte %d is damaged: %s", b.at, fmt.Sprintf(format, args...))
 }
 
-// check passes a block on, after it has seen to what pcapgo trusts. Blocks that tell nothing of
-// records are not passed on.
+// check checks the lengths that pcapgo trusts, and passes the block on to pcapgo. It drops blocks
+// of types that say nothing about records.
 func (b *blocks) check(kind uint32) error {
 	body := b.block.Bytes()[8 : b.block.Len()-4]
 	var fixed, captured int // bytes
@@ -173,7 +173,8 @@ func (b *blocks) check(kind uint32) error {
 	return nil
 }
 
-// takeBTF keeps the BTF of a block. A block that has another signature is somebody else's.
+// takeBTF keeps the BTF of a block. It ignores a block with another signature, which another
+// program wrote.
 func (b *blocks) takeBTF() error {
 	body := b.block.Bytes()[8 : b.block.Len()-4]
 	if len(body) < len(btfSignature)+8 || string(body[:len(btfSignature)]) != btfSignature {

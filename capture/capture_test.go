@@ -39,7 +39,8 @@ func mustRecord(tb testing.TB, rings []Ring, comment string, recs ...Record) []b
 	return file.Bytes()
 }
 
-// readAll returns what is in a file, up to the end or the error, in memory of its own.
+// readAll returns the rings and records of a file, up to the end or the first error. The samples
+// are copies.
 func readAll(file []byte) (rings []Ring, recs []Record, err error) {
 	r, err := NewReader(bytes.NewReader(file))
 	if err != nil {
@@ -77,7 +78,7 @@ func wantRecords(tb testing.TB, got, want []Record) {
 	}
 }
 
-// someBTF is BTF as far as this package looks at it.
+// someBTF only looks like BTF: this package does not parse it.
 var someBTF = append([]byte{0x9f, 0xeb, 1, 0, 24, 0, 0, 0}, "not a multiple of four"...)
 
 var threeRings = []Ring{
@@ -86,8 +87,8 @@ var threeRings = []Ring{
 	{Name: "third", ID: 1<<32 - 1, Size: 1 << 30, BTF: someBTF, Snaplen: 5},
 }
 
-// varied returns records with each property that a record can have, and samples of many
-// sizes, none of which need padding alike.
+// varied returns records with each property that a record can have, and with samples of many sizes
+// and paddings.
 func varied() (recs []Record) {
 	at := time.Unix(1_700_000_000, 123_456_789)
 	for size := range 70 {
@@ -152,7 +153,7 @@ func TestSamplesAreCutToTheSnaplen(t *testing.T) {
 	wantRecords(t, got, []Record{rec("1234", 4), rec("12345", 5), rec("12345", 6), rec("12", 1000)})
 }
 
-// TestALoopGoesOnWhereTheLastWasLeft also has Rings known before the first record is read.
+// TestALoopGoesOnWhereTheLastWasLeft also checks that Rings is complete before the first loop.
 func TestALoopGoesOnWhereTheLastWasLeft(t *testing.T) {
 	file := mustRecord(t, threeRings, "", varied()...)
 	r, err := NewReader(bytes.NewReader(file))
@@ -241,11 +242,11 @@ func TestRecordingsOneAfterAnotherAreOne(t *testing.T) {
 	}
 }
 
-// TestAFileThatEndsInTheMiddle cuts a file everywhere.
+// TestAFileThatEndsInTheMiddle cuts a file at each byte.
 func TestAFileThatEndsInTheMiddle(t *testing.T) {
 	want := varied()[:12]
 	file := mustRecord(t, threeRings, "comment", want...)
-	ends := map[int]int{} // of blocks, and records before that
+	ends := map[int]int{} // the end of each block, and the number of records before it
 	for at, records := 0, 0; at < len(file); {
 		if binary.LittleEndian.Uint32(file[at:]) == blockEnhanced {
 			records++
@@ -278,7 +279,8 @@ func TestAFileThatEndsInTheMiddle(t *testing.T) {
 	}
 }
 
-// damaged returns a file that change has changed. It has one ring and one record of 8 bytes.
+// damaged returns a file with one ring and one record of 8 bytes, after change has modified it.
+// block returns the bytes of the first block of a type.
 func damaged(t *testing.T, change func(block func(kind uint32) []byte)) []byte {
 	file := mustRecord(t, threeRings[:1], "", Record{
 		Record: ringbuf.Record{RawSample: []byte("sample 1"), Lost: 1}, Time: time.Unix(1, 0), Length: 8})
@@ -342,7 +344,7 @@ func TestADamagedFileIsAnErrorThatSaysWhere(t *testing.T) {
 			}
 		})
 	}
-	// A block of somebody else, who chose the same type, is left alone.
+	// A block of another program that chose the same type is skipped.
 	rings, recs, err := readAll(damaged(t, func(b blockFunc) { b(blockBTF)[8] = 'R' }))
 	if err != nil || len(recs) != 1 || len(rings) != 1 || rings[0].BTF != nil {
 		t.Errorf("with somebody else's block: %+v, %+v, %v", rings, recs, err)
@@ -357,7 +359,8 @@ func TestAnEmptyFileIsNoRecording(t *testing.T) {
 	}
 }
 
-// TestAFileOfTheOtherByteOrder is built by hand: no machine of that order is at hand.
+// TestAFileOfTheOtherByteOrder builds a big-endian file, because pcapgo writes only little-endian
+// ones.
 func TestAFileOfTheOtherByteOrder(t *testing.T) {
 	be := binary.BigEndian
 	block := func(kind uint32, body []byte) []byte {
@@ -482,7 +485,8 @@ func TestARecordCostsNoAllocation(t *testing.T) {
 	}
 }
 
-// FuzzReader reads any bytes. What can be read can be written, and is read again the same.
+// FuzzReader reads any bytes. It writes the records that it has read, and must then read the same
+// records.
 func FuzzReader(f *testing.F) {
 	f.Add(mustRecord(f, threeRings, "comment", varied()[:6]...))
 	f.Add(mustRecord(f, threeRings[:1], ""))
@@ -513,10 +517,10 @@ func FuzzReader(f *testing.F) {
 		var want []Record
 		for _, rec := range recs {
 			if snaplen := rings[rec.Ring].Snaplen; snaplen > 0 && len(rec.RawSample) > snaplen {
-				continue // which no Writer writes
+				continue // a Writer would cut it
 			}
 			rec.Length = max(rec.Length, len(rec.RawSample))
-			if w.Write(rec) == nil { // it refuses times far away, and too long comments
+			if w.Write(rec) == nil { // it refuses out-of-range times and long comments
 				want = append(want, rec)
 			}
 		}

@@ -14,8 +14,8 @@ import (
 	"github.com/libbpfgo/ringbuf/capture"
 )
 
-// count is what a program does with the records of a ring: here it sums up the first four bytes of
-// each. Where the records come from is not its business.
+// count sums up the first four bytes of each record. It stands for the work of a program, and does
+// not know where the records come from.
 func count(records iter.Seq2[ringbuf.Record, error]) (sum uint64, err error) {
 	for record, err := range records {
 		if err != nil {
@@ -26,12 +26,12 @@ func count(records iter.Seq2[ringbuf.Record, error]) (sum uint64, err error) {
 	return sum, nil
 }
 
-// A program reads a ring.
+// In production, the program reads a ring.
 func production(reader *ringbuf.Reader) (uint64, error) {
 	return count(reader.Records(context.Background()))
 }
 
-// Its test reads a recording of that ring.
+// A test of the program reads a recording of that ring.
 func Example() {
 	_ = production
 	path := record()

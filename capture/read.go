@@ -17,32 +17,33 @@ import (
 	"github.com/libbpfgo/ringbuf"
 )
 
-// A Reader reads a recording. It may be used by one goroutine at a time.
+// A Reader reads a recording. One goroutine at a time may use it.
 type Reader struct {
 	blocks  *blocks
 	ng      *pcapgo.NgReader
 	comment string
 	rings   []Ring
-	seen    int // interfaces of the section, which are in rings
-	first   int // ring of the section's first interface
+	seen    int // number of the section's interfaces that are in rings
+	first   int // index in rings of the section's first interface
 
-	next Record // read, and not yet returned
-	err  error  // of next
-	held bool   // there is a next
+	next Record // the record that was read last
+	err  error  // the error of reading next
+	held bool   // next or err is still to be returned
 }
 
-// NewReader returns a Reader of the file r. It reads up to the first record, so that Rings is
-// complete if all rings stand before it, as in what a Writer wrote.
+// NewReader returns a Reader of the file r. It reads up to the first record. Rings is then complete
+// if all rings precede the records, as in the files of a Writer.
 //
-// Files that others wrote can be read too, if each of their packets has link type USER0. Several
-// recordings, one after another in one file, are read as one, with the rings of all.
+// NewReader also reads files of other programs, if each packet has link type USER0. It reads
+// several recordings that follow each other in one file as one recording, with the rings of all.
 //
-// The error is io.ErrUnexpectedEOF, wrapped, if r ends before there is a ring, and otherwise says
-// where in the file what is wrong.
+// NewReader fails if it finds no ring. The error wraps io.ErrUnexpectedEOF if r is empty, or ends
+// within a block before the first ring. Other errors say what is wrong with the file and, in most
+// cases, where.
 func NewReader(r io.Reader) (*Reader, error) {
 	rd := &Reader{blocks: &blocks{r: bufio.NewReaderSize(r, bufferSize), btf: map[int][]byte{}}}
 	ng, err := pcapgo.NewNgReader(rd.blocks, pcapgo.NgReaderOptions{
-		WantMixedLinkType:  true, // or what has another link type is skipped
+		WantMixedLinkType:  true, // otherwise pcapgo skips packets of another link type
 		SectionEndCallback: func([]pcapgo.NgInterface, pcapgo.NgSectionInfo) { rd.endSection() },
 	})
 	if err != nil {
@@ -61,7 +62,7 @@ func NewReader(r io.Reader) (*Reader, error) {
 	return rd, nil
 }
 
-// wrap adds the package's name to an error, but to io.EOF.
+// wrap adds the package's name to an error. It returns io.EOF as it is.
 func wrap(err error) error {
 	if err == io.EOF {
 		return err
@@ -69,7 +70,7 @@ func wrap(err error) error {
 	return fmt.Errorf("capture: %w", err)
 }
 
-// addRings adds the interfaces that pcapgo has met since the last call.
+// addRings adds a ring for each interface that pcapgo has found since the last call.
 func (r *Reader) addRings() {
 	for n := r.ng.NInterfaces(); r.seen < n; r.seen++ {
 		intf, err := r.ng.Interface(r.seen)
@@ -77,7 +78,7 @@ func (r *Reader) addRings() {
 			panic(err) // they are numbered from 0 on
 		}
 		ring := Ring{Name: intf.Name, Comment: intf.Comment, BTF: r.blocks.btf[len(r.rings)]}
-		if intf.SnapLength <= math.MaxInt32 { // more is no limit for a record
+		if intf.SnapLength <= math.MaxInt32 { // a larger one cuts no record
 			ring.Snaplen = int(intf.SnapLength)
 		}
 		if n, _ := fmt.Sscanf(intf.Description, sizeFormat, &ring.ID, &ring.Size); n < 2 {
@@ -87,31 +88,32 @@ func (r *Reader) addRings() {
 	}
 }
 
-// endSection is called when pcapgo forgets its interfaces, since another section begins.
+// endSection is called when a new section begins, before pcapgo drops its interfaces.
 func (r *Reader) endSection() {
 	r.addRings()
 	r.first, r.seen = len(r.rings), 0
 }
 
-// Rings returns what the recording says of its rings. A Record's Ring is an index of them. More
-// may be added, at the end, while Records or All read on.
+// Rings returns the rings of the recording. Record.Ring is an index of this slice. Records and All
+// may find more rings; Rings then returns them at the end.
 func (r *Reader) Rings() []Ring { return r.rings }
 
 // Comment returns the comment of the recording.
 func (r *Reader) Comment() string { return r.comment }
 
-// Records returns an iterator over the records, in the order of the file, each as a Reader of the
-// ring returned it, but for Remaining, which is 0, and for what Snaplen has cut.
+// Records returns an iterator over the records, in the order of the file. Each is as a Reader of
+// the ring returned it, except that Remaining is 0 and that RawSample may be cut to Snaplen.
 //
-// RawSample is valid until the next iteration: a body that keeps it must copy it. A loop that is
-// left goes on, with the next call, behind the record that it had last.
+// RawSample is valid until the next iteration: a body that keeps it must copy it. After a loop that
+// was left early, the next call continues behind the last record of that loop.
 //
-// Where the recording says that records were missed, a *ringbuf.MissedError comes first, and the
-// loop goes on, as with a Watcher. A recording of what a Reader read has none.
+// Before a record ahead of which others were missed, the iterator returns a *ringbuf.MissedError,
+// and the loop continues, as with a Watcher. A recording of a ringbuf.Reader has no such error.
 //
-// Any other error comes with a last iteration, without a record. It wraps io.ErrUnexpectedEOF if
-// the file ends in the middle of a block, as it does when who wrote it was killed: all records
-// before that have been returned. Others say where in the file what is wrong.
+// Any other error comes in the last iteration, without a record. It wraps io.ErrUnexpectedEOF if
+// the file ends within a block, as it does when the process that wrote it was killed. All records
+// before that have been returned. Other errors say what is wrong with the file and, in most cases,
+// where.
 func (r *Reader) Records() iter.Seq2[ringbuf.Record, error] {
 	return func(yield func(ringbuf.Record, error) bool) {
 		for rec, err := range r.All() {
@@ -129,14 +131,15 @@ func (r *Reader) Records() iter.Seq2[ringbuf.Record, error] {
 	}
 }
 
-// All is like Records, with all that the recording has of each record, and no MissedError.
+// All is like Records, but returns everything that the file has about each record. It returns no
+// MissedError: see Record.Missed.
 func (r *Reader) All() iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		for {
 			if !r.held {
 				r.err = r.read(&r.next)
 			}
-			r.held = r.err != nil // an error is there for ever
+			r.held = r.err != nil // all later calls return the error too
 			if r.err == io.EOF {
 				return
 			}
@@ -151,7 +154,8 @@ func (r *Reader) All() iter.Seq2[Record, error] {
 	}
 }
 
-// read reads the next record, or io.EOF.
+// read reads the next record into rec. It returns io.EOF at the end of the file. RawSample is valid
+// until the next call.
 func (r *Reader) read(rec *Record) error {
 	sample, info, options, err := r.ng.ZeroCopyReadPacketDataWithOptions()
 	r.addRings()
@@ -170,7 +174,7 @@ func (r *Reader) read(rec *Record) error {
 	}
 	if options.DropCount != nil {
 		rec.Lost = *options.DropCount
-		if r.blocks.order == binary.BigEndian { // pcapgo takes it for little-endian
+		if r.blocks.order == binary.BigEndian { // pcapgo always decodes it as little-endian
 			rec.Lost = bits.ReverseBytes64(rec.Lost)
 		}
 	}

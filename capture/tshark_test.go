@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestTsharkOpensARecording compares what tshark, of the makers of Wireshark, says of a recording
-// with what was recorded. make test-tool installs it.
+// TestTsharkOpensARecording compares the output of tshark, which belongs to Wireshark, with the
+// records of a file. make test-tool installs tshark.
 func TestTsharkOpensARecording(t *testing.T) {
 	if _, err := exec.LookPath("tshark"); err != nil {
 		if os.Getenv("RINGBUF_KERNEL_TESTS") == "require" {
@@ -21,7 +21,7 @@ func TestTsharkOpensARecording(t *testing.T) {
 		t.Skip("tshark is not installed: this test is of no use without it")
 	}
 	recs := varied()
-	recs[1].Length = 1000 // as if it had been cut
+	recs[1].Length = 1000 // as if the sample had been cut
 	file := filepath.Join(t.TempDir(), "recording.pcapng")
 	if err := os.WriteFile(file, mustRecord(t, threeRings, "of a test", recs...), 0o600); err != nil {
 		t.Fatal(err)

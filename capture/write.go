@@ -14,13 +14,13 @@ import (
 	"github.com/gopacket/gopacket/pcapgo"
 )
 
-// bufferSize is large enough that writing to a file costs few calls, and small enough that what
-// is in it stays in the processor's cache.
+// bufferSize is large enough to write to a file with few system calls, and small enough that the
+// buffer stays in the processor's cache.
 const bufferSize = 256 << 10
 
-// A Writer writes a recording. It may be used by one goroutine at a time.
+// A Writer writes a recording. One goroutine at a time may use it.
 type Writer struct {
-	buf   *bufio.Writer // the ng writer's too
+	buf   *bufio.Writer // shared with ng
 	ng    *pcapgo.NgWriter
 	count *counter
 	rings []writerRing
@@ -33,7 +33,7 @@ type writerRing struct {
 	first, last       time.Time
 }
 
-// counter counts what is written to the file.
+// counter counts the bytes that are written to the file.
 type counter struct {
 	w io.Writer
 	n int64
@@ -45,14 +45,14 @@ func (c *counter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// NewWriter starts a recording of these rings in w. comment is free text about it. Nothing need
-// have been written to w before Flush or Close. The Writer keeps nothing of rings.
+// NewWriter starts a recording of these rings in w. The comment is free text about the recording.
+// The Writer buffers: w may receive nothing before Flush or Close. It does not keep rings.
 func NewWriter(w io.Writer, rings []Ring, comment string) (*Writer, error) {
 	if len(rings) == 0 {
 		return nil, errors.New("capture: a recording needs a ring")
 	}
 	wr := &Writer{count: &counter{w: w}}
-	// pcapgo takes a buffer that is one already as its own.
+	// pcapgo uses a writer that is already a bufio.Writer as its own buffer.
 	wr.buf = bufio.NewWriterSize(wr.count, bufferSize)
 	options := pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{
 		Hardware:    runtime.GOARCH,
@@ -91,7 +91,7 @@ func NewWriter(w io.Writer, rings []Ring, comment string) (*Writer, error) {
 const (
 	// An option of pcapng has a length of 16 bits.
 	maxOption = 1<<16 - 1
-	// time.UnixNano has 63 bits.
+	// The result of time.UnixNano has 63 bits.
 	maxSeconds = (1<<63-1)/1_000_000_000 - 1
 )
 
@@ -117,7 +117,7 @@ func (r Ring) description() string {
 	return fmt.Sprintf(sizeFormat, r.ID, r.Size)
 }
 
-// writeBTF writes a block for each BTF, with all the rings that have it.
+// writeBTF writes one block for each different BTF, with the numbers of all rings that have it.
 func (w *Writer) writeBTF(rings []Ring) error {
 	for i, ring := range rings {
 		var of []uint32
@@ -126,7 +126,7 @@ func (w *Writer) writeBTF(rings []Ring) error {
 				continue
 			}
 			if j < i {
-				of = nil // has been written
+				of = nil // ring j has written this BTF
 				break
 			}
 			of = append(of, uint32(j))
@@ -155,8 +155,8 @@ func (w *Writer) writeBTF(rings []Ring) error {
 	return nil
 }
 
-// Write writes a record. A sample that is longer than the ring's Snaplen is cut. A Length of 0
-// stands for the size of the sample. Write keeps nothing of rec.
+// Write writes a record. It cuts a sample that is longer than the ring's Snaplen. A Length of 0
+// means the size of RawSample. Write does not keep RawSample.
 //
 // After an error of the file, every Write returns that error.
 func (w *Writer) Write(rec Record) error {
@@ -202,7 +202,8 @@ func (w *Writer) Write(rec Record) error {
 	return nil
 }
 
-// drops is the number of dropped packets before the record. What was missed was at least one.
+// drops returns the number of dropped packets before the record. A gap of missed records counts as
+// one.
 func (r *Record) drops() uint64 {
 	if r.Missed > 0 {
 		return r.Lost + 1
@@ -223,14 +224,14 @@ func (r *Record) options() (o pcapgo.NgPacketOptions) {
 	return o
 }
 
-// Drop adds to the number of dropped records that the recording tells of the ring at its end, those
-// that were lost after the last record. What Write was told of is counted already.
+// Drop adds n to the number of dropped records in the totals of a ring, which Close writes. Use it
+// for records that were lost after the last record. Write has counted the earlier ones.
 func (w *Writer) Drop(ring int, n uint64) { w.rings[ring].dropped += n }
 
-// Size returns the number of bytes that the file has, or will have after the next Flush.
+// Size returns the size of the recording in bytes, buffered ones included.
 func (w *Writer) Size() int64 { return w.count.n + int64(w.buf.Buffered()) }
 
-// Flush writes what is buffered, so that a reader of the file finds whole records.
+// Flush writes the buffer to the file. The file then ends with a complete record.
 func (w *Writer) Flush() error {
 	if w.err == nil {
 		if err := w.buf.Flush(); err != nil {
@@ -240,8 +241,8 @@ func (w *Writer) Flush() error {
 	return w.err
 }
 
-// Close ends the recording with the totals of each ring, and flushes. It does not close the
-// file. Nothing may be written afterwards.
+// Close writes the totals of each ring, which end the recording, and flushes. It does not close the
+// file. After Close, Write returns an error.
 func (w *Writer) Close() error {
 	for i, ring := range w.rings {
 		if w.err != nil {
