@@ -20,7 +20,7 @@ func ExampleNewCollector() {
 	log.Fatal(http.ListenAndServe("localhost:9090", nil))
 }
 
-// Each of several Readers has a label, by which it is registered and unregistered.
+// Each Reader has a label. Its collector is registered and unregistered with that label.
 func ExampleNewCollector_severalReaders() {
 	var readers map[string]*ringbuf.Reader
 

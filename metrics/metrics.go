@@ -1,8 +1,9 @@
 // Package metrics publishes the Stats of a ringbuf.Reader or ringbuf.Writer to Prometheus.
 //
-// Directory prometheus has alert rules on these metrics, directory grafana a dashboard of them.
+// The directory prometheus has alert rules for these metrics. The directory grafana has a
+// dashboard.
 //
-// It is a module of its own, so that package ringbuf depends on nothing but libbpf.
+// The package is in a module of its own, so that package ringbuf depends only on libbpf.
 package metrics
 
 import (
@@ -13,16 +14,16 @@ import (
 	"github.com/libbpfgo/ringbuf"
 )
 
-// NewCollector returns a Collector of r.Stats(), one call for each collection. Its metrics
-// are, of the Reader,
+// NewCollector returns a Collector that publishes r.Stats(). It calls Stats once for each
+// collection. The metrics of the Reader are
 //
 //	ringbuf_drains_total
 //	ringbuf_wakeups_total
 //	ringbuf_ticks_total
 //	ringbuf_lost_records_total      always 0 without ringbuf.WithLossCounter
 //
-// and of each of its rings, with the labels ring, the map's name, and index, its place among
-// the maps from 0 on, since two maps may have one name,
+// Each ring has the following metrics. The label ring is the name of the map. The label index is
+// the index of the map in the Reader, from 0 on, because two maps may have the same name.
 //
 //	ringbuf_samples_total
 //	ringbuf_sample_bytes_total
@@ -31,18 +32,19 @@ import (
 //	ringbuf_available_bytes
 //	ringbuf_peak_bytes              of the last minute
 //
-// Where there are several Readers, each needs a label by which to tell it from the others:
+// If there are several Readers, give each a label that distinguishes it:
 //
 //	labels := prometheus.Labels{"reader": "exec"}
 //	prometheus.WrapRegistererWith(labels, registry).MustRegister(metrics.NewCollector(r))
 //
-// A registered Collector keeps r, and after its Close the last values. To end that,
-// Unregister it, by the same Registerer.
+// A registered Collector retains r, and publishes its last values after r.Close. To end that, call
+// Unregister of the same Registerer.
 func NewCollector(r *ringbuf.Reader) prometheus.Collector { return collector{r.Stats} }
 
 type collector struct{ stats func() ringbuf.Stats }
 
-// A metric is one number of a T, which is ringbuf.Stats or ringbuf.RingStats.
+// A metric publishes one number of a T, which is ringbuf.Stats, ringbuf.RingStats or
+// ringbuf.WriterStats.
 type metric[T any] struct {
 	desc  *prometheus.Desc
 	kind  prometheus.ValueType

@@ -72,7 +72,7 @@ ringbuf_wakeups_total 2
 	}
 }
 
-// newRingAndReader returns a ring of a page, and a Reader of it that never ticks.
+// newRingAndReader returns a ring of one page and a Reader of it, without wakeup moderation.
 func newRingAndReader(t *testing.T) (*bpftest.Ring, *ringbuf.Reader) {
 	t.Helper()
 	ring := bpftest.New(t, os.Getpagesize())
@@ -93,7 +93,7 @@ func read(t *testing.T, r *ringbuf.Reader, n int) {
 	}
 }
 
-// gathered returns all values, as name{label="value",...} value.
+// gathered returns all values, in the format name{label="value",...} value.
 func gathered(t *testing.T, g prometheus.Gatherer) (values []string) {
 	t.Helper()
 	families, err := g.Gather()

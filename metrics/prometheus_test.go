@@ -29,7 +29,8 @@ const (
 	dashboard = "grafana/dashboard.json"
 )
 
-// find skips the test where Prometheus is not installed, or fails where CI should have it.
+// find returns the path of a program of Prometheus. If the program is not installed, find skips the
+// test, or fails it in CI.
 func find(t *testing.T, program string) string {
 	t.Helper()
 	name, err := exec.LookPath(program)
@@ -51,7 +52,7 @@ func mustReadFile(t *testing.T, name string) string {
 	return string(text)
 }
 
-// expressions returns those of the dashboard, for all instances and rings.
+// expressions returns the expressions of the dashboard, for all instances and rings.
 func expressions(t *testing.T) (list []string) {
 	t.Helper()
 	var d struct {
@@ -87,9 +88,9 @@ func exportedNames(c prometheus.Collector) (names []string) {
 	return names
 }
 
-// Those of package ship/metrics are tested there.
 var metricName = regexp.MustCompile(`\bringbuf_[a-z_]+`)
 
+// ofShipping reports whether a metric is of package ship/metrics, which has its own tests.
 func ofShipping(name string) bool { return strings.HasPrefix(name, "ringbuf_ship_") }
 
 func TestDashboardAndRulesNameMetricsThatAreExported(t *testing.T) {
@@ -156,7 +157,7 @@ type server struct {
 	url string
 }
 
-// startServer starts a Prometheus on a port of its own, which scrapes the target.
+// startServer starts a Prometheus on a free port. It scrapes the target.
 func startServer(t *testing.T, target, rules string) *server {
 	t.Helper()
 	program, dir := find(t, "prometheus"), t.TempDir()
@@ -181,7 +182,7 @@ scrape_configs:
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	// It logs the address, and goes on to log, which must be read.
+	// Prometheus logs its address. Its later output must be read too, or it would block.
 	address, ended := make(chan string, 1), make(chan struct{})
 	var logged strings.Builder
 	go func() {
@@ -211,8 +212,8 @@ scrape_configs:
 	}
 }
 
-// get has the data of an answer of the API stored in value. It reports whether there is any: a
-// Prometheus that has just been started is not ready.
+// get stores the data of an answer of the API in value. It reports false if there is none yet,
+// because Prometheus is still starting.
 func (s *server) get(path string, value any) bool {
 	s.t.Helper()
 	response, err := http.Get(s.url + path)
@@ -234,7 +235,7 @@ func (s *server) get(path string, value any) bool {
 	return true
 }
 
-// query returns the values of an expression now.
+// query returns the present values of an expression.
 func (s *server) query(expr string) (values []string) {
 	s.t.Helper()
 	var data struct{ Result []struct{ Value [2]any } }
@@ -245,7 +246,7 @@ func (s *server) query(expr string) (values []string) {
 	return values
 }
 
-// firing returns the alerts that fire, sorted, with the rings that they name.
+// firing returns the names of the firing alerts, each with its ring if it has one, sorted.
 func (s *server) firing() (alerts []string) {
 	s.t.Helper()
 	var data struct {
@@ -264,7 +265,8 @@ func (s *server) firing() (alerts []string) {
 	return alerts
 }
 
-// await asks until it is so. How long that takes is up to the machine: go test has a limit.
+// await polls until is returns true. It gives up shortly before the time limit of go test, because
+// the time that is needed depends on the machine.
 func await(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	deadline, _ := t.Deadline()
@@ -290,7 +292,7 @@ func TestPrometheusAlertsOfAReader(t *testing.T) {
 	target := httptest.NewServer(promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	defer target.Close()
 
-	// A minute is five seconds here.
+	// Shorten each minute in the rules to five seconds.
 	minutes := regexp.MustCompile(`\b(\d+)m\b`)
 	quick := minutes.ReplaceAllStringFunc(mustReadFile(t, rules), func(d string) string {
 		long, err := time.ParseDuration(d)

@@ -6,8 +6,8 @@ import (
 	"github.com/libbpfgo/ringbuf"
 )
 
-// NewWriterCollector returns a Collector of w.Stats(), one call for each collection. Its metrics
-// are, with the label ring, the map's name,
+// NewWriterCollector returns a Collector that publishes w.Stats(). It calls Stats once for each
+// collection. The label ring of its metrics is the name of the map. The metrics are
 //
 //	ringbuf_writer_samples_total
 //	ringbuf_writer_sample_bytes_total
@@ -19,8 +19,7 @@ import (
 //	ringbuf_writer_size_bytes
 //	ringbuf_writer_fill_bytes
 //
-// What NewCollector says of several Readers, and of what a registered Collector keeps, is true of
-// Writers too.
+// For several Writers, and for the end of a Writer, see [NewCollector]: the same holds for Writers.
 func NewWriterCollector(w *ringbuf.Writer) prometheus.Collector { return writerCollector{w.Stats} }
 
 type writerCollector struct{ stats func() ringbuf.WriterStats }
