@@ -13,13 +13,13 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// The defaults of ship and subscribe, which find each other.
+// The defaults of ship and subscribe agree, so that subscribe finds the server of ship.
 const (
 	defaultStream = "RINGBUF"
 	defaultListen = "127.0.0.1:4222"
 )
 
-// A broker is what the flags say of a nats-server.
+// A broker has the flags that describe a nats-server. ship and subscribe share them.
 type broker struct {
 	stream                        string
 	creds, tlsCA, tlsCert, tlsKey string
@@ -34,7 +34,7 @@ func (b *broker) addFlags(cmd *cobra.Command) {
 	flags.StringVar(&b.tlsKey, "tlskey", "", "`file` of its key (PEM)")
 }
 
-// check refuses what makes no sense.
+// check returns a usageError if a flag is wrong or lacks its counterpart.
 func (b *broker) check() error {
 	switch {
 	case b.stream == "":
@@ -48,13 +48,13 @@ func (b *broker) check() error {
 	return nil
 }
 
-// authenticates reports whether a flag says how to be let in by a server.
+// authenticates reports whether the flags name credentials or certificates.
 func (b *broker) authenticates() bool {
 	return b.creds != "" || b.tlsCA != "" || b.tlsCert != ""
 }
 
-// withoutSecrets returns URLs, with commas, as they may be shown: without users, passwords and
-// tokens.
+// withoutSecrets removes users, passwords and tokens from URLs, which are separated by commas. The
+// result may be shown. It returns a usageError if one of them is not the URL of a server.
 func withoutSecrets(to string) (string, error) {
 	var shown []string
 	for i, part := range strings.Split(to, ",") {
@@ -73,8 +73,9 @@ func withoutSecrets(to string) (string, error) {
 	return strings.Join(shown, ","), nil
 }
 
-// connect connects to a server that may come and go: it returns at once, also how to name the
-// server. It says why there is no connection.
+// connect connects to a server, and reconnects whenever the connection is lost. It returns at once,
+// even if the server is away. shown names the server without secrets. While there is no connection,
+// connect says why.
 func (b *broker) connect(to string, say func(format string, args ...any),
 	more ...nats.Option) (nc *nats.Conn, shown string, err error) {
 	if shown, err = withoutSecrets(to); err != nil {
@@ -85,7 +86,8 @@ func (b *broker) connect(to string, say func(format string, args ...any),
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
 		nats.ReconnectWait(250 * time.Millisecond),
 	}, more...)
-	told := map[string]bool{} // since there was a connection; these are called one at a time
+	// The reasons that were told since the last connection. Handlers are called one at a time.
+	told := map[string]bool{}
 	forget := func(*nats.Conn) { clear(told) }
 	options = append(options, nats.ConnectHandler(forget), nats.ReconnectHandler(forget),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
@@ -109,7 +111,8 @@ func (b *broker) connect(to string, say func(format string, args ...any),
 	return nc, shown, nil
 }
 
-// reason leaves out of an error of the network at which port of this machine it was.
+// reason returns the message of a network error without its addresses, because the local port
+// changes with each attempt.
 func reason(err error) string {
 	for op := new(net.OpError); errors.As(err, &op); {
 		err = op.Err

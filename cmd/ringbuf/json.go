@@ -6,7 +6,7 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/rings"
 )
 
-// These are fields that the objects of several commands have. docs/tool.md has their meaning.
+// The JSON objects of several commands have these fields. docs/tool.md has their meaning.
 
 // A ringJSON is the state of a ring buffer.
 type ringJSON struct {
@@ -30,7 +30,7 @@ func newRingJSON(r *rings.Ring, fill int, consumer, producer uint64) ringJSON {
 	return j
 }
 
-// fillJSON returns a fill, or null if it is not known.
+// fillJSON returns a fill in bytes and in percent of the ring, or nil if it is not known.
 func fillJSON(r *rings.Ring, fill int) (bytes *int, percent *float64) {
 	if fill < 0 {
 		return nil, nil
@@ -39,7 +39,7 @@ func fillJSON(r *rings.Ring, fill int) (bytes *int, percent *float64) {
 	return &fill, &p
 }
 
-// A usageJSON is who uses a ring buffer. What is not known is null.
+// A usageJSON has the users of a ring buffer. A list that is not known is null.
 type usageJSON struct {
 	Programs  []programJSON `json:"programs"`
 	Processes []processJSON `json:"processes"`
@@ -72,5 +72,5 @@ func newUsageJSON(u rings.Usage) usageJSON {
 	return j
 }
 
-// round leaves three decimals.
+// round rounds x to three decimals.
 func round(x float64) float64 { return math.Round(x*1000) / 1000 }

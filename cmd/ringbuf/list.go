@@ -15,6 +15,7 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
 )
 
+// newListCommand returns the command list, which shows rings and their users once.
 func newListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [MAP...]",
@@ -46,7 +47,7 @@ Where the terminal is too narrow for a table, each ring buffer gets a block of l
 	return cmd
 }
 
-// A listedJSON is a ring buffer as list shows it: one object of JSON.
+// A listedJSON is the JSON object that list prints for a ring buffer.
 type listedJSON struct {
 	ringJSON
 	usageJSON
@@ -92,7 +93,7 @@ func list(stdout, stderr io.Writer, q rings.Query, out output) error {
 	return nil
 }
 
-// look looks at one ring.
+// look returns the present state of one ring.
 func look(r *rings.Ring, usage rings.Usage) (listedJSON, error) {
 	w, err := ringbuf.NewWatcher(r.FD())
 	if err != nil {
@@ -103,7 +104,7 @@ func look(r *rings.Ring, usage rings.Usage) (listedJSON, error) {
 	return listedJSON{newRingJSON(r, s.Fill, s.Consumer, s.Producer), newUsageJSON(usage)}, nil
 }
 
-// writeList writes a table, or blocks where the terminal is too narrow.
+// writeList writes a table, or blocks if the terminal is too narrow for one.
 func writeList(w io.Writer, all []listedJSON) error {
 	if len(all) == 0 {
 		return nil

@@ -32,7 +32,7 @@ func mountBPF(t *testing.T) (dir string) {
 	return dir
 }
 
-// listed runs list -o json, and returns what it says of one ring.
+// listed runs list -o json, and returns its object for one ring.
 func listed(t *testing.T, id uint32, args ...string) object {
 	t.Helper()
 	for _, line := range run(t, append([]string{"list", "-o", "json"}, args...)...).wantOK(t) {
@@ -86,7 +86,7 @@ func TestListFindsPins(t *testing.T) {
 
 func TestListSaysThatNothingCanBePinned(t *testing.T) {
 	r := newRing(t, "unpinned", 4096)
-	// In a mount namespace of its own, without BPF file systems.
+	// The tool runs in its own mount namespace, without BPF file systems.
 	got := runCommand(t, exec.Command("unshare", "--mount", "sh", "-c",
 		`awk '/ - bpf /{print $5}' /proc/self/mountinfo | while read -r dir; do umount -l "$(printf `+
 			`"$dir")"; done; exec "$@"`,
@@ -100,7 +100,7 @@ func TestListSaysThatNothingCanBePinned(t *testing.T) {
 	}
 }
 
-// TestListKnowsWhoUsesARing has this process use rings in each way that there is.
+// TestListKnowsWhoUsesARing makes this process use a ring in each possible way.
 func TestListKnowsWhoUsesARing(t *testing.T) {
 	r := newRing(t, "used", 4096)
 	via := func() []string {
@@ -299,7 +299,7 @@ func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 	}
 }
 
-// setpriv returns a command that runs the tool as another user, with these capabilities.
+// setpriv returns a command that runs the tool as another user, with only these capabilities.
 func setpriv(capabilities string, args ...string) *exec.Cmd {
 	set := "-all"
 	if capabilities != "" {
@@ -309,7 +309,7 @@ func setpriv(capabilities string, args ...string) *exec.Cmd {
 		"--inh-caps=" + set, "--ambient-caps=" + set, "--bounding-set=" + set, tool}, args...)...)
 }
 
-// TestPrivileges measures what docs/tool.md says of them.
+// TestPrivileges checks what docs/tool.md says about privileges.
 func TestPrivileges(t *testing.T) {
 	r := newRing(t, "private", 4096)
 	path := filepath.Join(mountBPF(t), "ring")
@@ -329,7 +329,7 @@ func TestPrivileges(t *testing.T) {
 		args         []string
 		code         int
 		stderr       string // if the code is not 0
-		programs     bool   // are known
+		programs     bool   // whether the programs are known
 	}{
 		{"", 0o666, []string{"list"}, 3, byID, false},
 		{"+bpf,+perfmon", 0o666, []string{"list"}, 3, byID, false},

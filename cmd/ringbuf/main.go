@@ -1,5 +1,6 @@
-// Ringbuf shows the BPF ring buffers of a machine: which there are and whose, how full they are
-// and how fast, and what is in them.
+// Ringbuf shows the BPF ring buffers of a machine: which ones there are, who uses them, how full
+// they are, how fast they are filled, and which records are in them. It also records these records
+// to files and ships them to streams.
 package main
 
 import (
@@ -12,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// The exit codes, which the help of the command names.
+// The exit codes. The command exit-codes documents them.
 const (
 	exitFailed       = 1 // also when a ring that was asked for does not exist
 	exitUsage        = 2
@@ -27,7 +28,7 @@ func main() {
 	}
 }
 
-// A usageError is one of the command line.
+// A usageError is an error in the command line.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
@@ -47,12 +48,12 @@ func exitCode(err error) int {
 	}
 }
 
-// oneLine returns the message of err in one line, as those of joined errors are not.
+// oneLine returns the message of err in one line. Joined errors have several lines.
 func oneLine(err error) string {
 	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 }
 
-// checkArgs makes a check of cobra's say what to do, with the exit code of usage.
+// checkArgs wraps a check of cobra. The error is a usageError and says where to find help.
 func checkArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {

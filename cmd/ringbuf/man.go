@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra/doc"
 )
 
-// newManCommand is for those who have nothing but the binary, and for make install.
+// newManCommand returns the command man, for users who have only the binary, and for make install.
 func newManCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "man DIR",
@@ -22,7 +22,7 @@ func newManCommand() *cobra.Command {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return fmt.Errorf("man pages: %w", err)
 			}
-			// The same pages from the same sources.
+			// A fixed date, so that the same sources give the same pages.
 			date := time.Unix(0, 0)
 			header := &doc.GenManHeader{Section: "1", Source: "ringbuf " + version(), Manual: "ringbuf",
 				Date: &date}

@@ -35,7 +35,7 @@ func outputFlag(cmd *cobra.Command) *output {
 	return &o
 }
 
-// completeMap completes a MAP.
+// completeMap completes a MAP: with file names where a path may stand, and not at all elsewhere.
 func completeMap(_ *cobra.Command, args []string, toComplete string) ([]string,
 	cobra.ShellCompDirective) {
 	keyword := ""

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// mapHelp is what the help of each command that takes MAP says of it.
+// mapHelp explains MAP. It is a part of the help of each command that takes one.
 const mapHelp = `
 MAP names a ring buffer as bpftool does:
 
@@ -23,6 +23,7 @@ MAP names a ring buffer as bpftool does:
 A bare number, a path with a slash, or a name will do where only one ring buffer can be
 meant.`
 
+// newRootCommand returns the command ringbuf with all its subcommands.
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "ringbuf",
@@ -60,7 +61,7 @@ position, unless told to.`,
 			case number.Func == "ParseUint" && strings.HasPrefix(number.Num, "-"):
 				problem = "it must not be negative"
 			}
-			// All before Go's own words is pflag's.
+			// pflag's text precedes that of strconv, which is replaced.
 			before, _, _ := strings.Cut(err.Error(), number.Error())
 			err = errors.New(before + problem)
 		}
@@ -83,7 +84,7 @@ All but 0 come with one line on standard error that says what to do.`,
 	return root
 }
 
-// version returns that of the module, as go install leaves it in the binary.
+// version returns the version of the module, which go install records in the binary.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {

@@ -13,14 +13,14 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
 )
 
-// A terminal is one of tmux, in which the tool runs.
+// A terminal is a session of tmux in which the tool runs.
 type terminal struct {
 	t      *testing.T
 	socket string
 }
 
-// startTerminal runs a command in a terminal of this size. When it has ended the terminal shows
-// its exit code.
+// startTerminal runs a command in a terminal of this size. When the command has ended, the terminal
+// shows its exit code.
 func startTerminal(t *testing.T, columns, lines int, command string) *terminal {
 	t.Helper()
 	if _, err := exec.LookPath("tmux"); err != nil {
@@ -57,7 +57,7 @@ func (term *terminal) resize(columns, lines int) {
 	term.tmux("resize-window", "-x", fmt.Sprint(columns), "-y", fmt.Sprint(lines))
 }
 
-// await waits until the terminal shows what is wanted, and returns all of it.
+// await waits until wanted accepts the lines of the terminal, and returns them.
 func (term *terminal) await(what string, wanted func(lines []string) bool) []string {
 	term.t.Helper()
 	var screen string
@@ -94,7 +94,7 @@ func TestTopOnATerminal(t *testing.T) {
 			strings.Contains(screen, "75%")
 	})
 
-	// On a narrow terminal some columns go, and on a wide one they come.
+	// A narrow terminal shows fewer columns than a wide one.
 	for _, columns := range []int{20, 40, 80, 200} {
 		term.resize(columns, 8)
 		lines := term.await(fmt.Sprintf("%d columns", columns), func(lines []string) bool {
@@ -165,7 +165,7 @@ func TestTopHasNoColorsIfNotWanted(t *testing.T) {
 	}
 }
 
-// TestTopScrolls has many rings come and go.
+// TestTopScrolls scrolls through many rings, and closes them while top runs.
 func TestTopScrolls(t *testing.T) {
 	const many = 1000
 	var rings []*ebpf.Map

@@ -23,7 +23,7 @@ import (
 
 const defaultStore = "/var/lib/ringbuf"
 
-// A shipFlags is what the flags of ship say.
+// shipFlags has the flags of ship.
 type shipFlags struct {
 	broker
 	to, store, listen, host string
@@ -32,6 +32,7 @@ type shipFlags struct {
 	say                     func(format string, args ...any)
 }
 
+// newShipCommand returns the command ship, which reads rings and sends their records to a stream.
 func newShipCommand() *cobra.Command {
 	var f shipFlags
 	cmd := &cobra.Command{
@@ -89,7 +90,7 @@ standard error and exit code 0.
 	return cmd
 }
 
-// check refuses what makes no sense.
+// check returns a usageError if flags contradict each other.
 func (f *shipFlags) check() error {
 	lines := f.to == "-" || strings.HasPrefix(f.to, "file:")
 	switch {
@@ -134,8 +135,8 @@ func (f *shipFlags) run(cmd *cobra.Command, q rings.Query) error {
 	return f.shipAll(ctx, readers, sink)
 }
 
-// openReaders opens a Reader of each ring. It counts what is lost where a loss counter is of that
-// ring alone.
+// openReaders opens a Reader for each ring. The Reader counts losses if the ring has a loss counter
+// that no other ring shares.
 func (f *shipFlags) openReaders(q rings.Query) (readers []*ringbuf.Reader, err error) {
 	found, survey, err := findRings(q)
 	if err != nil {
@@ -178,7 +179,8 @@ func (f *shipFlags) openReaders(q rings.Query) (readers []*ringbuf.Reader, err e
 	return readers, nil
 }
 
-// openSink opens what --to names, or a server.
+// openSink opens the sink that --to names. Without --to it starts a server, and connects to it. The
+// caller must call the function that it returns.
 func (f *shipFlags) openSink(cmd *cobra.Command) (ship.Sink, func(), error) {
 	if f.to == "-" {
 		return ship.NewWriter(cmd.OutOrStdout()), func() {}, nil
@@ -226,7 +228,7 @@ func orDefault(s, otherwise string) string {
 	return s
 }
 
-// shipAll ships until ctx is done, or a shipper fails.
+// shipAll ships until ctx is done or a shipper fails. Then it prints the totals.
 func (f *shipFlags) shipAll(ctx context.Context, readers []*ringbuf.Reader, sink ship.Sink) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -266,7 +268,7 @@ func (f *shipFlags) shipAll(ctx context.Context, readers []*ringbuf.Reader, sink
 	return nil
 }
 
-// outages tells when the sink fails, and when it is back.
+// outages says, for each ring, when the sink begins to fail and when it works again.
 type outages struct {
 	say     func(format string, args ...any)
 	mu      sync.Mutex

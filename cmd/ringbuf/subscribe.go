@@ -21,7 +21,7 @@ import (
 	"github.com/libbpfgo/ringbuf/ship/jet"
 )
 
-// A subscribeFlags is what the flags of subscribe say.
+// subscribeFlags has the flags of subscribe.
 type subscribeFlags struct {
 	broker
 	from, host, typ, btfFile, filter string
@@ -32,6 +32,7 @@ type subscribeFlags struct {
 	say                              func(format string, args ...any)
 }
 
+// newSubscribeCommand returns the command subscribe, which prints the records of a stream.
 func newSubscribeCommand() *cobra.Command {
 	var f subscribeFlags
 	cmd := &cobra.Command{
@@ -76,7 +77,7 @@ An interrupt ends subscribe, with totals on standard error and exit code 0.`,
 	return cmd
 }
 
-// check refuses what makes no sense.
+// check returns a usageError if flags contradict each other.
 func (f *subscribeFlags) check() error {
 	switch {
 	case f.filter != "" && f.typ == "":
@@ -131,7 +132,7 @@ func (f *subscribeFlags) run(cmd *cobra.Command, names []string) error {
 	return err
 }
 
-// tellOnce says why nothing comes, when the reason changes.
+// tellOnce returns a function that says why no records arrive, whenever the reason changes.
 func (f *subscribeFlags) tellOnce() func(error) {
 	last := ""
 	return func(err error) {
@@ -142,7 +143,8 @@ func (f *subscribeFlags) tellOnce() func(error) {
 	}
 }
 
-// subjects returns those of rings with these names, or all, on a host, or all.
+// subjects returns the subject filters for rings with these names on a host. No names, or an empty
+// host, mean all.
 func subjects(host string, names []string) (all []string) {
 	if len(names) == 0 {
 		names = []string{""}
@@ -153,7 +155,8 @@ func subjects(host string, names []string) (all []string) {
 	return all
 }
 
-// source is a tail.Source of what is received. It adds rings to t as they come.
+// source returns a tail.Source of the received records. It adds a ring to t when its first message
+// arrives.
 func (f *subscribeFlags) source(t *tail.Tail, received iter.Seq2[*ship.Received, error],
 	types []*decode.Types) tail.Source {
 	known := map[ship.Ring]int{}
@@ -189,7 +192,7 @@ func (f *subscribeFlags) newRing(r ship.Ring, types []*decode.Types) (*tail.Ring
 	return ring, ring.Use(f.typ, f.filter)
 }
 
-// pass passes on what a message has.
+// pass yields the gap before a message, if there is one, and the records of the message.
 func pass(r *ship.Received, ring int, yield func(*capture.Record) error) error {
 	if r.Missed > 0 {
 		gap := capture.Record{Missed: r.Missed}
@@ -201,7 +204,7 @@ func pass(r *ship.Received, ring int, yield func(*capture.Record) error) error {
 	for i, rec := range r.Records {
 		out := capture.Record{Time: r.Time, Length: len(rec.Sample)}
 		out.Record = ringbuf.Record{RawSample: rec.Sample, Ring: ring, Lost: rec.Lost,
-			Remaining: len(r.Records) - 1 - i} // 0 at the last, when it is shown
+			Remaining: len(r.Records) - 1 - i} // 0 for the last one, after which tail flushes
 		if err := yield(&out); err != nil {
 			return err
 		}

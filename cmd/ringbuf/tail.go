@@ -25,7 +25,7 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
 )
 
-// A tailFlags is what the flags of tail say.
+// tailFlags has the flags of tail.
 type tailFlags struct {
 	typ, btfFile, filter   string
 	count                  uint64
@@ -38,6 +38,8 @@ type tailFlags struct {
 	out                    *output
 }
 
+// newTailCommand returns the command tail, which prints the records of rings or writes them to
+// files.
 func newTailCommand() *cobra.Command {
 	var f tailFlags
 	cmd := &cobra.Command{
@@ -108,7 +110,7 @@ An interrupt ends tail, with totals on standard error and exit code 0.
 	return cmd
 }
 
-// check refuses what makes no sense.
+// check returns an error if flags or arguments contradict each other.
 func (f *tailFlags) check(args []string) error {
 	rotates := f.fileSize > 0 || f.fileSeconds != 0
 	switch {
@@ -190,8 +192,8 @@ func (f *tailFlags) run(cmd *cobra.Command, q rings.Query) (err error) {
 	return err
 }
 
-// progress makes tail show how far a recording is, where that is seen. It returns what removes
-// that line.
+// progress makes tail show the totals of a recording in a line on standard error, if that is a
+// terminal. clear removes the line.
 func (f *tailFlags) progress(cmd *cobra.Command, t *tail.Tail) (clear func()) {
 	stderr, ok := cmd.ErrOrStderr().(*os.File)
 	if !ok || t.Saver == nil || !term.IsTerminal(stderr.Fd()) {
@@ -217,6 +219,7 @@ func (f *tailFlags) saveOptions(cmd *cobra.Command, t *tail.Tail) savefile.Optio
 	return o
 }
 
+// openRecording opens the file of -r, and adds its rings to t.
 func (f *tailFlags) openRecording(cmd *cobra.Command, t *tail.Tail) (tail.Source, func(), error) {
 	file, isFile := os.Stdin, false
 	if f.read != "-" {
@@ -258,7 +261,8 @@ func (f *tailFlags) openRecording(cmd *cobra.Command, t *tail.Tail) (tail.Source
 	}, closeAll, nil
 }
 
-// openRings opens what is watched, or read, and finds the BTF of its programs.
+// openRings opens the rings to watch or, with --consume, to read. It adds them to t, with the BTF
+// of their programs.
 func (f *tailFlags) openRings(t *tail.Tail, q rings.Query, say func(string, ...any)) (
 	source tail.Source, closeAll func(), err error) {
 	found, survey, err := findRings(q)
@@ -296,7 +300,8 @@ func (f *tailFlags) openRings(t *tail.Tail, q rings.Query, say func(string, ...a
 	return source, closeAll, nil
 }
 
-// findRings opens the ring buffers that are meant, which must be such that programs write into.
+// findRings opens the ring buffers of a query, and makes a survey. It fails if one of them is a
+// user ring buffer. The caller closes the rings.
 func findRings(q rings.Query) ([]*rings.Ring, *rings.Survey, error) {
 	found, err := q.Find()
 	if err != nil {
@@ -317,15 +322,16 @@ func findRings(q rings.Query) ([]*rings.Ring, *rings.Survey, error) {
 	return found, survey, nil
 }
 
-// programTypes takes the types of the programs that use a ring. Of several BTFs, as of programs
-// that were loaded apart, a recording has one with the type that was asked for, or the largest.
+// programTypes adds the types of the programs that use a ring. Programs that were loaded separately
+// have several BTFs. A recording has room for one of them: the largest of those that have the type
+// of -t, or of all if none has it.
 func (f *tailFlags) programTypes(r *tail.Ring, usage rings.Usage) error {
 	var all [][]byte
-	found := false // the type, in r.BTF
+	found := false // r.BTF has the type of -t
 	for _, p := range usage.Programs {
 		raw, err := tail.ProgramBTF(p.ID)
 		if errors.Is(err, fs.ErrPermission) {
-			break // as if there were no programs; useType says what to do
+			break // go on as if there were no programs: useType says what to do
 		}
 		if err != nil {
 			return err
@@ -348,8 +354,9 @@ func (f *tailFlags) programTypes(r *tail.Ring, usage rings.Usage) error {
 	return nil
 }
 
-// useType has samples decoded. Where several rings are named some may have other types: those
-// are shown as bytes, or not at all where there is a filter.
+// useType makes the rings decode their samples as the type of -t. It fails if no ring has that
+// type. If some rings do not have it, it says that their samples are shown as bytes or, with a
+// filter, left out.
 func (f *tailFlags) useType(t *tail.Tail, say func(string, ...any)) error {
 	var fromFile []*decode.Types
 	if f.btfFile != "" {
@@ -393,7 +400,7 @@ func (f *tailFlags) useType(t *tail.Tail, say func(string, ...any)) error {
 	return nil
 }
 
-// label makes names that tell rings apart.
+// label sets labels that distinguish the rings.
 func label(all []*tail.Ring) {
 	count := map[string]int{}
 	for _, r := range all {
@@ -407,6 +414,7 @@ func label(all []*tail.Ring) {
 	}
 }
 
+// watch returns a Source of the rings that leaves their records to their reader.
 func watch(found []*rings.Ring, oldest bool) (tail.Source, func(), error) {
 	var options []ringbuf.WatchOption
 	if oldest {
@@ -429,8 +437,8 @@ func watch(found []*rings.Ring, oldest bool) (tail.Source, func(), error) {
 	return tail.Watch(watchers), closeAll, nil
 }
 
-// consume makes this process the reader of rings. A loss counter that is of all of them, and of no
-// others, tells of records that are lost.
+// consume returns a Source that makes this process the reader of the rings. It counts losses only if
+// there is a single ring, with a loss counter that no other ring shares.
 func consume(found []*rings.Ring, survey *rings.Survey) (tail.Source, func(), error) {
 	counter, sole := lossCounter(found[0], survey)
 	for _, r := range found {
@@ -453,7 +461,7 @@ func consume(found []*rings.Ring, survey *rings.Survey) (tail.Source, func(), er
 	return tail.Consume(r), func() { r.Close() }, nil
 }
 
-// openReader opens a Reader of rings, with a loss counter, unless its id is 0.
+// openReader opens a Reader of the rings, with the loss counter that has this id, unless it is 0.
 func openReader(found []*rings.Ring, counter uint32) (*ringbuf.Reader, error) {
 	var maps []ringbuf.Map
 	for _, r := range found {
@@ -471,8 +479,8 @@ func openReader(found []*rings.Ring, counter uint32) (*ringbuf.Reader, error) {
 	return ringbuf.NewMultiReader(maps, options...)
 }
 
-// lossCounter returns the id of a ring's loss counter, or 0, and whether it counts what is lost of
-// no other ring.
+// lossCounter returns the id of a ring's loss counter, or 0 if there is not exactly one. sole
+// reports whether the counter counts no losses of other rings.
 func lossCounter(r *rings.Ring, survey *rings.Survey) (id uint32, sole bool) {
 	counters, shared := survey.Counters(r)
 	if len(counters) != 1 {
@@ -481,7 +489,7 @@ func lossCounter(r *rings.Ring, survey *rings.Survey) (id uint32, sole bool) {
 	return counters[0].ID, !shared
 }
 
-// A fileSize is the value of -C, in bytes.
+// A fileSize is the value of -C and --max-size, in bytes.
 type fileSize int64
 
 func (s *fileSize) String() string {

@@ -22,10 +22,9 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
 )
 
-// These tests run the program as its users do, on rings and programs that they make in this
-// kernel.
+// These tests run the tool as its users do. They create the rings and BPF programs in this kernel.
 
-// tool is the path of the program.
+// tool is the path of the tool.
 var tool string
 
 func TestMain(m *testing.M) {
@@ -39,7 +38,7 @@ func TestMain(m *testing.M) {
 }
 
 func buildAndRun(m *testing.M) (int, error) {
-	if tool = os.Getenv("RINGBUF_TOOL"); tool != "" { // where there is no compiler
+	if tool = os.Getenv("RINGBUF_TOOL"); tool != "" { // on machines without a compiler
 		return m.Run(), nil
 	}
 	dir, err := os.MkdirTemp("", "")
@@ -47,7 +46,7 @@ func buildAndRun(m *testing.M) (int, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	// Other users run it, too.
+	// Tests run the tool as other users, too.
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return 0, err
 	}
@@ -60,13 +59,13 @@ func buildAndRun(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
-// A result is what the tool did.
+// A result is the output and exit code of a command.
 type result struct {
 	stdout, stderr string
 	code           int
 }
 
-// run runs the tool, to its end.
+// run runs the tool until it ends.
 func run(t *testing.T, args ...string) result {
 	t.Helper()
 	return runCommand(t, exec.Command(tool, args...))
@@ -83,7 +82,7 @@ func runCommand(t *testing.T, cmd *exec.Cmd) result {
 	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// wantOK returns the lines of a result that must be a success.
+// wantOK returns the lines of standard output. It fails the test if the exit code is not 0.
 func (r result) wantOK(t *testing.T) []string {
 	t.Helper()
 	if r.code != 0 {
@@ -92,7 +91,7 @@ func (r result) wantOK(t *testing.T) []string {
 	return strings.Split(strings.TrimSuffix(r.stdout, "\n"), "\n")
 }
 
-// object is an object of JSON as the tool prints it.
+// An object is a JSON object of list or top.
 type object struct {
 	ID               uint32
 	Name, Type       string
@@ -144,14 +143,14 @@ type ring struct {
 	id uint32
 }
 
-// sampleSize is what the program writes, and recordSize what that takes in the ring.
+// sampleSize is the size of a sample, and recordSize the size of its record in the ring.
 const (
 	sampleSize = 60
 	recordSize = 72
-	maxWrites  = 500 // of one run of the program
+	maxWrites  = 500 // in one run of the program
 )
 
-// newRing makes a ring, and a program "write" that writes into it.
+// newRing creates a ring, and a program "write" that writes into it.
 func newRing(t *testing.T, name string, size int) *ring {
 	t.Helper()
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: name, Type: ebpf.RingBuf, MaxEntries: uint32(size)})
@@ -161,7 +160,7 @@ func newRing(t *testing.T, name string, size int) *ring {
 	r := &ring{t: t, m: m}
 	t.Cleanup(func() { r.close() })
 	r.id = mapID(t, m)
-	// The context is a number of records. The program returns how many were refused.
+	// The context is the number of records to write. The program returns how many were refused.
 	r.p, err = ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "write", Type: ebpf.RawTracepoint, License: "GPL",
 		Instructions: append(zeroStack(sampleSize+4),
@@ -207,7 +206,7 @@ func (r *ring) close() {
 	}
 }
 
-// write writes n records, and returns for how many there was room.
+// write tries to write n records, and returns how many the ring had room for.
 func (r *ring) write(n int) (written int) {
 	r.t.Helper()
 	for n > 0 {
@@ -222,7 +221,7 @@ func (r *ring) write(n int) (written int) {
 	return written
 }
 
-// consume moves the consumer position to the producer position, as who has read all does.
+// consume moves the consumer position to the producer position, as if all records had been read.
 func (r *ring) consume() {
 	r.t.Helper()
 	page := os.Getpagesize()
@@ -252,7 +251,7 @@ func mapID(t *testing.T, m *ebpf.Map) uint32 {
 	return uint32(id)
 }
 
-// newUser returns a program that uses maps, and does nothing with them.
+// newUser returns a program that refers to maps, but does nothing with them.
 func newUser(t *testing.T, name string, maps ...*ebpf.Map) *ebpf.Program {
 	t.Helper()
 	var ins asm.Instructions
@@ -269,7 +268,7 @@ func newUser(t *testing.T, name string, maps ...*ebpf.Map) *ebpf.Program {
 	return p
 }
 
-// fdID returns the id of the map that a descriptor is of.
+// fdID returns the id of the map of a descriptor.
 func fdID(t *testing.T, fd int) uint32 {
 	t.Helper()
 	dup, err := syscall.Dup(fd)

@@ -22,6 +22,7 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
 )
 
+// newTopCommand returns the command top, which shows the fill and the rates of rings repeatedly.
 func newTopCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "top [MAP...]",
@@ -74,7 +75,7 @@ takes some nanoseconds for each, and not at what is in them.
 	return cmd
 }
 
-// topScreen shows the measurements on the terminal.
+// topScreen shows n measurements on a terminal, or for n = 0 any number.
 func topScreen(m *meter.Meter, interval time.Duration, n int, noColor bool) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -85,12 +86,12 @@ func topScreen(m *meter.Meter, interval time.Duration, n int, noColor bool) erro
 	}
 	_, err := tea.NewProgram(model, options...).Run()
 	if errors.Is(err, tea.ErrInterrupted) {
-		err = nil // by a signal, as by a key
+		err = nil // a signal ends top like a key
 	}
 	return errors.Join(err, model.Err())
 }
 
-// topLines prints the measurements.
+// topLines prints n measurements, or for n = 0 any number, as tables or lines of JSON.
 func topLines(stdout, stderr io.Writer, m *meter.Meter, interval time.Duration, n int,
 	out output) error {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -143,8 +144,8 @@ func writeRows(w io.Writer, rows []meter.Row, again bool) error {
 	return t.Write(w)
 }
 
-// A measuredJSON is a ring buffer as top shows it: one object of JSON. docs/tool.md has the
-// meaning of the fields, which only grow in number.
+// A measuredJSON is the JSON object that top prints for a ring buffer. docs/tool.md has the meaning
+// of the fields. Fields may be added, but not removed.
 type measuredJSON struct {
 	Time            time.Time `json:"time"`
 	IntervalSeconds float64   `json:"interval_seconds"`

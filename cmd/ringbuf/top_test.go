@@ -14,7 +14,7 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// A running is a top -o json that runs.
+// A running is a process of top -o json.
 type running struct {
 	t     *testing.T
 	cmd   *exec.Cmd
@@ -40,7 +40,7 @@ func startTop(t *testing.T, id uint32, args ...string) *running {
 	return r
 }
 
-// next returns what top printed next.
+// next returns the next object that top prints.
 func (r *running) next() object {
 	r.t.Helper()
 	if !r.lines.Scan() {
@@ -49,7 +49,7 @@ func (r *running) next() object {
 	return decode(r.t, r.lines.Text())
 }
 
-// wantEnd interrupts top, which must end well.
+// wantEnd interrupts top. It must end with exit code 0.
 func (r *running) wantEnd() {
 	r.t.Helper()
 	if err := r.cmd.Process.Signal(os.Interrupt); err != nil {
@@ -62,7 +62,7 @@ func (r *running) wantEnd() {
 	}
 }
 
-// of returns how many of a rate there were in its interval.
+// of returns the count for an interval from its rate per second, or NaN if the rate is not known.
 func of(o object, rate *float64) float64 {
 	if rate == nil {
 		return math.NaN()
@@ -70,7 +70,7 @@ func of(o object, rate *float64) float64 {
 	return *rate * o.IntervalSeconds
 }
 
-// wantAbout checks a figure to 5 percent.
+// wantAbout checks that got is within 5 percent of want.
 func wantAbout(t *testing.T, what string, got, want float64) {
 	t.Helper()
 	if !(math.Abs(got-want) <= 0.05*want) {
@@ -78,8 +78,8 @@ func wantAbout(t *testing.T, what string, got, want float64) {
 	}
 }
 
-// TestTopCountsWhatIsProduced has records produced between lines of top, which therefore must be in
-// the intervals of the next lines.
+// TestTopCountsWhatIsProduced writes records after each line of top. The following lines must count
+// them.
 func TestTopCountsWhatIsProduced(t *testing.T) {
 	r := newRing(t, "rates", 1<<20)
 	top := startTop(t, r.id, "-d", "0.2")
@@ -110,7 +110,7 @@ func TestTopCountsWhatIsProduced(t *testing.T) {
 	wantAbout(t, "bytes", bytes, produced*recordSize)
 }
 
-// TestTopEstimatesWhatItCannotFollow has a ring filled many times in an interval.
+// TestTopEstimatesWhatItCannotFollow fills a ring many times in an interval.
 func TestTopEstimatesWhatItCannotFollow(t *testing.T) {
 	r := newRing(t, "fast", 1<<16)
 	top := startTop(t, r.id, "-d", "0.5")
@@ -136,7 +136,7 @@ func TestTopEstimatesWhatItCannotFollow(t *testing.T) {
 		bytes += of(o, o.BytesPerSecond)
 		missed += o.MissedBytes
 		if o.RecordsPerSecond == nil && !known {
-			// It has not seen a record yet: the producer took this processor each time.
+			// top has not seen a record yet, because the producer ran on its processor each time.
 			records += of(o, o.BytesPerSecond) / recordSize
 			return
 		}
@@ -209,7 +209,7 @@ func TestTopCountsLosses(t *testing.T) {
 	wantAbout(t, "losses", got, float64(want))
 }
 
-// TestTopForgetsARingThatIsGone has only top use the ring at the end.
+// TestTopForgetsARingThatIsGone closes a ring, so that only top still uses it.
 func TestTopForgetsARingThatIsGone(t *testing.T) {
 	first, second := newRing(t, "goes", 4096), newRing(t, "stays", 4096)
 	top := exec.Command(tool, "top", "-o", "json", "-d", "0.1", "name", "goes", "name", "stays",
@@ -257,7 +257,7 @@ func TestTopEndsAfterNIntervals(t *testing.T) {
 	}
 }
 
-// TestTopIsCheap looks at 100 rings into which something is written, for as long as it takes.
+// TestTopIsCheap measures the processor time of top while records are written into 100 rings.
 func TestTopIsCheap(t *testing.T) {
 	var rings []*ring
 	for range 100 {
@@ -281,7 +281,7 @@ func TestTopIsCheap(t *testing.T) {
 		}
 		ended <- true
 	}()
-	// Not what it takes to begin.
+	// The measurement begins after the first line, without the start of top.
 	var began time.Time
 	var before time.Duration
 	n := 0
@@ -296,7 +296,7 @@ func TestTopIsCheap(t *testing.T) {
 		if !began.IsZero() {
 			n++
 		}
-		time.Sleep(50 * time.Millisecond) // to leave some of the processor to others
+		time.Sleep(50 * time.Millisecond) // leave processor time to others
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Fatal(err)
@@ -310,14 +310,14 @@ func TestTopIsCheap(t *testing.T) {
 	}
 }
 
-// processorTime returns the processor time of a process, to 10 ms.
+// processorTime returns the processor time of a process, with a resolution of 10 ms.
 func processorTime(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, fields, _ := strings.Cut(string(stat), ") ") // behind the name
+	_, fields, _ := strings.Cut(string(stat), ") ") // the fields behind the name
 	var user, system int64
 	if _, err := fmt.Sscanf(strings.Join(strings.Fields(fields)[11:13], " "), "%d %d", &user,
 		&system); err != nil {
