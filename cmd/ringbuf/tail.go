@@ -437,8 +437,8 @@ func watch(found []*rings.Ring, oldest bool) (tail.Source, func(), error) {
 	return tail.Watch(watchers), closeAll, nil
 }
 
-// consume returns a Source that makes this process the reader of the rings. It counts losses only if
-// there is a single ring, with a loss counter that no other ring shares.
+// consume returns a Source that makes this process the reader of the rings. It counts losses only
+// if there is a single ring, with a loss counter that no other ring shares.
 func consume(found []*rings.Ring, survey *rings.Survey) (tail.Source, func(), error) {
 	counter, sole := lossCounter(found[0], survey)
 	for _, r := range found {

@@ -7,16 +7,16 @@ import (
 	"strings"
 )
 
-// A Finder finds the rings that a Query means again and again, while rings come and go. It holds
-// none of them.
+// A Finder finds the rings of a Query repeatedly, while rings come and go. It holds no descriptors
+// of them. One goroutine at a time may use it.
 type Finder struct {
 	paths []string // of pinned rings
 	terms []term   // all others
 	all   bool
-	known map[uint32]*Ring // without descriptors, by id; nil where a map is none
+	known map[uint32]*Ring // by id of the map, without descriptors; nil if it is not a ring
 }
 
-// NewFinder returns a Finder for a Query. It is an error if the Query means nothing now.
+// NewFinder returns a Finder for a Query. It fails if [Query.Find] fails now.
 func NewFinder(q Query) (*Finder, error) {
 	found, err := q.Find()
 	if err != nil {
@@ -29,7 +29,7 @@ func NewFinder(q Query) (*Finder, error) {
 		case t.kind == kindPinned, t.kind == kindBare && strings.Contains(t.value, "/"):
 			f.paths = append(f.paths, t.value)
 		case t.kind == kindBare:
-			// Later it may mean something else, too.
+			// Keep to its present meanings: later it may have others, too.
 			meanings, err := t.meanings()
 			if err != nil {
 				return nil, err
@@ -42,8 +42,8 @@ func NewFinder(q Query) (*Finder, error) {
 	return f, nil
 }
 
-// Find returns the rings that there are now, closed. Which a process uses is what the Survey
-// says.
+// Find returns the rings that exist now, without descriptors: see [Ring.Reopen]. For rings that are
+// selected by a pid, it relies on the Survey.
 func (f *Finder) Find(v *Survey) (found []*Ring, err error) {
 	for _, path := range f.paths {
 		if r, err := OpenPinned(path); err == nil {
@@ -53,7 +53,7 @@ func (f *Finder) Find(v *Survey) (found []*Ring, err error) {
 		}
 	}
 	if !f.all && len(f.terms) == 0 {
-		return found, nil // which takes less privileges
+		return found, nil // without a look at all maps, which takes more privileges
 	}
 	known := make(map[uint32]*Ring, len(f.known))
 	for id, err := range mapIDs() {
@@ -97,7 +97,7 @@ func (f *Finder) means(r *Ring, v *Survey) bool {
 	})
 }
 
-// Reopen returns a ring that Find has returned, with a descriptor.
+// Reopen opens a ring that [Finder.Find] has returned. The caller closes the result.
 func (r *Ring) Reopen() (*Ring, error) {
 	if r.path != "" {
 		return OpenPinned(r.path)

@@ -12,8 +12,8 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// A Counter is a map that RINGBUF_LOSS_COUNTER of bpf/ringbuf.bpf.h declares, in which BPF programs
-// count the records that the kernel refuses.
+// A Counter is a map in which BPF programs count the records that the kernel refuses. They declare
+// it with RINGBUF_LOSS_COUNTER of bpf/ringbuf.bpf.h.
 type Counter struct {
 	ID   uint32
 	Name string
@@ -29,7 +29,7 @@ type lossSlot struct {
 
 const flagMmapable = 1 << 10 // BPF_F_MMAPABLE
 
-// A mapKind is what matters of a map that programs use.
+// A mapKind says whether a map that programs use is a ring or a loss counter.
 type mapKind struct {
 	ring    bool
 	counter *Counter // or nil
@@ -50,8 +50,8 @@ func kindOf(id uint32) (k mapKind, err error) {
 		info.Flags&flagMmapable == 0 {
 		return k, nil
 	}
-	// A section of variables looks like that, too, if it has as many bytes: libbpf names its map
-	// after the section, with a dot.
+	// A section of variables looks the same if it has that size. libbpf names its map after the
+	// section, with a dot.
 	if strings.Contains(info.Name, ".") || !knowsCounter(m) {
 		return k, nil
 	}
@@ -78,7 +78,7 @@ func knowsCounter(m *ebpf.Map) bool {
 	return spec.TypeByName("ringbuf_counter", &counter) == nil
 }
 
-// Lost returns how many records were lost ever.
+// Lost returns the number of records that were ever lost.
 func (c *Counter) Lost() (lost uint64, err error) {
 	m, err := ebpf.NewMapFromID(ebpf.MapID(c.ID))
 	if err != nil {
@@ -91,7 +91,7 @@ func (c *Counter) Lost() (lost uint64, err error) {
 		return 0, fmt.Errorf("mmap loss counter %s (id %d): %w", c.Name, c.ID, err)
 	}
 	defer syscall.Munmap(mem)
-	// SAFETY: the mapping is page-aligned and has that many slots, until this function ends.
+	// SAFETY: the mapping is page-aligned, has that many slots, and stays until this function ends.
 	slots := unsafe.Slice((*lossSlot)(unsafe.Pointer(&mem[0])), c.slots)
 	for i := range slots {
 		lost += slots[i].lost.Load()
@@ -99,8 +99,8 @@ func (c *Counter) Lost() (lost uint64, err error) {
 	return lost, nil
 }
 
-// Counters returns the counters of a ring, which are those of its programs, and whether they may
-// have counted records of other rings, too, because the programs that use them have several.
+// Counters returns the counters of the programs that use a ring. shared reports whether they may
+// also count records of other rings, because a program that uses one of them uses other rings, too.
 func (v *Survey) Counters(r *Ring) (counters []*Counter, shared bool) {
 	for _, p := range v.programs[r.ID] {
 		for _, id := range p.Maps {
@@ -119,7 +119,8 @@ func (v *Survey) Counters(r *Ring) (counters []*Counter, shared bool) {
 	return counters, shared
 }
 
-// kind returns what is known of a map, which may be nothing if it is gone.
+// kind returns the kind of a map. If the map cannot be opened, for example because it is gone, the
+// kind is neither a ring nor a counter.
 func (s *Surveyor) kind(id uint32) mapKind {
 	k, known := s.kinds[id]
 	if !known {

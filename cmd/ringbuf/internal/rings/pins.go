@@ -20,7 +20,7 @@ func inBPFFS(path string) bool {
 	return syscall.Statfs(path, &s) == nil && uint32(s.Type) == bpfFSMagic
 }
 
-// mounts returns where BPF file systems are mounted, as this process sees them.
+// mounts returns the directories at which this process sees BPF file systems.
 func mounts() (dirs []string, err error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -29,7 +29,8 @@ func mounts() (dirs []string, err error) {
 	defer f.Close()
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
-		// 36 35 98:0 /root /mount options [tag]... - type source super-options: proc_pid_mountinfo(5)
+		// 36 35 98:0 /root /mount options [tag]... - type source super-options:
+		// proc_pid_mountinfo(5)
 		before, after, _ := strings.Cut(lines.Text(), " - ")
 		fields := strings.Fields(before)
 		if kind, _, _ := strings.Cut(after, " "); kind == "bpf" && len(fields) >= 5 {
@@ -39,12 +40,12 @@ func mounts() (dirs []string, err error) {
 	return dirs, lines.Err()
 }
 
-// unescape undoes what the kernel does to blanks and backslashes in paths.
+// unescape decodes the kernel's escapes for blanks and backslashes in paths.
 func unescape(path string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
 }
 
-// pins returns where maps are pinned, by the ids of the maps.
+// pins returns the paths at which maps are pinned, by the ids of the maps.
 func pins(mounts []string) map[uint32][]string {
 	paths := map[uint32][]string{}
 	for _, dir := range mounts {
@@ -54,13 +55,14 @@ func pins(mounts []string) map[uint32][]string {
 					paths[id] = append(paths[id], path)
 				}
 			}
-			return nil // past what was removed, or is private
+			return nil // skip files that were removed or are private
 		})
 	}
 	return paths
 }
 
-// pinnedMap returns the id of the map that is pinned at path, if it is one.
+// pinnedMap returns the id of the map that is pinned at path. ok is false if no map is pinned
+// there, or if it cannot be opened.
 func pinnedMap(path string) (id uint32, ok bool) {
 	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {

@@ -14,17 +14,20 @@ import (
 	"unsafe"
 )
 
-// A process is one that has BPF objects.
+// A process lists the BPF objects that a process has.
 type process struct {
 	pid      int
 	comm     string
-	held     map[uint32]bool // ids of maps of which it has descriptors
-	programs map[uint32]bool // ids of programs of which it has descriptors, or of links to them
-	frames   map[uint64]bool // of the first page of what it has mapped of maps: may it write there
+	held     map[uint32]bool // ids of the maps of its descriptors
+	programs map[uint32]bool // ids of the programs of its descriptors and of its links
+
+	// The page frames of the first pages of its mappings of maps. The value reports whether the
+	// mapping is writable.
+	frames map[uint64]bool
 }
 
-// processes returns the processes that have BPF objects, but for this one, and how many it was
-// not permitted to look at.
+// processes returns the processes that have BPF objects, except this process. hidden is the number
+// of processes that it was not permitted to look at.
 func processes() (all []*process, hidden int, err error) {
 	proc, err := os.Open("/proc")
 	if err != nil {
@@ -52,8 +55,8 @@ func processes() (all []*process, hidden int, err error) {
 	return all, hidden, nil
 }
 
-// readProcess looks at one process. That takes what ptrace(2) takes for reading: to be the same
-// user, or CAP_SYS_PTRACE.
+// readProcess looks at one process. It needs the permission of ptrace(2) to read: the same user, or
+// CAP_SYS_PTRACE.
 func readProcess(pid int) (*process, error) {
 	p := &process{pid: pid, held: map[uint32]bool{}, programs: map[uint32]bool{},
 		frames: map[uint64]bool{}}
@@ -86,14 +89,15 @@ func (p *process) readDescriptors(dir string) error {
 		return err
 	}
 	for _, name := range names {
-		// Most descriptors are none of BPF, and this is cheaper than to read their info.
+		// Most descriptors are not of BPF objects. To read the link is cheaper than to read the
+		// info.
 		target, err := os.Readlink(filepath.Join(dir, "fd", name))
 		if err != nil || !strings.HasPrefix(target, "anon_inode:bpf") {
 			continue
 		}
 		info, err := os.ReadFile(filepath.Join(dir, "fdinfo", name))
 		if err != nil {
-			continue // closed meanwhile
+			continue // it was closed meanwhile
 		}
 		for line := range strings.Lines(string(info)) {
 			key, value, _ := strings.Cut(line, ":")
@@ -102,7 +106,7 @@ func (p *process) readDescriptors(dir string) error {
 			case err != nil:
 			case key == "map_id":
 				p.held[uint32(id)] = true
-			case key == "prog_id": // of a program, or of a link to it
+			case key == "prog_id": // a program, or a link to it
 				p.programs[uint32(id)] = true
 			}
 		}
@@ -110,10 +114,10 @@ func (p *process) readDescriptors(dir string) error {
 	return nil
 }
 
-// readMappings finds what the process has mapped of maps. Who has a mapping needs no
-// descriptor: a Reader of package ringbuf keeps none of the map. All that the kernel tells of a
-// mapping is that it is one of a BPF map, so the page frames say which: the first of a mapping
-// is the ring's consumer page or its producer page.
+// readMappings finds the process's mappings of maps. A process with a mapping needs no
+// descriptor: a Reader of package ringbuf keeps no descriptor of the map. The kernel reports only
+// that a mapping is of a BPF map, but not of which one. Page frames tell which: the first page of
+// a mapping is the ring's consumer page or its producer page.
 func (p *process) readMappings(dir string) error {
 	maps, err := os.Open(dir + "/maps")
 	if err != nil {
@@ -145,7 +149,7 @@ func (p *process) readMappings(dir string) error {
 	return lines.Err()
 }
 
-// firstFrames returns the frames of a ring's consumer page and producer page.
+// firstFrames returns the page frames of a ring's consumer page and producer page.
 func firstFrames(fd int) (frames [2]uint64, err error) {
 	page := os.Getpagesize()
 	mem, err := syscall.Mmap(fd, 0, 2*page, syscall.PROT_READ, syscall.MAP_SHARED)
@@ -159,20 +163,20 @@ func firstFrames(fd int) (frames [2]uint64, err error) {
 	}
 	defer pagemap.Close()
 	for i := range frames {
-		// SAFETY: only the address is used, of a mapping that stays for as long.
+		// SAFETY: only the address is used, and the mapping stays until this function ends.
 		frames[i] = frameAt(pagemap, uint64(uintptr(unsafe.Pointer(&mem[i*page]))))
 	}
 	return frames, nil
 }
 
-// frameAt returns the number of the page frame at an address, or 0 if the kernel does not tell,
-// as without CAP_SYS_ADMIN.
+// frameAt returns the number of the page frame at an address, or 0 if the kernel does not tell it,
+// for example without CAP_SYS_ADMIN.
 func frameAt(pagemap *os.File, address uint64) uint64 {
 	var entry [8]byte
 	if _, err := pagemap.ReadAt(entry[:], int64(address/uint64(os.Getpagesize())*8)); err != nil {
 		return 0
 	}
-	// Bits 0 to 54, if bit 63 says that the page is present:
+	// Bits 0 to 54 are the number if bit 63 is set, which means that the page is present:
 	// Documentation/admin-guide/mm/pagemap.rst.
 	e := binary.NativeEndian.Uint64(entry[:])
 	if e>>63 == 0 {

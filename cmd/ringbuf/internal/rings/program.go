@@ -9,15 +9,15 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// A Program is a BPF program that is loaded.
+// A Program is a loaded BPF program.
 type Program struct {
 	ID   uint32
 	Name string // the kernel keeps 15 bytes
 	Type ebpf.ProgramType
-	Maps []uint32 // ids of the maps that it uses, and of those that are in these
+	Maps []uint32 // ids of the maps that it uses, and of the maps inside maps of maps
 }
 
-// programTypes is enum bpf_prog_type of include/uapi/linux/bpf.h, as bpftool has it.
+// programTypes has bpftool's names of enum bpf_prog_type of include/uapi/linux/bpf.h.
 var programTypes = []string{
 	"unspec", "socket_filter", "kprobe", "sched_cls", "sched_act", "tracepoint", "xdp",
 	"perf_event", "cgroup_skb", "cgroup_sock", "lwt_in", "lwt_out", "lwt_xmit", "sock_ops",
@@ -27,7 +27,7 @@ var programTypes = []string{
 	"sk_lookup", "syscall", "netfilter",
 }
 
-// TypeName returns the type as bpftool has it.
+// TypeName returns bpftool's name of the type.
 func (p Program) TypeName() string {
 	if int(p.Type) < len(programTypes) {
 		return programTypes[p.Type]
@@ -35,12 +35,12 @@ func (p Program) TypeName() string {
 	return fmt.Sprint("type ", uint32(p.Type))
 }
 
-// Programs returns the programs of this machine that use maps.
+// Programs returns the programs of this machine that use maps. It needs CAP_SYS_ADMIN.
 func Programs() ([]Program, error) { return new(programCache).all() }
 
-// A programCache knows programs that were seen before: which maps they use does not change, but
-// for what is in maps of maps.
-type programCache struct{ known map[uint32]Program } // with the maps of maps, not what is in them
+// A programCache caches programs by id. The maps that a program uses do not change, but the maps
+// inside maps of maps do. Maps of a cached program does not have these.
+type programCache struct{ known map[uint32]Program }
 
 func (c *programCache) all() (all []Program, err error) {
 	known, inner := map[uint32]Program{}, map[uint32][]uint32{}
@@ -94,8 +94,8 @@ func programExists(id uint32) bool {
 	return err == nil && uint32(next) == id
 }
 
-// withInner adds to maps what is in those that are maps of maps: there programs find a ring for
-// each CPU. inner has what is known of that.
+// withInner returns maps, and the maps inside those that are maps of maps. Programs use a map of
+// maps to have a ring for each CPU. inner caches the maps inside a map, by its id.
 func withInner(maps []uint32, inner map[uint32][]uint32) []uint32 {
 	all := slices.Clone(maps)
 	for _, id := range maps {

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// A Query says which rings are meant: what the command line has as MAP...
+// A Query selects rings. It is what MAP... means on the command line.
 type Query struct{ terms []term }
 
 // A term is one MAP.
@@ -19,7 +19,7 @@ type term struct {
 
 type kind string
 
-// The keywords, and that of a value without one.
+// The keywords. kindBare is a value without a keyword.
 const (
 	kindID     kind = "id"
 	kindName   kind = "name"
@@ -28,10 +28,10 @@ const (
 	kindBare   kind = ""
 )
 
-// nameSize is how much of a name the kernel keeps: BPF_OBJ_NAME_LEN - 1.
+// nameSize is the number of bytes of a name that the kernel keeps: BPF_OBJ_NAME_LEN - 1.
 const nameSize = 15
 
-// ParseQuery makes a Query of arguments: any number of MAPs, where none means all rings.
+// ParseQuery parses any number of MAPs. None means all rings.
 func ParseQuery(args []string) (Query, error) {
 	var q Query
 	for len(args) > 0 {
@@ -57,11 +57,12 @@ func ParseQuery(args []string) (Query, error) {
 	return q, nil
 }
 
-// All reports whether the Query means all rings.
+// All reports whether the Query selects all rings.
 func (q Query) All() bool { return len(q.terms) == 0 }
 
-// Find returns the rings that are meant, each once, in the order in which they were asked for.
-// The caller closes them. It is an error if there is none for one of the MAPs.
+// Find opens the selected rings. It returns each ring once, in the order of the MAPs. The caller
+// closes them. Find fails if one of the MAPs selects no ring, or if a bare one has several
+// meanings.
 func (q Query) Find() (found []*Ring, err error) {
 	defer func() {
 		if err != nil {
@@ -114,7 +115,8 @@ func (t term) find() ([]*Ring, error) {
 	return t.guess()
 }
 
-// guess finds the one ring, or the rings of the one process, that a bare number or name can mean.
+// guess finds the ring, or the rings of the process, that a bare number or name means. It fails if
+// there are several meanings.
 func (t term) guess() ([]*Ring, error) {
 	meanings, err := t.meanings()
 	if err != nil {
@@ -139,7 +141,7 @@ func (t term) guess() ([]*Ring, error) {
 		strings.Join(words, ", or "))
 }
 
-// meanings returns what a bare number or name can mean.
+// meanings returns all that a bare number or name can mean: an id for each ring, or a pid.
 func (t term) meanings() (meanings []term, err error) {
 	named, err := byName(t.value)
 	if err != nil {
@@ -182,7 +184,7 @@ func one(r *Ring, err error) ([]*Ring, error) {
 	return []*Ring{r}, nil
 }
 
-// byName returns the rings of a name.
+// byName returns the rings with this name.
 func byName(name string) ([]*Ring, error) {
 	all, err := All()
 	if err != nil {
@@ -223,5 +225,5 @@ func byPID(pid int) ([]*Ring, error) {
 	}), nil
 }
 
-// hasName reports whether this is the name of the ring, of which the kernel may have kept a part.
+// hasName reports whether the ring has this name, of which the kernel may have kept only a part.
 func (r *Ring) hasName(name string) bool { return r.Name == name[:min(len(name), nameSize)] }

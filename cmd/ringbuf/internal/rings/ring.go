@@ -1,5 +1,5 @@
-// Package rings finds the BPF ring buffers of this machine, and who uses them. It changes
-// nothing of what it finds.
+// Package rings finds the BPF ring buffers of this machine, and the programs, processes and pins
+// that use them. It does not change them.
 package rings
 
 import (
@@ -22,8 +22,8 @@ const (
 	flagNUMANode = 1 << 2
 )
 
-// A Ring is a ring buffer, or user ring buffer, with a descriptor that keeps it in existence
-// until Close.
+// A Ring is a ring buffer or user ring buffer. Its descriptor keeps the map in existence until
+// Close.
 type Ring struct {
 	ID    uint32
 	Name  string // the kernel keeps 15 bytes
@@ -32,17 +32,17 @@ type Ring struct {
 	Size  int    // of the data, in bytes
 
 	m      *ebpf.Map
-	path   string    // where Reopen finds it, or empty
-	frames [2]uint64 // of its mapping's first pages; see process.readMappings
+	path   string    // where it is pinned, for Reopen; or empty
+	frames [2]uint64 // page frames of its first pages; see process.readMappings
 }
 
-// FD returns the descriptor, which is valid until Close.
+// FD returns the descriptor. It is valid until Close.
 func (r *Ring) FD() ringbuf.FD { return ringbuf.FD(r.m.FD()) }
 
-// IsUser reports whether the ring is one that user space writes into.
+// IsUser reports whether it is a user ring buffer, which user space writes into.
 func (r *Ring) IsUser() bool { return r.Type == ebpf.UserRingbuf }
 
-// TypeName returns the type as bpftool has it.
+// TypeName returns bpftool's name of the type.
 func (r *Ring) TypeName() string {
 	if r.IsUser() {
 		return "user_ringbuf"
@@ -50,10 +50,10 @@ func (r *Ring) TypeName() string {
 	return "ringbuf"
 }
 
-// Overwrites reports whether new records overwrite the oldest.
+// Overwrites reports whether new records overwrite the oldest ones.
 func (r *Ring) Overwrites() bool { return r.Flags&FlagOverwrite != 0 }
 
-// FlagNames returns the flags by name, and in hexadecimal those that have none here.
+// FlagNames returns the names of the flags. Flags without a name here are one hexadecimal number.
 func (r *Ring) FlagNames() []string {
 	names := []string{}
 	rest := r.Flags
@@ -74,13 +74,13 @@ func (r *Ring) FlagNames() []string {
 
 func (r *Ring) String() string { return fmt.Sprintf("%s (id %d)", r.Name, r.ID) }
 
-// Close closes the descriptor. What r says of the ring remains.
+// Close closes the descriptor. The fields of r remain valid.
 func (r *Ring) Close() error { return r.m.Close() }
 
-// errNoRing is what newRing says of another map.
+// errNoRing is the error of newRing if the map is not a ring buffer.
 var errNoRing = errors.New("it is not a ring buffer")
 
-// newRing takes over m.
+// newRing returns m as a Ring. It takes over m, and closes it on error.
 func newRing(m *ebpf.Map) (r *Ring, err error) {
 	defer func() {
 		if err != nil {
@@ -107,7 +107,7 @@ func newRing(m *ebpf.Map) (r *Ring, err error) {
 	return r, nil
 }
 
-// Open returns the ring buffer with this id.
+// Open opens the ring buffer with this id. It needs CAP_SYS_ADMIN.
 func Open(id uint32) (*Ring, error) {
 	r, err := open(id)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -124,10 +124,11 @@ func open(id uint32) (*Ring, error) {
 	return newRing(m)
 }
 
-// OpenPinned returns the ring buffer that is pinned at path.
+// OpenPinned opens the ring buffer that is pinned at path. It needs CAP_BPF, and permission to read
+// and write the file.
 func OpenPinned(path string) (*Ring, error) {
 	_, statErr := os.Stat(path)
-	// Where the descriptor is not for reading and writing, nothing can be mapped.
+	// A ring can be mapped only by a descriptor for reading and writing.
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	if err == nil {
 		return newRing(m)
@@ -144,7 +145,7 @@ func OpenPinned(path string) (*Ring, error) {
 	return nil, fmt.Errorf("what is pinned at %s is no map: %w", path, err)
 }
 
-// mapIDs returns the ids of all maps, in their order.
+// mapIDs returns the ids of all maps, in ascending order.
 func mapIDs() iter.Seq2[uint32, error] {
 	return func(yield func(uint32, error) bool) {
 		for id := ebpf.MapID(0); ; {
@@ -164,7 +165,7 @@ func mapIDs() iter.Seq2[uint32, error] {
 	}
 }
 
-// All returns the ring buffers of this machine, in the order of their ids.
+// All opens all ring buffers of this machine, in the order of their ids. It needs CAP_SYS_ADMIN.
 func All() (all []*Ring, err error) {
 	for id, err := range mapIDs() {
 		var ring *Ring
@@ -172,7 +173,7 @@ func All() (all []*Ring, err error) {
 			ring, err = open(id)
 		}
 		switch {
-		case errors.Is(err, errNoRing), errors.Is(err, fs.ErrNotExist): // as when it is gone already
+		case errors.Is(err, errNoRing), errors.Is(err, fs.ErrNotExist): // no ring, or gone
 		case err != nil:
 			CloseAll(all)
 			return nil, err
@@ -183,14 +184,14 @@ func All() (all []*Ring, err error) {
 	return all, nil
 }
 
-// CloseAll closes rings.
+// CloseAll closes all these rings.
 func CloseAll(rings []*Ring) {
 	for _, r := range rings {
 		r.Close()
 	}
 }
 
-// needs says what a step needs if it is a privilege that is missing.
+// needs wraps the error of a step. If a privilege is missing, the text names the capability.
 func needs(step, capability string, err error) error {
 	if errors.Is(err, fs.ErrPermission) {
 		hint := "run as root"

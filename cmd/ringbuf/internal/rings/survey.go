@@ -11,7 +11,8 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
 )
 
-// A Surveyor finds out who uses rings. It remembers what does not change.
+// A Surveyor finds the users of rings. It caches what does not change. One goroutine at a time may
+// use a Surveyor and its Surveys.
 type Surveyor struct {
 	programs programCache
 	kinds    map[uint32]mapKind // of maps that programs use, by id
@@ -19,7 +20,8 @@ type Surveyor struct {
 
 // A Survey is what a Surveyor found at one time.
 type Survey struct {
-	// Mounts is where BPF file systems are mounted, without which there are no pins to be seen.
+	// Mounts has the directories at which BPF file systems are mounted. Without a mount, no pin can
+	// be seen.
 	Mounts []string
 
 	// Missing says which privileges were missing, and what is therefore not known.
@@ -32,21 +34,21 @@ type Survey struct {
 	pins          map[uint32][]string
 }
 
-// Usage is who uses a ring.
+// Usage has the users of a ring.
 type Usage struct {
-	Programs  []Program // nil if not known
+	Programs  []Program // nil if they are not known
 	Processes []Process
 	Pins      []string // nil if no BPF file system is mounted
 }
 
-// A Process is one that uses a ring.
+// A Process is a process that uses a ring.
 type Process struct {
 	PID  int
 	Comm string
 	Via  []Via
 
-	// Reads says that it may write the consumer position, for which readers map it. Who watches
-	// maps it to read it.
+	// Reads reports whether the process has a writable mapping of the ring. A reader needs it to
+	// write the consumer position. The mapping of a watcher is read-only.
 	Reads bool
 }
 
@@ -64,19 +66,19 @@ func (u Usage) Readers() (readers []Process) {
 	return readers
 }
 
-// Via is by what a process uses a ring.
+// Via is a way in which a process uses a ring.
 type Via string
 
-// A process has these of a map: a descriptor, a mapping, and a descriptor of a program that uses
-// it, or of a link to such a program.
+// A process can have a descriptor of the map, a mapping of it, and a descriptor of a program that
+// uses it or of a link to such a program.
 const (
 	ViaDescriptor Via = "descriptor"
 	ViaMapping    Via = "mapping"
 	ViaProgram    Via = "program"
 )
 
-// Survey looks at all programs, processes and pins. What it is not permitted to see it leaves
-// out, and says so in Missing.
+// Survey looks at all programs, processes and pins. It leaves out what it is not permitted to see,
+// and says so in Missing.
 func (s *Surveyor) Survey() (*Survey, error) {
 	v := &Survey{surveyor: s, programsKnown: true, programs: map[uint32][]Program{}}
 	programs, err := s.programs.all()
@@ -111,7 +113,7 @@ func (s *Surveyor) Survey() (*Survey, error) {
 	return v, nil
 }
 
-// Of returns who uses a ring.
+// Of returns the users of a ring.
 func (v *Survey) Of(r *Ring) Usage {
 	u := Usage{Processes: []Process{}}
 	if v.programsKnown {
@@ -131,7 +133,7 @@ func (v *Survey) Of(r *Ring) Usage {
 	return u
 }
 
-// uses says by what the process uses a ring, whose programs are these.
+// uses returns the ways in which the process uses a ring. programs are those that use the ring.
 func (p *process) uses(r *Ring, programs []Program) (via []Via) {
 	if p.held[r.ID] {
 		via = append(via, ViaDescriptor)
@@ -148,11 +150,12 @@ func (p *process) uses(r *Ring, programs []Program) (via []Via) {
 	return via
 }
 
-// Owner returns the process that reads the ring or, of those that use it, the first.
+// Owner returns the first process that reads the ring or, if none does, the first that uses it. It
+// panics if there is no process.
 func (u Usage) Owner() Process { return append(u.Readers(), u.Processes...)[0] }
 
-// Changed reports whether one of those who used the ring does so no longer. It looks at whether
-// they exist only.
+// Changed reports whether one of the users no longer exists. It does not look at whether the others
+// still use the ring.
 func (u Usage) Changed() bool {
 	return slices.ContainsFunc(u.Programs, func(p Program) bool { return !programExists(p.ID) }) ||
 		slices.ContainsFunc(u.Processes,
