@@ -17,31 +17,34 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/decode"
 )
 
-// A Filter is a condition over the fields of a type. It may be used by one goroutine at a time.
+// A Filter is a condition over the fields of a type. One goroutine at a time may use it.
 type Filter struct {
 	program *vm.Program
 	vm      vm.VM
-	used    map[string]bool // names of fields
+	used    map[string]bool // names of the fields in the condition; nil for all
 	env     map[string]any
 }
 
-// New returns the Filter that condition means, in the language of github.com/expr-lang/expr, with
-// a ~ "pattern" for a matches "regular expression", and with !~. A pattern has * for any text, ?
-// for any character, and [a-z] and [!a-z] for characters.
+// New returns a Filter for a condition in the language of github.com/expr-lang/expr. In addition,
+// a ~ "pattern" means a matches "regular expression", and a !~ "pattern" the opposite. In a
+// pattern, * stands for any text, ? for any character, and [a-z] and [!a-z] for one of a set of
+// characters.
 //
-// In a condition, fields are what they are in C, and:
+// In a condition, fields have the type that they have in C, with these exceptions:
 //
 //   - enums are strings if the value has a name, else integers
 //   - char arrays are strings
 //   - pointers (0x and hexadecimal) and integers of 128 bits (decimal) are strings
 //   - unsigned integers that an int64 cannot hold are floats
-//   - what a sample is too short for is nil
+//   - fields that a sample is too short for are nil
+//
+// The error of New is one line.
 func New(condition string, typ *decode.Type) (*Filter, error) {
 	source, err := expandGlobs(condition)
 	if err != nil {
 		return nil, err
 	}
-	// What names and types there are is seen in a sample of zeros.
+	// A decoded sample of zeros has all names and types.
 	zero := typ.Decode(make([]byte, typ.Size()))
 	fields, ok := zero.Value.(decode.Struct)
 	if !ok {
@@ -51,7 +54,7 @@ func New(condition string, typ *decode.Type) (*Filter, error) {
 	f := &Filter{used: map[string]bool{}, env: map[string]any{}}
 	f.program, err = expr.Compile(source, expr.Env(names), expr.AsBool())
 	if err != nil {
-		message, _, _ := strings.Cut(err.Error(), "\n") // the rest points at the place
+		message, _, _ := strings.Cut(err.Error(), "\n") // the rest shows the place
 		return nil, fmt.Errorf("%s", message)
 	}
 	node := f.program.Node()
@@ -59,7 +62,7 @@ func New(condition string, typ *decode.Type) (*Filter, error) {
 	return f, nil
 }
 
-// Visit is for ast.Walk. It notes which names are used.
+// Visit implements ast.Visitor. It collects the names that the condition uses.
 func (f *Filter) Visit(node *ast.Node) {
 	switch n := (*node).(type) {
 	case *ast.IdentifierNode:
@@ -70,8 +73,8 @@ func (f *Filter) Visit(node *ast.Node) {
 	}
 }
 
-// Match reports whether the condition is true of a sample. It is an error if it cannot be said, as
-// when the sample is too short for a field that matters.
+// Match reports whether the condition is true for a sample. It returns an error if the condition
+// cannot be evaluated, for example because the sample is too short for a field that matters.
 func (f *Filter) Match(s *decode.Sample) (bool, error) {
 	fields, ok := s.Value.(decode.Struct)
 	if !ok {
@@ -94,7 +97,7 @@ func (f *Filter) Match(s *decode.Sample) (bool, error) {
 	return match, nil
 }
 
-// typeOf returns what values like v have as a type.
+// typeOf returns the type that values like v have in a condition.
 func typeOf(v decode.Value) types.Type {
 	switch v := v.(type) {
 	case decode.Struct:
@@ -158,7 +161,7 @@ func valueOf(v decode.Value) any {
 	return decode.Text(v)
 }
 
-// expandGlobs writes what New has beyond expr in its terms.
+// expandGlobs replaces ~ and !~, which expr does not have, by its matches.
 func expandGlobs(condition string) (string, error) {
 	var b strings.Builder
 	for rest := condition; rest != ""; {
@@ -197,7 +200,7 @@ func expandGlobs(condition string) (string, error) {
 	return b.String(), nil
 }
 
-// stringEnd returns where the string ends that begins at start, or the end of s.
+// stringEnd returns the end of the string that begins at start, or the end of s if it has none.
 func stringEnd(s string, start int) int {
 	for i := start + 1; i < len(s); i++ {
 		switch {

@@ -167,7 +167,7 @@ func TestASampleThatIsTooShortIsAnErrorOnlyWhereItMatters(t *testing.T) {
 	if got, err := f.Match(&whole); !got || err != nil {
 		t.Errorf("afterwards it is %v, %v", got, err)
 	}
-	// Not what the sample before it was.
+	// The fields of the previous sample are gone.
 	empty := typ.Decode(nil)
 	if got, err := f.Match(&empty); got || err == nil {
 		t.Errorf("of an empty sample it is %v, %v", got, err)

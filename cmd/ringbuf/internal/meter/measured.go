@@ -8,7 +8,7 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/rings"
 )
 
-// A measured is a ring, and what was seen of it.
+// A measured is a ring with what the Meter has seen of it.
 type measured struct {
 	ring     *rings.Ring // without a descriptor
 	usage    rings.Usage
@@ -16,19 +16,19 @@ type measured struct {
 	shared   bool
 
 	watcher *ringbuf.Watcher // or nil; keeps the ring in existence
-	begin   look             // of the interval
+	begin   look             // at the beginning of the interval
 	last    look
 	peak    int
 	known   known // of the last interval in which something was counted
 }
 
-// A look is what was seen at one time.
+// A look has the state of a ring at one time.
 type look struct {
 	ringbuf.WatchStats
 	at time.Time
 }
 
-// ask asks a survey who uses the ring.
+// ask takes the users and loss counters of the ring from a survey.
 func (r *measured) ask(s *rings.Survey) {
 	r.usage = s.Of(r.ring)
 	r.counters, r.shared = s.Counters(r.ring)
@@ -49,7 +49,7 @@ func (r *measured) watch() error {
 	return nil
 }
 
-// release makes an end of that. Until the next watch the ring may cease to exist.
+// release stops watching the ring. The ring may then cease to exist.
 func (r *measured) release() {
 	if r.watcher != nil {
 		r.watcher.Close()
@@ -62,10 +62,10 @@ func (r *measured) look() {
 	r.peak = max(r.peak, r.last.Fill)
 }
 
-// follow looks at the ring. If more was produced since the last look than it has room for, and
-// nothing was counted in this interval yet, it looks again for the size of the records: when a
-// quarter of the ring should have been produced anew, and then, since records come in bursts,
-// until something comes.
+// follow looks at the ring. If records were missed since the last look, because more was produced
+// than the ring has room for, and nothing has been counted in this interval, it looks again to
+// learn the size of the records. It first waits until a quarter of the ring should have been
+// produced. Because records come in bursts, it then looks until something is counted.
 func (r *measured) follow() {
 	before := r.last
 	r.look()
@@ -86,17 +86,17 @@ func (r *measured) follow() {
 }
 
 const (
-	minSleep = 100 * time.Microsecond // about what shorter sleeps take, too
-	patience = time.Millisecond       // of each look, until something is counted
+	minSleep = 100 * time.Microsecond // shorter sleeps take about as long
+	patience = time.Millisecond       // how long follow looks until something is counted
 )
 
-// inRing returns what the records are that are in the ring now, but for those that were discarded.
-// Where a program shares the processor with this one, nothing is produced while this one looks, and
-// more than the ring has room for in between: then there is nothing else to count.
+// inRing counts the records that are in the ring now, except discarded ones. If the producer
+// shares a processor with this process, nothing is produced while this process looks, and between
+// two looks more than the ring has room for. Then there is nothing else to count.
 func inRing(w *ringbuf.Watcher) (k known) {
 	records, err := w.Snapshot()
 	if err != nil {
-		return k // it was closed
+		return k // the Watcher was closed
 	}
 	for _, rec := range records {
 		k.records++
@@ -106,7 +106,7 @@ func inRing(w *ringbuf.Watcher) (k known) {
 	return k
 }
 
-// row ends the interval, with the last look at the ring.
+// row ends the interval at the last look, and returns its Row.
 func (r *measured) row() Row {
 	begin, end := r.begin, r.last
 	r.begin = r.last
@@ -148,12 +148,13 @@ func (r *measured) row() Row {
 	return row
 }
 
-// A known is what was counted in some bytes of a ring.
+// A known has the counts of some bytes of a ring. sample is the sum of the sizes of samples.
 type known struct{ records, discarded, sample, bytes float64 }
 
-// plausible returns k with as many bytes as what was counted can take. The position is read after
-// the count: what comes between them would be in bytes, and what was missed in an interval may have
-// been produced in the one before.
+// plausible returns k with a number of bytes that the counted records can take. The number may be
+// too large, because the position is read after the count and records may come between the two. It
+// may be too small, because bytes that were missed in an interval may have been produced in the one
+// before.
 func (k known) plausible() known {
 	n := k.records + k.discarded
 	least, most := k.sample+8*n, k.sample+15*n

@@ -9,8 +9,8 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/rings"
 )
 
-// TestAnIntervalOfWhichNothingWasCountedIsEstimated has all records of an interval overwritten
-// before they could be counted, but for some that came after the count.
+// TestAnIntervalOfWhichNothingWasCountedIsEstimated has an interval in which all records were
+// overwritten before they could be counted, except some that came after the count.
 func TestAnIntervalOfWhichNothingWasCountedIsEstimated(t *testing.T) {
 	begin := time.Now()
 	r := measured{ring: &rings.Ring{}, begin: look{at: begin}}
@@ -31,7 +31,7 @@ func TestAnIntervalOfWhichNothingWasCountedIsEstimated(t *testing.T) {
 func TestCountsTakeAsManyBytesAsTheyCan(t *testing.T) {
 	for _, tt := range []struct{ counted, want known }{
 		{known{}, known{}},
-		{known{bytes: 5000}, known{}},                            // of what came after the count
+		{known{bytes: 5000}, known{}},                            // all came after the count
 		{known{10, 0, 640, 720}, known{10, 0, 640, 720}},         // exact
 		{known{10, 0, 640, -100}, known{10, 0, 640, 720}},        // missed before
 		{known{10, 0, 640, 9000}, known{10, 0, 640, 720}},        // came after

@@ -1,5 +1,5 @@
 // Package meter measures ring buffers over intervals: how full they are, and how fast they are
-// filled. It takes nothing from who reads them.
+// filled. It takes no records from their readers.
 package meter
 
 import (
@@ -12,23 +12,23 @@ import (
 )
 
 const (
-	// In an interval a ring is looked at some times, for the peak of its fill: that many, but not
-	// closer than minPause and not farther than maxPause apart.
+	// A Meter looks at a ring several times in an interval, for the peak of its fill: looks times,
+	// but not closer than minPause and not farther than maxPause apart.
 	looks    = 10
 	minPause = 10 * time.Millisecond
 	maxPause = 100 * time.Millisecond
 
-	// Who uses the rings is asked again after surveyPause, but such that this takes no more
-	// than a part of the time, one surveyShare-th.
+	// The next survey of the users is due after surveyPause, or later, so that surveys take no more
+	// than one surveyShare-th of the time.
 	surveyPause = 10 * time.Second
 	surveyShare = 200
 
-	// So often a ring that no program uses is let go: if nobody else uses it, it ceases to exist.
-	// Programs keep theirs in existence anyway.
+	// The Meter releases a ring that no program uses this often. If nobody else uses the ring, it
+	// ceases to exist. Programs keep their rings in existence anyway.
 	letGoPause = 5 * time.Second
 )
 
-// A Row is what was measured of one ring over one interval.
+// A Row has the measurements of one ring over one interval.
 type Row struct {
 	Ring  *rings.Ring // without a descriptor
 	Usage rings.Usage
@@ -36,46 +36,47 @@ type Row struct {
 	Fill, Peak         int // in bytes; -1 if somebody has scribbled on the consumer position
 	Consumer, Producer uint64
 
-	// Interval is 0 for a ring that was not yet there at its beginning. Then the rest of the
-	// Row, which is of the interval, is not known.
+	// Interval is the time between the first and the last look at the ring. It is 0 if there was
+	// only one look, as in a Measure with an interval of 0. The fields below are then not known.
 	Interval time.Duration
 
-	// Bytes is how far the producer position moved: headers, padding and what was discarded are
-	// included.
+	// Bytes is the distance that the producer position moved. It includes headers, padding and
+	// discarded records.
 	Bytes uint64
 
-	// Missed is how many of Bytes were overwritten before the records in them could be counted.
-	// Records, Discarded and MeanSize are estimated from the others then, or from an earlier
-	// interval. They are -1 if nothing was counted ever, and for user ring buffers.
+	// Missed is the number of these bytes that were overwritten before their records could be
+	// counted. Records, Discarded and MeanSize are then estimated from the other records, or from
+	// an earlier interval. They are -1 if nothing was ever counted, and for user ring buffers.
 	Missed             uint64
 	Records, Discarded float64
-	// of records, in bytes without headers and padding; -1 also if there were none
+	// MeanSize is that of records, in bytes, without headers and padding. It is also -1 if there
+	// were no records.
 	MeanSize float64
 
-	// Lost is how many records the kernel refused, or -1 if no program counts them. If
-	// LostShared, those of other rings are counted, too.
+	// Lost is the number of records that the kernel refused, or -1 if no program counts them. If
+	// LostShared, it may include records of other rings.
 	Lost       int64
 	LostShared bool
 }
 
-// Rate returns n, which is of the interval, for a second.
+// Rate returns the rate per second of n, which was counted in the interval.
 func (r *Row) Rate(n float64) float64 { return n / r.Interval.Seconds() }
 
-// A Meter measures the rings that a Query means. It keeps a ring that nobody else uses in
-// existence for seconds only. One goroutine at a time may use it.
+// A Meter measures the rings of a Query. It keeps a ring that nobody else uses in existence for a
+// few seconds only. One goroutine at a time may use it.
 type Meter struct {
 	finder   *rings.Finder
 	surveyor rings.Surveyor
 	survey   *rings.Survey
-	due      time.Time // when to make a survey
-	earliest time.Time // when one may be made
-	letGo    time.Time // when to let go of rings
+	due      time.Time // of the next survey
+	earliest time.Time // before which no survey is made
+	letGo    time.Time // when to release rings that no program uses
 
 	rings []*measured               // in the order of Finder.Find
 	lost  map[*rings.Counter]uint64 // at the beginning of the interval
 }
 
-// New returns a Meter. It is an error if the Query means no ring now.
+// New returns a Meter. It fails if the Query's Find fails now. The caller must call Close.
 func New(q rings.Query) (*Meter, error) {
 	finder, err := rings.NewFinder(q)
 	if err != nil {
@@ -84,13 +85,13 @@ func New(q rings.Query) (*Meter, error) {
 	return &Meter{finder: finder, lost: map[*rings.Counter]uint64{}}, nil
 }
 
-// Missing says which privileges are missing, and what is therefore not known. It is of the last
-// Measure.
+// Missing says which privileges were missing in the last survey, and what is therefore not known.
+// Call Measure first.
 func (m *Meter) Missing() []string { return m.survey.Missing }
 
-// Measure measures for an interval, and returns what there is at its end. The interval begins where
-// that of the last call ended. One of 0 ends at once. The error is that of ctx if it is done
-// before the end.
+// Measure measures for an interval, and returns a Row for each ring that was known at its
+// beginning. The interval begins where that of the last call ended. An interval of 0 ends at
+// once. If ctx is done before the end, the error is the cause of ctx.
 func (m *Meter) Measure(ctx context.Context, interval time.Duration) ([]Row, error) {
 	if m.survey == nil {
 		if err := m.update(); err != nil {
@@ -113,7 +114,7 @@ func (m *Meter) Measure(ctx context.Context, interval time.Duration) ([]Row, err
 	return rows, m.update()
 }
 
-// rows ends the interval.
+// rows ends the interval, and returns its Rows.
 func (m *Meter) rows() []Row {
 	lost := map[*rings.Counter]int64{}
 	for c, before := range m.lost {
@@ -135,7 +136,7 @@ func (m *Meter) rows() []Row {
 	return rows
 }
 
-// update finds out which rings there are now, and who uses them.
+// update finds the rings that exist now and, if a survey is due, their users.
 func (m *Meter) update() (err error) {
 	surveyed := m.survey == nil || !time.Now().Before(m.due)
 	if surveyed {
@@ -195,8 +196,8 @@ func (m *Meter) update() (err error) {
 	return m.updateCounters()
 }
 
-// updateCounters begins to look at counters that are new, and ends to do so at those that no
-// ring has any more.
+// updateCounters adds new counters with their present value, and drops those that no ring has any
+// more.
 func (m *Meter) updateCounters() error {
 	lost := map[*rings.Counter]uint64{}
 	for _, r := range m.rings {
@@ -217,7 +218,7 @@ func (m *Meter) updateCounters() error {
 	return nil
 }
 
-// Close releases the rings.
+// Close stops watching the rings.
 func (m *Meter) Close() {
 	for _, r := range m.rings {
 		r.release()

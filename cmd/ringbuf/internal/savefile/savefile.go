@@ -1,5 +1,5 @@
-// Package savefile writes recordings to files, and to the next file when one is large or old
-// enough, as tcpdump does.
+// Package savefile writes recordings to files. Like tcpdump, it begins another file when one is
+// large or old enough.
 package savefile
 
 import (
@@ -14,35 +14,39 @@ import (
 	"github.com/libbpfgo/ringbuf/capture"
 )
 
-// Options say what to write where.
+// Options say what a Saver writes, and to which files.
 type Options struct {
-	Path   string    // of the file, or - for Stdout
-	Stdout io.Writer // where - writes to
+	Path   string    // name of the file, or - for Stdout
+	Stdout io.Writer // receives the recording if Path is -
 	Rings  []capture.Ring
 
 	Size  int64         // begin another file when one has more bytes (-C), or 0
-	Every time.Duration // begin another file after so long (-G), or 0
-	// Count is -W: with Size alone, the number of files, of which the oldest is written anew when
-	// there are as many; with Every alone, after how many files Write returns ErrEnough; with
-	// both, nothing but the number of digits of names.
+	Every time.Duration // begin another file after this time (-G), or 0
+
+	// Count is the value of -W, or 0. Its meaning depends on the other options:
+	//
+	//   - With Size alone, it is the maximum number of files. The next file replaces the oldest.
+	//   - With Every alone, Write returns ErrEnough after that many files.
+	//   - With both, it sets only the number of digits in names.
 	Count int
 }
 
 // ErrEnough is returned by Write when -W files have been written.
 var ErrEnough = fmt.Errorf("as many files as were asked for have been written")
 
-// A Saver writes records. It may be used by one goroutine at a time.
+// A Saver writes records to files. One goroutine at a time may use it.
 type Saver struct {
 	o       Options
-	file    *os.File // or nil, of Stdout
+	file    *os.File // nil for Stdout
 	w       *capture.Writer
-	number  int       // of the file with this start
-	files   int       // that were begun
-	start   time.Time // of the files with the same time, the first record
-	written int64     // in files before
+	number  int       // of the file, among those with the same name by time
+	files   int       // number of files that were begun
+	start   time.Time // with Every: time of the first record of the period
+	written int64     // bytes in earlier files
 }
 
-// New opens the first file, unless its name depends on the first record.
+// New returns a Saver. It opens the first file, except with Every: then Write opens it, because its
+// name depends on the time of the first record.
 func New(o Options) (*Saver, error) {
 	s := &Saver{o: o}
 	if o.Path == "-" && (o.Size > 0 || o.Every > 0) {
@@ -52,7 +56,7 @@ func New(o Options) (*Saver, error) {
 		return nil, err
 	}
 	if o.Every > 0 {
-		// The file begins with the first record; but say now if none can be written.
+		// Write will open the file. Report now if it cannot.
 		info, err := os.Stat(filepath.Dir(o.Path))
 		if err == nil && !info.IsDir() {
 			err = fmt.Errorf("%s is not a directory", filepath.Dir(o.Path))
@@ -62,7 +66,7 @@ func New(o Options) (*Saver, error) {
 	return s, s.open()
 }
 
-// name returns the name of the file that comes next.
+// name returns the name of the next file.
 func (s *Saver) name() (string, error) {
 	name := s.o.Path
 	if s.o.Every > 0 {
@@ -88,7 +92,7 @@ func (s *Saver) open() error {
 		if err != nil {
 			return err
 		}
-		// What is in samples may be nobody else's business.
+		// Only the user may read the file: samples may be private.
 		file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 		if err != nil {
 			return err
@@ -120,7 +124,8 @@ func (s *Saver) closeFile() error {
 	return err
 }
 
-// Write writes a record, in another file if it is time for one.
+// Write writes a record. It begins another file before if it is time for one. It returns ErrEnough
+// if there must be no other file.
 func (s *Saver) Write(rec capture.Record) error {
 	if s.w == nil && s.o.Every > 0 && s.files == 0 {
 		s.start = rec.Time
@@ -167,14 +172,14 @@ func (s *Saver) Write(rec capture.Record) error {
 	return nil
 }
 
-// Drop tells of so many records of a ring that were lost after the last one.
+// Drop adds n records of a ring that were lost after the last one to the totals of the file.
 func (s *Saver) Drop(ring int, n uint64) {
 	if s.w != nil {
 		s.w.Drop(ring, n)
 	}
 }
 
-// Bytes returns how many bytes were written.
+// Bytes returns the number of bytes in all files, buffered ones included.
 func (s *Saver) Bytes() int64 {
 	if s.w == nil {
 		return s.written
@@ -182,7 +187,7 @@ func (s *Saver) Bytes() int64 {
 	return s.written + s.w.Size()
 }
 
-// Flush writes what is buffered.
+// Flush writes the buffer to the file.
 func (s *Saver) Flush() error {
 	if s.w == nil {
 		return nil
@@ -190,10 +195,11 @@ func (s *Saver) Flush() error {
 	return s.w.Flush()
 }
 
-// Close ends the recording.
+// Close ends the recording and closes the file.
 func (s *Saver) Close() error { return s.closeFile() }
 
-// strftime replaces what strftime(3) has of numbers in a name.
+// strftime replaces the conversions of strftime(3) in a name, and fails for those that it does not
+// know.
 func strftime(format string, t time.Time) (string, error) {
 	var b strings.Builder
 	for i := 0; i < len(format); i++ {

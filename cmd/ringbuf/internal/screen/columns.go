@@ -11,18 +11,18 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
 )
 
-// A column is one of the table.
+// A column is a column of the table.
 type column struct {
 	title   string
-	key     string // sorts by it
-	numeric bool   // is aligned to the right, and sorted with the highest first
-	width   int    // at least
-	need    int    // the narrower the terminal, the higher must this be
+	key     string // sorts by this column
+	numeric bool   // aligned to the right, and sorted with the highest first
+	width   int    // the minimum
+	need    int    // a narrow terminal shows only the columns with the highest
 	cell    func(*meter.Row) string
 	compare func(a, b *meter.Row) int
 }
 
-// columns are all columns, as they stand.
+// columns has all columns, from left to right.
 var columns = []column{
 	{title: "ID", key: "i", numeric: true, width: 3, need: 6, cell: ID,
 		compare: by(func(r *meter.Row) uint32 { return r.Ring.ID })},
@@ -49,7 +49,8 @@ var columns = []column{
 		compare: by(Owner)},
 }
 
-// growth is who gets what a wide terminal has room for beyond that, one after the other.
+// growth says which columns a wide terminal makes wider, one after the other, and up to which
+// width.
 var growth = []struct{ index, width int }{
 	{nameColumn, 15}, {barColumn, 12}, {ownerColumn, 26}, {barColumn, 30}, {ownerColumn, 60},
 }
@@ -61,14 +62,14 @@ const (
 	bytesColumn = 7
 	ownerColumn = 11
 
-	gap = 1 // between columns
+	gap = 1 // blanks between columns
 )
 
 func by[T cmp.Ordered](value func(*meter.Row) T) func(a, b *meter.Row) int {
 	return func(a, b *meter.Row) int { return cmp.Compare(value(a), value(b)) }
 }
 
-// part returns n as a part of the ring, or -1 if it is not known.
+// part returns n bytes as a part of the ring, or -1 if n is not known.
 func part(r *meter.Row, n int) float64 {
 	if n < 0 {
 		return -1
@@ -76,7 +77,8 @@ func part(r *meter.Row, n int) float64 {
 	return float64(n) / float64(r.Ring.Size)
 }
 
-// rate returns n, which is of the interval, for a second, or -1 if it is not known.
+// rate returns the rate per second of n, which was counted in the interval, or -1 if it is not
+// known.
 func rate(r *meter.Row, n float64) float64 {
 	if n < 0 || r.Interval == 0 {
 		return -1
@@ -84,17 +86,27 @@ func rate(r *meter.Row, n float64) float64 {
 	return r.Rate(n)
 }
 
-// unknown is shown for what is not known.
+// unknown is the cell of a value that is not known.
 const unknown = "-"
 
-// These are the cells of a row, also for tables that are no screen.
+// The functions that follow return the cells of a row, also for tables that are not on a screen.
 
-func ID(r *meter.Row) string   { return fmt.Sprint(r.Ring.ID) }
+// ID returns the id of the ring.
+func ID(r *meter.Row) string { return fmt.Sprint(r.Ring.ID) }
+
+// Name returns the name of the ring.
 func Name(r *meter.Row) string { return text.Printable(r.Ring.Name) }
+
+// Size returns the size of the ring, with its unit.
 func Size(r *meter.Row) string { return text.Bytes(float64(r.Ring.Size)) }
+
+// Fill returns the fill in percent of the ring.
 func Fill(r *meter.Row) string { return percent(part(r, r.Fill)) }
+
+// Peak returns the peak of the fill in percent of the ring.
 func Peak(r *meter.Row) string { return percent(part(r, r.Peak)) }
 
+// Type returns the type of the ring: user, overwrite or ring.
 func Type(r *meter.Row) string {
 	switch {
 	case r.Ring.IsUser():
@@ -105,6 +117,7 @@ func Type(r *meter.Row) string {
 	return "ring"
 }
 
+// BytesPerSecond returns the rate of bytes, with its unit.
 func BytesPerSecond(r *meter.Row) string {
 	if n := rate(r, float64(r.Bytes)); n >= 0 {
 		return text.Bytes(n)
@@ -112,6 +125,7 @@ func BytesPerSecond(r *meter.Row) string {
 	return unknown
 }
 
+// RecordsPerSecond returns the rate of records, with a ~ if it is estimated.
 func RecordsPerSecond(r *meter.Row) string {
 	n := rate(r, r.Records)
 	switch {
@@ -123,6 +137,7 @@ func RecordsPerSecond(r *meter.Row) string {
 	return text.Count(n)
 }
 
+// MeanSize returns the mean size of records, with its unit, and with a ~ if it is estimated.
 func MeanSize(r *meter.Row) string {
 	switch {
 	case r.Interval == 0 || r.MeanSize < 0:
@@ -133,6 +148,7 @@ func MeanSize(r *meter.Row) string {
 	return text.Bytes(r.MeanSize)
 }
 
+// LostPerSecond returns the rate of lost records, with a * if it includes those of other rings.
 func LostPerSecond(r *meter.Row) string {
 	n := rate(r, float64(r.Lost))
 	switch {
@@ -144,7 +160,7 @@ func LostPerSecond(r *meter.Row) string {
 	return text.Count(n)
 }
 
-// Owner returns one of those who use the ring, and how many more there are.
+// Owner returns one of the users of the ring, and how many more of its kind there are.
 func Owner(r *meter.Row) string {
 	u := r.Usage
 	switch {
@@ -176,14 +192,15 @@ func percent(part float64) string {
 	return fmt.Sprintf("%.0f%%", 100*part)
 }
 
-// A shown is a column that has room, and how wide it is.
+// A shown is a column that the terminal has room for, with its width.
 type shown struct {
 	*column
 	index int
 	width int
 }
 
-// fit returns the columns for which a terminal has room, where ids have so many digits.
+// fit returns the columns that a terminal of this width has room for. digits is the number of
+// digits of the longest id.
 func fit(width, digits int) (fitting []shown) {
 	for need := 0; ; need++ {
 		fitting = fitting[:0]
@@ -206,7 +223,7 @@ func fit(width, digits int) (fitting []shown) {
 	}
 }
 
-// grow gives away what is left of the width.
+// grow gives the columns the width that is left.
 func grow(fitting []shown, left int) []shown {
 	for _, g := range growth {
 		for i := range fitting {
@@ -220,7 +237,7 @@ func grow(fitting []shown, left int) []shown {
 	return fitting
 }
 
-// pad cuts a cell off, or fills it up, to the width of its column.
+// pad cuts or pads a cell to the width of its column.
 func (s shown) pad(cell string) string {
 	cell = ansi.Truncate(cell, s.width, "…")
 	space := strings.Repeat(" ", max(0, s.width-ansi.StringWidth(cell)))

@@ -1,4 +1,4 @@
-// Package screen shows what a meter measures on a terminal.
+// Package screen shows the measurements of a meter on a terminal.
 package screen
 
 import (
@@ -17,17 +17,17 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
 )
 
-// A Meter measures for an interval: it is meter.Meter, or a test's.
+// A Meter has the methods of meter.Meter that a Model uses.
 type Meter interface {
 	Measure(ctx context.Context, interval time.Duration) ([]meter.Row, error)
 	Missing() []string
 }
 
-// A Model is what the screen shows. Only Update changes it.
+// A Model is the state of the screen, for bubbletea. After Init, only Update changes it.
 type Model struct {
 	ctx   context.Context
 	meter Meter
-	left  int // how many more measurements to show, or 0 for any number
+	left  int // number of measurements that are still to be shown, or 0 for any number
 	err   error
 
 	interval  time.Duration
@@ -50,7 +50,7 @@ func New(ctx context.Context, m Meter, interval time.Duration, n int) *Model {
 		height: 24}
 }
 
-// Err returns what ended the Model, if that was an error.
+// Err returns the error that ended the program, or nil.
 func (m *Model) Err() error { return m.err }
 
 // A measured is the result of a measurement.
@@ -61,8 +61,8 @@ type measured struct {
 	err     error
 }
 
-// measure is a command, which bubbletea runs in a goroutine of its own: there is never more than
-// one at a time, and it knows nothing of the Model but what it was given.
+// measure returns a command, which bubbletea runs in its own goroutine. There is never more than
+// one at a time. The command does not use the Model, only copies of two of its fields.
 func (m *Model) measure(interval time.Duration) tea.Cmd {
 	m.measuring = true
 	ctx, meter := m.ctx, m.meter
@@ -75,10 +75,11 @@ func (m *Model) measure(interval time.Duration) tea.Cmd {
 	}
 }
 
-// Init shows what there is at once, before the first interval has passed.
+// Init starts a measurement that ends at once, so that the screen shows the rings before the first
+// interval has passed.
 func (m *Model) Init() tea.Cmd { return m.measure(0) }
 
-// Update does what a message says.
+// Update handles a message.
 func (m *Model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	switch msg := msg.(type) {
 	case tea.WindowSizeMsg:
@@ -172,7 +173,8 @@ func (m *Model) press(key string) tea.Cmd {
 	return nil
 }
 
-// sort sorts numbers with the highest first, and words in the order of the alphabet.
+// sort sorts the rows by the chosen column: numbers with the highest first, and words in
+// alphabetical order.
 func (m *Model) sort() {
 	c := columns[m.order]
 	slices.SortStableFunc(m.rows, func(a, b meter.Row) int {
@@ -185,7 +187,7 @@ func (m *Model) sort() {
 	m.scroll(0)
 }
 
-// room returns how many rows there is room for.
+// room returns the number of rows that the terminal has room for.
 func (m *Model) room() int {
 	others := 3 // summary, header, keys
 	if m.warns() {
@@ -228,7 +230,7 @@ func (m *Model) View() tea.View {
 	return v
 }
 
-// summary is the first line.
+// summary returns the first line.
 func (m *Model) summary() string {
 	var bytes, records float64
 	for i := range m.rows {
@@ -296,7 +298,7 @@ func (m *Model) row(r *meter.Row, shown []shown) string {
 	return strings.Join(cells, strings.Repeat(" ", gap))
 }
 
-// bar draws the fill of a ring, and where its peak was, in a width.
+// bar draws the fill of a ring, with a mark at its peak, in this width.
 func bar(r *meter.Row, width int) string {
 	fill, peak := min(1, max(0, part(r, r.Fill))), min(1, max(0, part(r, r.Peak)))
 	eighths := int(fill * float64(width) * 8)
@@ -313,7 +315,7 @@ func bar(r *meter.Row, width int) string {
 	return level(fill).Render(full) + level(peak).Faint(true).Render(empty)
 }
 
-// level returns how what is that full is shown.
+// level returns the style for a fill, which is a part of the ring.
 func level(part float64) lipgloss.Style {
 	switch {
 	case part >= 0.8:
@@ -324,7 +326,7 @@ func level(part float64) lipgloss.Style {
 	return green
 }
 
-// below is the lines below the table: which privileges are missing, and the keys.
+// below returns the lines below the table: the missing privileges, and the keys.
 func (m *Model) below() (lines []string) {
 	if m.height < 2 {
 		return nil
@@ -339,7 +341,7 @@ func (m *Model) below() (lines []string) {
 	return append(lines, faint.Render(keys))
 }
 
-// warns reports whether there is a line for missing privileges.
+// warns reports whether there is a line about missing privileges.
 func (m *Model) warns() bool { return len(m.missing) > 0 && m.height >= 10 }
 
 // helpText has no line that is longer than 78 columns.

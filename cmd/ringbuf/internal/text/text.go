@@ -1,4 +1,4 @@
-// Package text formats what terminals show.
+// Package text formats names, numbers and tables for terminals.
 package text
 
 import (
@@ -11,8 +11,8 @@ import (
 	"github.com/charmbracelet/x/ansi"
 )
 
-// Printable returns s without what would do something to a terminal: names of processes, maps
-// and files are anybody's choice.
+// Printable replaces the characters of s that are not printable, because they could control the
+// terminal. Anybody can choose the names of processes, maps and files.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -42,8 +42,8 @@ func Count(n float64) string {
 	return digits(n) + units[i]
 }
 
-// digits formats a number from 0 to 1023 with three digits, or four if need be, and without zeros
-// that say nothing.
+// digits formats a number from 0 to 1023 with three digits, or four if necessary. It formats an
+// integer without decimals.
 func digits(n float64) string {
 	switch {
 	case n == float64(int(n)), n >= 99.95:
@@ -54,17 +54,17 @@ func digits(n float64) string {
 	return strconv.FormatFloat(n, 'f', 2, 64)
 }
 
-// A Row is the cells of a row of a table, each of one or more lines.
+// A Row has the cells of a row of a table. Each cell has one or more lines.
 type Row [][]string
 
-// A Table is rows below a header, in columns as wide as need be.
+// A Table has a header and rows. Its columns are as wide as their longest line.
 type Table struct {
 	Header  []string
 	Numeric []bool // which columns are aligned to the right
 	Rows    []Row
 }
 
-// gap is between columns.
+// gap is the number of blanks between columns.
 const gap = 2
 
 func (t *Table) widths() []int {
@@ -82,7 +82,7 @@ func (t *Table) widths() []int {
 	return widths
 }
 
-// Width returns how wide the table is.
+// Width returns the width of the table in characters of a terminal.
 func (t *Table) Width() int {
 	sum := -gap
 	for _, w := range t.widths() {
@@ -91,7 +91,7 @@ func (t *Table) Width() int {
 	return sum
 }
 
-// Write writes the table as it is.
+// Write writes the table, however wide it is.
 func (t *Table) Write(w io.Writer) error {
 	var b strings.Builder
 	widths := t.widths()
@@ -126,8 +126,8 @@ func (t *Table) Write(w io.Writer) error {
 	return err
 }
 
-// WriteBlocks writes the rows as blocks of lines, each with the name of its column, for where the
-// table is too wide.
+// WriteBlocks writes each row as a block of lines, one for each line of a cell that is not empty.
+// The first line of a cell begins with the name of its column. Use it if the table is too wide.
 func (t *Table) WriteBlocks(w io.Writer) error {
 	var b strings.Builder
 	name := 0

@@ -15,11 +15,12 @@ import (
 	"time"
 )
 
-// Path is the program, and WithoutCgo the same without cgo. Main builds them.
+// Path is the path of the tool, and WithoutCgo that of the same tool without cgo. Main builds them.
 var Path, WithoutCgo string
 
-// Main is for TestMain of a package two directories below the program's. Where RINGBUF_TOOL names
-// the program nothing is built: there is no compiler, nor WithoutCgo.
+// Main builds the tool, runs the tests and exits. Call it in TestMain of a package two directories
+// below that of the tool. If RINGBUF_TOOL names the tool, Main builds nothing, because there is no
+// compiler. Then there is no WithoutCgo.
 func Main(m *testing.M) {
 	if Path = os.Getenv("RINGBUF_TOOL"); Path != "" {
 		os.Exit(m.Run())
@@ -42,7 +43,7 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// A Process is one of the tool. It is killed when the test ends.
+// A Process is a process of the tool. It is killed when the test ends.
 type Process struct {
 	*exec.Cmd
 	Out *bufio.Reader // standard output
@@ -50,11 +51,11 @@ type Process struct {
 	t      *testing.T
 	mu     sync.Mutex
 	stderr strings.Builder
-	line   chan struct{} // has something when stderr has more
-	ended  chan struct{} // closed when stderr is
+	line   chan struct{} // has a value when stderr has a new line
+	ended  chan struct{} // closed when standard error is closed
 }
 
-// Start starts a program, Path or WithoutCgo.
+// Start starts a program, which is Path or WithoutCgo.
 func Start(t *testing.T, program string, args ...string) *Process {
 	t.Helper()
 	p := &Process{Cmd: exec.Command(program, args...), t: t, line: make(chan struct{}, 1),
@@ -87,15 +88,16 @@ func Start(t *testing.T, program string, args ...string) *Process {
 	return p
 }
 
-// Messages returns what is on standard error so far.
+// Messages returns what the process has written to standard error so far.
 func (p *Process) Messages() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.stderr.String()
 }
 
-// Await waits until standard error has one of these texts, and reports false if the process has
-// ended without. One goroutine may do so at a time.
+// Await waits until standard error has one of these texts. It reports false if the process ends
+// without one of them. After a minute without a new line it fails the test. One goroutine at a time
+// may call it.
 func (p *Process) Await(texts ...string) bool {
 	p.t.Helper()
 	for {
@@ -123,7 +125,7 @@ func (p *Process) Await(texts ...string) bool {
 	}
 }
 
-// MustAwait is Await, and fails the test where that reports false.
+// MustAwait is like Await, but fails the test if Await reports false.
 func (p *Process) MustAwait(text string) {
 	p.t.Helper()
 	if !p.Await(text) {
@@ -131,7 +133,7 @@ func (p *Process) MustAwait(text string) {
 	}
 }
 
-// Interrupt does what Ctrl-C does.
+// Interrupt sends the signal of Ctrl-C.
 func (p *Process) Interrupt() { p.Cmd.Process.Signal(os.Interrupt) }
 
 // Kill kills the process, and waits for its end.
@@ -140,8 +142,8 @@ func (p *Process) Kill() {
 	p.Cmd.Wait()
 }
 
-// End waits for the end, and returns what is left of standard output, standard error, and the exit
-// code.
+// End waits for the end of the process. It returns the rest of standard output, all of standard
+// error, and the exit code.
 func (p *Process) End() (stdout, stderr string, code int) {
 	p.t.Helper()
 	out, err := io.ReadAll(p.Out)
