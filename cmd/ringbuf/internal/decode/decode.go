@@ -7,35 +7,35 @@ import (
 	"strings"
 )
 
-// A Value is what a sample, or a part of it, was decoded as: one of the types
+// A Value is a decoded sample, or a part of one. It has one of the types
 //
 //	Struct, Array, String, Enum, Pointer, Wide, Opaque, Absent, int64, uint64, float32,
 //	float64, bool
 type Value any
 
-// A Struct has the fields of a struct or union, those of members without a name included.
+// A Struct has the fields of a struct or union, including those of members without a name.
 type Struct []Field
 
-// A Field is one of a Struct.
+// A Field is a field of a Struct.
 type Field struct {
 	Name  string
 	Value Value
 }
 
-// An Array has the elements that are there: less than Want if the sample is too short.
+// An Array has the elements that are in the sample: fewer than Want if it is too short.
 type Array struct {
 	Elems []Value
 	Want  int
 }
 
-// A String is an array of char. Of one with a size, it is what is before the first 0; of a
-// flexible array, what is before zeros at the end.
+// A String is an array of char. The Text of an array with a size ends before the first 0. The Text
+// of a flexible array ends before the zeros at its end.
 type String struct {
 	Text       string
 	Have, Want int // bytes of the array
 }
 
-// An Enum is a value of an enum. Name is empty if the enum has none for it.
+// An Enum is a value of an enum. Name is empty if the enum has no name for the value.
 type Enum struct {
 	Name  string
 	Value Value // int64 or uint64
@@ -50,22 +50,22 @@ type Wide struct {
 	Signed    bool
 }
 
-// An Opaque value has a type that Go has no equal of, such as a float of 16 bytes.
+// An Opaque value has a type without an equivalent in Go, such as a float of 16 bytes.
 type Opaque []byte
 
-// Absent is in the place of what the sample is too short for.
+// Absent stands for a value that the sample is too short for.
 type Absent struct{ Have, Want int } // bytes
 
 // A Sample is a decoded sample.
 type Sample struct {
 	Value Value
-	// Cut names what is not there, or not whole, since the sample is too short.
+	// Cut names the values that are absent or incomplete because the sample is too short.
 	Cut []string
-	// Extra is what is behind the type, in a sample that is too long.
+	// Extra has the bytes behind the type if the sample is too long.
 	Extra []byte
 }
 
-// Decode decodes a sample. Extra is a part of it.
+// Decode decodes a sample. Extra and Opaque values are parts of the memory of the sample.
 func (t *Type) Decode(sample []byte) (s Sample) {
 	d := decoder{order: t.order}
 	data := sample
@@ -79,7 +79,7 @@ func (t *Type) Decode(sample []byte) (s Sample) {
 
 type decoder struct {
 	order binary.ByteOrder
-	path  []string // of what is being decoded
+	path  []string // of the value that is being decoded
 	cut   []string
 }
 
@@ -92,7 +92,7 @@ func (d *decoder) notWhole() {
 	d.cut = append(d.cut, strings.TrimPrefix(strings.Join(d.path, ""), "."))
 }
 
-// value decodes data, which is less than the node's size if the sample is too short, and more
+// value decodes data. There is less data than the node's size if the sample is too short, and more
 // only if the node is open.
 func (d *decoder) value(n *node, data []byte) Value {
 	switch n.kind {
@@ -114,7 +114,7 @@ func (d *decoder) value(n *node, data []byte) Value {
 	return n.scalar(high, low, n.size*8)
 }
 
-// load returns up to 16 bytes as a number.
+// load returns up to 16 bytes as a number of 128 bits.
 func (d *decoder) load(b []byte) (high, low uint64) {
 	for i := range b {
 		octet := b[i]
@@ -127,7 +127,7 @@ func (d *decoder) load(b []byte) (high, low uint64) {
 	return high, low
 }
 
-// scalar returns the value of a number of so many bits, those above which are 0.
+// scalar returns the value of a number of so many bits. The bits above them are 0.
 func (n *node) scalar(high, low uint64, bits int) Value {
 	switch n.kind {
 	case kindBool:
@@ -201,8 +201,8 @@ func (d *decoder) bitField(f *field, data []byte) Value {
 		shift = end*8 - f.offset - f.bits
 	}
 	var high, low uint64
-	for i := range f.bits { // from the highest one on
-		bit := shift + f.bits - 1 - i // from the lowest of the number that the bytes are
+	for i := range f.bits { // from the highest bit on
+		bit := shift + f.bits - 1 - i // counted from the lowest bit of the bytes as a number
 		at := first + bit/8
 		if d.order == binary.BigEndian {
 			at = end - 1 - bit/8

@@ -15,7 +15,7 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
 )
 
-// build returns types as this machine's kernel would have them.
+// build returns types in the byte order of this machine, like those of its kernel.
 func build(t testing.TB, types ...btf.Type) *Types {
 	t.Helper()
 	builder, err := btf.NewBuilder(types, nil)
@@ -39,7 +39,7 @@ var (
 	char = &btf.Int{Name: "char", Size: 1, Encoding: btf.Signed}
 )
 
-// TestWhatOldCompilersDoNotMake has BTF that clang makes from 15 on, or not at all.
+// TestWhatOldCompilersDoNotMake decodes types that clang makes only from version 15 on, or never.
 func TestWhatOldCompilersDoNotMake(t *testing.T) {
 	types := build(t, &btf.Struct{Name: "event", Size: 48, Members: []btf.Member{
 		{Name: "wide", Type: &btf.Enum{Name: "w", Size: 8,

@@ -10,7 +10,7 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
 )
 
-// AppendText appends a sample for people: the fields of a struct as name=value.
+// AppendText appends a sample as text for the user. The fields of a struct are name=value.
 func (s *Sample) AppendText(b []byte) []byte {
 	if fields, ok := s.Value.(Struct); ok {
 		b = appendFields(b, fields)
@@ -68,7 +68,7 @@ func appendText(b []byte, v Value) []byte {
 	return appendScalar(b, v)
 }
 
-// appendScalar appends what text and JSON have alike, but for quotes.
+// appendScalar appends a value that has the same form in text and JSON, except for quotes.
 func appendScalar(b []byte, v Value) []byte {
 	switch v := v.(type) {
 	case int64:
@@ -102,11 +102,15 @@ func (w Wide) bigInt() *big.Int {
 	return i.Add(i, new(big.Int).SetUint64(w.Low))
 }
 
-// AppendJSON appends a sample's value as JSON: structs and unions as objects, with fields in the
-// order of C; arrays as arrays; integers of up to 64 bits, floats and bools as such; char arrays
-// and the names of enum values as strings. Strings, too, are integers of 128 bits (decimal),
-// pointers (0x and hexadecimal), floats that are not numbers or infinite, and other values (the
-// bytes in hexadecimal). Enum values without a name are numbers. What is absent is null.
+// AppendJSON appends a sample's value as JSON:
+//
+//   - Structs and unions are objects, with the fields in the order of C.
+//   - Arrays are arrays.
+//   - Integers of up to 64 bits, floats and bools are numbers and bools.
+//   - Char arrays and the names of enum values are strings. Enum values without a name are numbers.
+//   - Integers of 128 bits (decimal), pointers (0x and hexadecimal), floats that are infinite or
+//     not a number, and other values (the bytes in hexadecimal) are strings.
+//   - Absent values are null.
 func (s *Sample) AppendJSON(b []byte) []byte { return appendJSON(b, s.Value) }
 
 func appendJSON(b []byte, v Value) []byte {
@@ -154,10 +158,10 @@ func appendJSON(b []byte, v Value) []byte {
 	return append(appendScalar(append(b, '"'), v), '"')
 }
 
-// AppendJSONString appends s in quotes. What is not UTF-8 becomes U+FFFD.
+// AppendJSONString appends s as a JSON string. Bytes that are not UTF-8 become U+FFFD.
 func AppendJSONString(b []byte, s string) []byte {
 	b = append(b, '"')
-	for _, r := range s { // U+FFFD for what is not UTF-8
+	for _, r := range s {
 		switch {
 		case r == '"' || r == '\\':
 			b = append(b, '\\', byte(r))
@@ -170,5 +174,5 @@ func AppendJSONString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// Text returns a value as AppendText has it.
+// Text returns a value in the format of AppendText.
 func Text(v Value) string { return string(appendText(nil, v)) }

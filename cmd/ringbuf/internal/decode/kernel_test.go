@@ -17,7 +17,7 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
 )
 
-// samples returns a func that has the kernel submit a sample, and returns it.
+// samples returns a function that makes the kernel submit a sample, and returns the sample.
 func samples(t *testing.T) func(which, more int) []byte {
 	s := kinds.New(t, 1<<16)
 	r, err := ringbuf.NewReader(s.Events)
@@ -82,7 +82,7 @@ func mustType(t *testing.T, types *Types, name string) *Type {
 	return typ
 }
 
-// each is what kinds.h says in C, in text and in JSON.
+// each has the values of kinds.h as text and as JSON.
 var each = []struct {
 	which      int
 	symbol     string
@@ -144,8 +144,8 @@ func TestEachKindOfValueIsDecoded(t *testing.T) {
 	}
 }
 
-// TestEachKindOfValueIsDecodedInTheOtherByteOrder takes the values from where the compiler put
-// them, as it does for the kernel.
+// TestEachKindOfValueIsDecodedInTheOtherByteOrder takes the values from a big-endian object file,
+// in which the compiler lays them out as it does for the kernel.
 func TestEachKindOfValueIsDecodedInTheOtherByteOrder(t *testing.T) {
 	if _, err := exec.LookPath("clang"); err != nil {
 		if os.Getenv("RINGBUF_KERNEL_TESTS") == "require" {
@@ -186,7 +186,7 @@ func TestEachKindOfValueIsDecodedInTheOtherByteOrder(t *testing.T) {
 				if tt.which == kinds.Arguments {
 					raw = raw[:11] // the object is padded
 				}
-				// These look at the same bytes in several ways.
+				// These fields show the same bytes in several ways.
 				text := strings.NewReplacer("word=67305985 octets=[1 2 3 4]", "word=67305985 octets=[4 3 2 1]",
 					"v4=131073", "v4=65538", "words=[256 512 0]", "words=[1 2 0]").Replace(tt.text)
 				json := strings.NewReplacer(`"word":67305985,"octets":[1,2,3,4]`,
@@ -231,14 +231,14 @@ func hasEnumValue(types *Types, name string) bool {
 	return false
 }
 
-// TestASampleOfAnotherSizeSaysWhatIsMissing also decodes samples that are cut anywhere.
+// TestASampleOfAnotherSizeSaysWhatIsMissing also decodes samples that are cut at each byte.
 func TestASampleOfAnotherSizeSaysWhatIsMissing(t *testing.T) {
 	sample := samples(t)
 	types := kindsTypes(t)
 	for _, tt := range []struct {
 		which, more int
 		name        string
-		text        string // its end
+		text        string // the end of the text
 		cut         []string
 	}{
 		{kinds.Integers, 3, "struct integers", " letter=65 <3 bytes more: eeeeee>", nil},
@@ -287,7 +287,7 @@ func TestASampleOfAnotherSizeSaysWhatIsMissing(t *testing.T) {
 			if !json.Valid(s.AppendJSON(nil)) || len(s.AppendText(nil)) == 0 {
 				t.Errorf("%d bytes of %s: %s", n, tt.name, s.AppendJSON(nil))
 			}
-			if n < mustType(t, types, tt.name).size-16 && len(s.Cut) == 0 { // but for padding
+			if n < mustType(t, types, tt.name).size-16 && len(s.Cut) == 0 { // except padding
 				t.Errorf("%d bytes of %s: nothing is cut", n, tt.name)
 			}
 		}

@@ -1,4 +1,4 @@
-// Package decode shows samples as the C types that BTF describes.
+// Package decode decodes samples as C types that BTF describes, and formats them as text and JSON.
 package decode
 
 import (
@@ -14,13 +14,13 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// Types are the types of a program, as its BTF has them.
+// Types has the types in the BTF of a program.
 type Types struct {
 	spec  *btf.Spec
 	order binary.ByteOrder
 }
 
-// Parse returns the types of BTF as the kernel and the section .BTF of object files have it.
+// Parse parses BTF in the format of the kernel and of the section .BTF of object files.
 func Parse(raw []byte) (*Types, error) {
 	order, err := byteOrder(raw)
 	if err != nil {
@@ -33,7 +33,7 @@ func Parse(raw []byte) (*Types, error) {
 	return &Types{spec, order}, nil
 }
 
-// btfMagic is BTF_MAGIC of include/uapi/linux/btf.h, with which BTF begins.
+// btfMagic is BTF_MAGIC of include/uapi/linux/btf.h. BTF begins with it.
 const btfMagic = 0xeb9f
 
 func byteOrder(raw []byte) (binary.ByteOrder, error) {
@@ -45,8 +45,8 @@ func byteOrder(raw []byte) (binary.ByteOrder, error) {
 	return nil, errors.New("it is not BTF")
 }
 
-// Load returns the BTF of a file: an object file, or one with nothing but BTF, such as those
-// in /sys/kernel/btf.
+// Load returns the types of a file: an object file with BTF, or a file that has only BTF, such as
+// those in /sys/kernel/btf.
 func Load(path string) (*Types, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
@@ -75,8 +75,8 @@ func Load(path string) (*Types, error) {
 // ErrNotFound is what errors.Is finds in the error of Type if there is no such type.
 var ErrNotFound = btf.ErrNotFound
 
-// Type returns the type that name has in C: "struct event", "union u", "enum e", the name of a
-// typedef, or the name of any of these alone where one type has it.
+// Type returns the type with this name in C: "struct event", "union u", "enum e", or the name of a
+// typedef. The name without its keyword is enough if only one type has it.
 func (t *Types) Type(name string) (*Type, error) {
 	keyword, rest, ok := strings.Cut(strings.Join(strings.Fields(name), " "), " ")
 	if !ok {
@@ -114,8 +114,8 @@ func (t *Types) Type(name string) (*Type, error) {
 	return nil, fmt.Errorf("type %q: %w", name, ErrNotFound)
 }
 
-// keywordOf returns what C has before the name of a type, and whether it is one that a sample
-// can have by name.
+// keywordOf returns the keyword that C has before the name of a type. It reports whether a sample
+// can have such a type by name.
 func keywordOf(t btf.Type) (string, bool) {
 	switch t.(type) {
 	case *btf.Struct:
@@ -130,9 +130,9 @@ func keywordOf(t btf.Type) (string, bool) {
 	return "", false
 }
 
-// Fitting returns the named structs, or typedefs of structs without a name, of which a sample of
-// this size can be one: those of that size, then those with a flexible array that fills up
-// the rest. Those with more fields come first.
+// Fitting returns the types that a sample of this size can have. It returns structs with a name,
+// and typedefs of structs without one. Types of that size come first, then those with a flexible
+// array that fills the rest. In each group, types with more fields come first.
 func (t *Types) Fitting(size int) (fitting []*Type) {
 	for typ, err := range t.spec.All() {
 		if err != nil {
@@ -152,7 +152,7 @@ func (t *Types) Fitting(size int) (fitting []*Type) {
 	}
 	slices.SortStableFunc(fitting, func(a, b *Type) int {
 		if exactA, exactB := a.size == size, b.size == size; exactA != exactB {
-			return cmp.Compare(b.size, a.size) // the other is smaller
+			return cmp.Compare(b.size, a.size) // the one that is not exact is smaller
 		}
 		if n := cmp.Compare(len(b.root.fields), len(a.root.fields)); n != 0 {
 			return n
@@ -162,15 +162,15 @@ func (t *Types) Fitting(size int) (fitting []*Type) {
 	return slices.CompactFunc(fitting, func(a, b *Type) bool { return a.name == b.name })
 }
 
-// A Type is one that samples can be decoded as.
+// A Type is a type that samples can be decoded as. Any number of goroutines may use it.
 type Type struct {
 	name  string
-	size  int // without what a flexible array has
+	size  int // in bytes, without the elements of a flexible array
 	root  *node
 	order binary.ByteOrder
 }
 
-// String returns the name as C has it.
+// String returns the name in C.
 func (t *Type) String() string { return t.name }
 
 func (t *Type) fits(size int) bool {
@@ -195,27 +195,27 @@ const (
 	kindStruct // or union
 )
 
-// A node says how bytes are decoded.
+// A node says how to decode some bytes.
 type node struct {
 	kind   kind
-	size   int // bytes, without what a flexible array has
+	size   int // in bytes, without the elements of a flexible array
 	signed bool
 	names  map[uint64]string // of an enum's values
 	elem   *node             // of an array
 	count  int               // of an array
 	fields []field
-	// open is true of a flexible array, and of what ends with one: it takes all bytes that
-	// there are.
+	// open is true for a flexible array, and for a type that ends with one. It takes all bytes that
+	// are there.
 	open   bool
-	leaves int // about as many values are shown
+	leaves int // about the number of values that are shown
 }
 
 type field struct {
 	name   string
 	node   *node
-	offset int  // bits
-	bits   int  // of a bit field, or 0
-	open   bool // the node is open, and nothing is behind it
+	offset int  // in bits
+	bits   int  // the size of a bit field, or 0
+	open   bool // the node is open, and no field is behind it
 }
 
 // flexible returns the offset of the flexible array in n, and the size of its elements.
@@ -252,14 +252,14 @@ func (t *Types) compile(typ btf.Type) (*Type, error) {
 	return &Type{name: name, size: root.size, root: root, order: t.order}, nil
 }
 
-// Beyond these is no type that anybody has written: BTF may be damaged.
+// Only damaged BTF has types beyond these limits.
 const (
 	maxDepth  = 64
 	maxSize   = 1 << 30 // of samples
 	maxLeaves = 1 << 20
 )
 
-// A compiler has the nodes of the types that were met.
+// A compiler makes the nodes of types, and caches them.
 type compiler map[btf.Type]*node
 
 func (c compiler) compile(typ btf.Type, depth int) (n *node, err error) {
@@ -340,7 +340,7 @@ func checkSize(size uint32, limit uint32) error {
 	return nil
 }
 
-// isChar reports whether an array of t is text. Compilers tell of char nothing but its name.
+// isChar reports whether an array of t is text. Compilers mark char only by its name.
 func isChar(t btf.Type) bool {
 	i, ok := btf.UnderlyingType(t).(*btf.Int)
 	return ok && i.Size == 1 && (i.Name == "char" || i.Encoding == btf.Char)
@@ -368,7 +368,7 @@ func (c compiler) compileMembers(members []btf.Member, size int, union bool, dep
 		case m.Name != "":
 			n.fields = append(n.fields, f)
 		case child.kind == kindStruct:
-			// As in C, the members of a member without a name are those of the outer one.
+			// As in C, the members of a member without a name belong to the outer type.
 			for _, inner := range child.fields {
 				inner.offset += f.offset
 				inner.open = inner.open && f.open
@@ -386,5 +386,5 @@ func truncate(v uint64, bits int) uint64 {
 	return v & (1<<bits - 1)
 }
 
-// Size returns how many bytes the type has, without what a flexible array has.
+// Size returns the size in bytes, without the elements of a flexible array.
 func (t *Type) Size() int { return t.size }

@@ -13,8 +13,8 @@ struct {
 enum which { INTEGERS, BITS, OTHERS, COMPOUND, ITEMS, ARGUMENTS, OUTER };
 
 /*
- * Copies a value, and returns its size. The BTF of a loaded program is sure to have the types of
- * its functions only: some loaders leave out the others.
+ * Copies a value, and returns its size. In the BTF of a loaded program, only the types of its
+ * functions are sure to be there: some loaders leave out the others.
  */
 #define FILL(value, type, length)                                                                  \
 	static __noinline int fill_##value(type *to)                                               \
@@ -31,7 +31,7 @@ FILL(items, struct items, offsetof(struct items, items) + 2 * sizeof(struct poin
 FILL(arguments, struct arguments, offsetof(struct arguments, text) + sizeof("ls\0-l"))
 FILL(outer, struct outer, sizeof(outer))
 
-/* What is behind a sample that is too long. */
+/* Has room for a sample with bytes added at its end. */
 struct buffer {
 	__u8 bytes[512];
 };
@@ -43,7 +43,7 @@ struct {
 	__type(value, struct buffer);
 } scratch SEC(".maps");
 
-/* The arguments: enum which, and how many bytes more than the sample has, or less. */
+/* The arguments: enum which, and how many bytes to add to the sample or, if negative, to cut. */
 SEC("raw_tp")
 int submit(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -85,7 +85,7 @@ int submit(struct bpf_raw_tracepoint_args *ctx)
 	return bpf_ringbuf_output(&events, copy, size, 0);
 }
 
-/* Known to kinds.go. */
+/* kinds.go knows this layout. */
 struct numbered {
 	__u64 number;
 	__u64 more[7]; /* the number, times 2 to 8 */
@@ -101,7 +101,7 @@ static __noinline int fill_numbered(struct numbered *to, __u64 number)
 
 #define MAX_FLOOD 4096
 
-/* The arguments: the first number, and how many samples. Returns how many there was room for. */
+/* The arguments: the first number, and how many samples. Returns how many the ring had room for. */
 SEC("raw_tp")
 int flood(struct bpf_raw_tracepoint_args *ctx)
 {

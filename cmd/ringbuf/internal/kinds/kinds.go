@@ -1,5 +1,5 @@
-// Package kinds submits samples with values of each kind that BTF knows, and many numbered ones,
-// for tests. C lays them out and fills them in.
+// Package kinds submits samples for tests: samples with values of each kind that BTF knows, and
+// many numbered ones. C lays them out and fills them in.
 package kinds
 
 import (
@@ -20,10 +20,10 @@ import (
 //go:embed kinds.bpf.o
 var object []byte
 
-// Object returns the compiled program, which has the BTF.
+// Object returns the object file of the program, with its BTF.
 func Object() []byte { return object }
 
-// The samples, as enum which of kinds.bpf.c has them.
+// The samples, in the order of enum which of kinds.bpf.c. Count is their number.
 const (
 	Integers = iota
 	Bits
@@ -35,7 +35,7 @@ const (
 	Count
 )
 
-// Submitter is the program, with its ring.
+// A Submitter is the loaded program, with its ring.
 type Submitter struct {
 	tb     testing.TB
 	Events *ebpf.Map
@@ -43,12 +43,12 @@ type Submitter struct {
 	flood  *ebpf.Program
 }
 
-// New loads the program, with a ring of this size in bytes, until the end of the test. Where this
-// process cannot load BPF programs, the test is skipped, or fails if the environment has
-// RINGBUF_KERNEL_TESTS=require. It is also skipped where the kernel does not know all the kinds.
+// New loads the program, with a ring of this size in bytes, until the end of the test. If this
+// process may not load BPF programs, New skips the test, or fails it if the environment has
+// RINGBUF_KERNEL_TESTS=require. New also skips the test if the kernel does not know all the kinds.
 func New(tb testing.TB, size int) *Submitter {
 	tb.Helper()
-	_ = rlimit.RemoveMemlock() // for kernels before 5.11; who may not, may not load either
+	_ = rlimit.RemoveMemlock() // for kernels before 5.11; if it may not, loading fails too
 	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
 	if err != nil {
 		tb.Fatal(err)
@@ -56,7 +56,7 @@ func New(tb testing.TB, size int) *Submitter {
 	spec.Maps["events"].MaxEntries = uint32(size)
 	collection, err := ebpf.NewCollection(spec)
 	if errors.Is(err, syscall.EINVAL) && strings.Contains(err.Error(), "load btf") {
-		tb.Skip("needs Linux 6.0") // for enums of 64 bits; in these words: see internal/vmtest
+		tb.Skip("needs Linux 6.0") // for enums of 64 bits; internal/vmtest knows these words
 	}
 	if err != nil {
 		SkipOrFail(tb, err)
@@ -66,7 +66,9 @@ func New(tb testing.TB, size int) *Submitter {
 		submit: collection.Programs["submit"], flood: collection.Programs["flood"]}
 }
 
-// SkipOrFail ends a test that cannot load BPF programs.
+// SkipOrFail ends a test that cannot load BPF programs because of err. If a permission is
+// missing, it skips the test, unless the environment has RINGBUF_KERNEL_TESTS=require. Otherwise
+// it fails it.
 func SkipOrFail(tb testing.TB, err error) {
 	tb.Helper()
 	if errors.Is(err, syscall.EPERM) && os.Getenv("RINGBUF_KERNEL_TESTS") != "require" {
@@ -75,7 +77,7 @@ func SkipOrFail(tb testing.TB, err error) {
 	tb.Fatalf("load BPF programs: %v", err)
 }
 
-// MAP returns the arguments of the tool that mean the ring.
+// MAP returns the arguments of the tool that select the ring.
 func (s *Submitter) MAP() []string {
 	s.tb.Helper()
 	info, err := s.Events.Info()
@@ -86,7 +88,7 @@ func (s *Submitter) MAP() []string {
 	return []string{"id", fmt.Sprint(id)}
 }
 
-// Submit submits a sample, with so many bytes more than it has, or less.
+// Submit submits a sample with more bytes added at its end or, if more is negative, cut off.
 func (s *Submitter) Submit(which, more int) {
 	s.tb.Helper()
 	if result := s.run(s.submit, uint64(which), uint64(more)); result != 0 {
@@ -94,7 +96,7 @@ func (s *Submitter) Submit(which, more int) {
 	}
 }
 
-// NumberedSize is the size of a numbered sample, and RecordSize of its record.
+// NumberedSize is the size of a numbered sample, and RecordSize that of its record.
 const (
 	NumberedSize = 64
 	RecordSize   = NumberedSize + 8
@@ -102,7 +104,7 @@ const (
 
 const maxFlood = 4096
 
-// Flood submits up to n samples with numbers from first on, and returns how many there was room
+// Flood submits up to n samples with numbers from first on. It returns how many the ring had room
 // for.
 func (s *Submitter) Flood(first, n int) (added int) {
 	s.tb.Helper()
@@ -117,7 +119,7 @@ func (s *Submitter) Flood(first, n int) (added int) {
 	return added
 }
 
-// Numbered returns the sample with a number, as kinds.bpf.c makes it.
+// Numbered returns the sample that kinds.bpf.c makes for a number.
 func Numbered(number int) []byte {
 	b := make([]byte, 0, NumberedSize)
 	for i := range uint64(NumberedSize / 8) {

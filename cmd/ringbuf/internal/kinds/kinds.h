@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * A value of each kind that BTF knows. The compiler lays them out and fills them in. It needs no
- * header but the compiler's own, so that it can be compiled for any processor.
+ * A value of each kind that BTF knows. The compiler lays them out and fills them in. This file
+ * needs only headers of the compiler, so that it can be compiled for any processor.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -139,7 +139,7 @@ typedef struct {
 } compound_t;
 
 const compound_t compound = {
-    .comm = "ssh\0junk", /* what is behind the 0 is not shown */
+    .comm = "ssh\0junk", /* the text behind the 0 is not shown */
     .full = {'f', 'u', 'l', 'l'},
     .rows = {"ab", {'\xff', '"', '\n'}},
     .bytes = {1, 2, 3},
@@ -159,7 +159,7 @@ struct items {
 
 const struct items items = {.count = 2, .odd = 1, .items = {{7, 8}, {9, 10}}};
 
-/* The flexible array is not at the end of what sizeof counts. */
+/* The flexible array begins in the padding that sizeof counts. */
 struct arguments {
 	u32 count;
 	u8 odd;

@@ -151,9 +151,9 @@ func (r *measured) row() Row {
 // A known has the counts of some bytes of a ring. sample is the sum of the sizes of samples.
 type known struct{ records, discarded, sample, bytes float64 }
 
-// plausible returns k with a number of bytes that the counted records can take. The number may be
-// too large, because the position is read after the count and records may come between the two. It
-// may be too small, because bytes that were missed in an interval may have been produced in the one
+// plausible returns k with a number of bytes that the counted records can take. k.bytes may be too
+// large, because the position is read after the count and more records may come in between. It may
+// be too small, because bytes that were missed in an interval may have been produced in the one
 // before.
 func (k known) plausible() known {
 	n := k.records + k.discarded

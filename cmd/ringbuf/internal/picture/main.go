@@ -1,4 +1,5 @@
-// Picture draws what a terminal shows, as tmux capture-pane -ep prints it, as SVG.
+// Picture draws the contents of a terminal as SVG. It reads them as tmux capture-pane -ep prints
+// them.
 package main
 
 import (
@@ -13,7 +14,7 @@ import (
 	"github.com/charmbracelet/x/ansi"
 )
 
-// A style is how characters look.
+// A style is the look of characters.
 type style struct {
 	color                string // of the text, or empty
 	bold, faint, reverse bool
@@ -71,7 +72,7 @@ func draw(title string) error {
 	return err
 }
 
-// drawLine draws a line that begins in a style, and returns the one that it ends in.
+// drawLine draws a line that begins in style s, and returns the style in which it ends.
 func drawLine(b *strings.Builder, line string, row int, s style) style {
 	column := 0
 	for line != "" {
@@ -148,7 +149,7 @@ func (s style) write(b *strings.Builder, text string, row, column int) {
 	if s.faint {
 		extra += ` opacity="0.6"`
 	}
-	// Blanks at the beginning have no width in some viewers.
+	// In some viewers, blanks at the beginning have no width.
 	trimmed := strings.TrimLeft(text, " ")
 	x += float64(len(text)-len(trimmed)) * cellWidth
 	trimmed = strings.TrimRight(trimmed, " ")

@@ -72,6 +72,7 @@ func (r *Ring) FlagNames() []string {
 	return names
 }
 
+// String returns the name and the id.
 func (r *Ring) String() string { return fmt.Sprintf("%s (id %d)", r.Name, r.ID) }
 
 // Close closes the descriptor. The fields of r remain valid.

@@ -18,7 +18,7 @@ type Surveyor struct {
 	kinds    map[uint32]mapKind // of maps that programs use, by id
 }
 
-// A Survey is what a Surveyor found at one time.
+// A Survey has the users of rings at one time.
 type Survey struct {
 	// Mounts has the directories at which BPF file systems are mounted. Without a mount, no pin can
 	// be seen.
@@ -52,6 +52,7 @@ type Process struct {
 	Reads bool
 }
 
+// String returns the name of the command and the pid.
 func (p Process) String() string {
 	return fmt.Sprintf("%s (pid %d)", text.Printable(p.Comm), p.PID)
 }

@@ -1,6 +1,6 @@
-// Shipdemo has "ringbuf ship" ship the ring of execsnoop to its own server, and "ringbuf
-// subscribe" print what comes, while it starts programs, and kills the shipper twice. It fails
-// unless each program was printed once and in order.
+// Shipdemo shows that ship loses no record. "ringbuf ship" ships the ring of execsnoop to its own
+// server, and "ringbuf subscribe" prints the records. Meanwhile, shipdemo starts programs, and
+// kills the shipper twice. It fails unless each program was printed once and in order.
 //
 //	shipdemo RINGBUF EXECSNOOP.BPF.O
 package main
@@ -83,7 +83,7 @@ func run(tool, object string) error {
 	}
 
 	var started []int
-	again := make(chan error, 1) // has something unless the shipper is about to be started
+	again := make(chan error, 1) // empty while the shipper is about to be started again
 	again <- nil
 	for i := range programs {
 		cmd := exec.Command(program)
@@ -126,7 +126,7 @@ func run(tool, object string) error {
 	return nil
 }
 
-// attach loads execsnoop's program, and returns the id of its ring.
+// attach loads and attaches execsnoop's program, and returns the id of its ring.
 func attach(object string) (id ebpf.MapID, detach func(), err error) {
 	_ = rlimit.RemoveMemlock() // for kernels before 5.11
 	collection, err := ebpf.LoadCollection(object)
@@ -147,6 +147,7 @@ func attach(object string) (id ebpf.MapID, detach func(), err error) {
 	return id, func() { attached.Close(); collection.Close() }, nil
 }
 
+// freeAddr returns a local address with a free port.
 func freeAddr() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -156,10 +157,10 @@ func freeAddr() (string, error) {
 	return l.Addr().String(), nil
 }
 
-// pidOf finds the first field of struct event.
+// pidOf finds pid, the first field of struct event.
 var pidOf = regexp.MustCompile(`\bpid[=: ]+(\d+)`)
 
-// show prints what a subscriber prints, and sends the pids of a program.
+// show prints the output of a subscriber, and sends the pid in each line about a program to seen.
 func show(stdout io.Reader, program string, seen chan<- int) {
 	for lines := bufio.NewScanner(stdout); lines.Scan(); {
 		fmt.Println(lines.Text())
@@ -188,7 +189,7 @@ func await(seen <-chan int, printed <-chan struct{}, n int) (pids []int, err err
 	return pids, nil
 }
 
-// drain yields what is in a channel.
+// drain yields the values that are in a channel now.
 func drain(c <-chan int) func(yield func(int) bool) {
 	return func(yield func(int) bool) {
 		for {
@@ -204,13 +205,13 @@ func drain(c <-chan int) func(yield func(int) bool) {
 	}
 }
 
-// A process is one of the tool.
+// A process is a process of the tool, which can be started again.
 type process struct {
 	args []string
 	cmd  *exec.Cmd
 }
 
-// start starts it, and has its output read.
+// start starts the process. A goroutine calls read, unless it is nil.
 func (p *process) start(read func(stdout io.Reader)) error {
 	p.cmd = exec.Command(p.args[0], p.args[1:]...)
 	p.cmd.Stderr = os.Stderr

@@ -26,7 +26,7 @@ func launch(t *testing.T, args ...string) *tooltest.Process {
 	return tooltest.Start(t, tooltest.Path, args...)
 }
 
-// TestSubscribePrintsWhatShipHasShipped kills the shipper, with the server that is in it.
+// TestSubscribePrintsWhatShipHasShipped kills the shipper, and the server in it, after each round.
 func TestSubscribePrintsWhatShipHasShipped(t *testing.T) {
 	for _, flags := range [][]string{nil, {"--single"}} {
 		const n = 3000
@@ -72,7 +72,7 @@ func TestSubscribePrintsWhatShipHasShipped(t *testing.T) {
 	}
 }
 
-// TestShipToAFile goes on in the file when ship was killed.
+// TestShipToAFile kills ship. When it is started again, it must continue in the file.
 func TestShipToAFile(t *testing.T) {
 	s := kinds.New(t, 1<<16)
 	path := filepath.Join(t.TempDir(), "events.jsonl")
@@ -111,7 +111,7 @@ func TestShipToAFile(t *testing.T) {
 	}
 }
 
-// TestOnlyOneShips also waits for a server that is not there.
+// TestOnlyOneShips also checks that ship waits for a server that is not there.
 func TestOnlyOneShips(t *testing.T) {
 	s := kinds.New(t, 1<<16)
 	addr, err := freeAddr()

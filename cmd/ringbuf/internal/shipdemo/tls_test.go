@@ -24,8 +24,8 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/kinds"
 )
 
-// TestShipOverTLS ships to servers that want a certificate, and a password or a JWT, and has
-// subscribe receive from them.
+// TestShipOverTLS ships to servers that want a certificate, and a password or a JWT. subscribe
+// receives the records from them.
 func TestShipOverTLS(t *testing.T) {
 	const n = 1000
 	dir := t.TempDir()
@@ -67,7 +67,7 @@ func TestShipOverTLS(t *testing.T) {
 	}
 }
 
-// TestAServerThatRefusesIsTold lacks one thing at a time.
+// TestAServerThatRefusesIsTold runs ship with one thing missing or wrong at a time.
 func TestAServerThatRefusesIsTold(t *testing.T) {
 	dir := t.TempDir()
 	makeCertificates(t, dir)
@@ -102,12 +102,13 @@ func TestAServerThatRefusesIsTold(t *testing.T) {
 
 const secret = "not.for.logs"
 
-// withPassword returns a server's configuration, and how to be let in.
+// withPassword returns the configuration of a server with a password, and the user in the URL and
+// the flags with which the server accepts a client.
 func withPassword(*testing.T, string) (config, user string, flags []string) {
 	return fmt.Sprintf("authorization { user: u, password: %q }\n", secret), "u:" + secret + "@", nil
 }
 
-// withCreds has an operator sign an account, and that a user.
+// withCreds is like withPassword, but for a JWT: an operator signs an account, which signs a user.
 func withCreds(t *testing.T, dir string) (config, user string, flags []string) {
 	t.Helper()
 	operator, operatorID := newKey(t, nkeys.CreateOperator)
@@ -158,8 +159,8 @@ func encode(t *testing.T, claims jwt.Claims, by nkeys.KeyPair) string {
 	return text
 }
 
-// startServer starts a nats-server in this process, with the certificates in dir, until the test
-// ends. It returns its address.
+// startServer starts a nats-server in this process, with the certificates in dir, and returns its
+// address. The server runs until the test ends.
 func startServer(t *testing.T, dir, config string) string {
 	t.Helper()
 	path := filepath.Join(dir, "nats.conf")
@@ -186,7 +187,8 @@ func startServer(t *testing.T, dir, config string) string {
 	return s.Addr().String()
 }
 
-// makeCertificates puts ca.pem and, signed by that, server and client .pem and .key into dir.
+// makeCertificates writes into dir ca.pem and, signed by it, the certificates and keys of server
+// and client: .pem and .key.
 func makeCertificates(t *testing.T, dir string) {
 	t.Helper()
 	var ca *x509.Certificate

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ProgramBTF returns the BTF of a program that is loaded, or nil if it has none. It takes
-// CAP_SYS_ADMIN.
+// ProgramBTF returns the BTF of a loaded program, or nil if the program has none or is gone. It
+// needs CAP_SYS_ADMIN.
 func ProgramBTF(id uint32) ([]byte, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -43,9 +43,9 @@ func ProgramBTF(id uint32) ([]byte, error) {
 	return raw, nil
 }
 
-// rawBTF returns the BTF that a descriptor is of.
+// rawBTF returns the BTF of a descriptor.
 func rawBTF(fd int) ([]byte, error) {
-	// struct bpf_btf_info, and the part of union bpf_attr that BPF_OBJ_GET_INFO_BY_FD has, of
+	// struct bpf_btf_info and, below, the part of union bpf_attr for BPF_OBJ_GET_INFO_BY_FD, of
 	// include/uapi/linux/bpf.h.
 	info := new(struct {
 		btf       uint64
@@ -54,7 +54,7 @@ func rawBTF(fd int) ([]byte, error) {
 		nameLen   uint32
 		kernelBTF uint32
 	})
-	var pin runtime.Pinner // a stack may move, with what its addresses in integers are of
+	var pin runtime.Pinner // a stack may move, and addresses in integers do not follow
 	defer pin.Unpin()
 	pin.Pin(info)
 	attr := struct {
@@ -62,8 +62,8 @@ func rawBTF(fd int) ([]byte, error) {
 		info        uint64
 	}{uint32(fd), uint32(unsafe.Sizeof(*info)), uint64(uintptr(unsafe.Pointer(info)))}
 	get := func() error {
-		// SAFETY: the kernel uses the addresses in attr and info during the call only, and what
-		// they are of stays where it is until Unpin.
+		// SAFETY: the kernel uses the addresses in attr and info during the call only. The memory
+		// at these addresses stays where it is until Unpin.
 		_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD,
 			uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 		if errno != 0 {
@@ -71,7 +71,7 @@ func rawBTF(fd int) ([]byte, error) {
 		}
 		return nil
 	}
-	if err := get(); err != nil { // the size
+	if err := get(); err != nil { // gets the size
 		return nil, err
 	}
 	raw := make([]byte, info.size)

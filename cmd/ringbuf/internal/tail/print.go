@@ -11,22 +11,22 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/text"
 )
 
-// A Printer prints records.
+// A Printer prints records as text or as JSON. It buffers its output.
 type Printer struct {
 	out  *bufio.Writer
 	json bool
 	line []byte
 }
 
-// NewPrinter returns a Printer of text, or of JSON: one object a line.
+// NewPrinter returns a Printer that writes text or, if json is true, one JSON object a line to w.
 func NewPrinter(w io.Writer, json bool) *Printer {
 	return &Printer{out: bufio.NewWriterSize(w, 64<<10), json: json}
 }
 
-// Flush writes what is buffered.
+// Flush writes the buffer.
 func (p *Printer) Flush() error { return p.out.Flush() }
 
-// record prints a record of a ring, which s is decoded of, if it is not nil.
+// record prints a record of a ring: s, its decoded sample, or its bytes if s is nil.
 func (p *Printer) record(r *Ring, rec *capture.Record, s *decode.Sample) error {
 	if p.json {
 		p.line = appendJSONRecord(p.line[:0], r, rec, s)
@@ -37,7 +37,7 @@ func (p *Printer) record(r *Ring, rec *capture.Record, s *decode.Sample) error {
 	return err
 }
 
-// missed prints that so many bytes of records of a ring were missed.
+// missed prints how many bytes of records of a ring were missed.
 func (p *Printer) missed(r *Ring, bytes uint64) error {
 	b := p.line[:0]
 	if p.json {
@@ -78,7 +78,7 @@ func appendTextRecord(b []byte, r *Ring, rec *capture.Record, s *decode.Sample) 
 	return appendDump(append(b, '\n'), rec.RawSample)
 }
 
-// appendDump appends bytes as tcpdump -X does.
+// appendDump appends bytes in the format of tcpdump -X.
 func appendDump(b, data []byte) []byte {
 	const width = 16
 	for at := 0; at < len(data); at += width {
@@ -110,7 +110,7 @@ func appendDump(b, data []byte) []byte {
 	return b
 }
 
-// appendJSONRing appends the fields that say which ring it is.
+// appendJSONRing appends the fields that identify the ring.
 func appendJSONRing(b []byte, r *Ring) []byte {
 	if r.Host != "" {
 		b = append(decode.AppendJSONString(append(b, `"host":`...), r.Host), ',')

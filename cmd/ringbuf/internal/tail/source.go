@@ -1,5 +1,5 @@
-// Package tail passes on the records of rings, watched, read, or from a recording: it prints,
-// decodes and filters them, and writes them to files.
+// Package tail takes the records of rings that are watched or read, or of a recording. It decodes
+// and filters them, and prints them or writes them to files.
 package tail
 
 import (
@@ -13,11 +13,11 @@ import (
 )
 
 // A Source yields records of rings until ctx is done or yield returns an error. Several goroutines
-// may call yield at once, each for other rings. A record without a time stands for nothing but
-// the bytes that it says were missed.
+// may call yield at the same time, each for different rings. A record without a time is only a gap:
+// Missed is the number of bytes that were missed.
 type Source func(ctx context.Context, yield func(*capture.Record) error) error
 
-// Watch is a Source of rings that others read.
+// Watch returns a Source of rings that others read. The index of a Watcher is that of its ring.
 func Watch(watchers []*ringbuf.Watcher) Source {
 	return func(ctx context.Context, yield func(*capture.Record) error) error {
 		ctx, cancel := context.WithCancel(ctx)
@@ -45,7 +45,8 @@ func watch(ctx context.Context, w *ringbuf.Watcher, ring int,
 	var produced uint64
 	for rec, err := range w.Records(ctx) {
 		out.Record, out.Ring = rec, ring
-		// Those that are copied at once have one time: to ask for each took a sixth of all time.
+		// Records that were copied together have the same time. To read the clock for each record
+		// took a sixth of all time.
 		if n := w.Position() + uint64(rec.Remaining); n != produced || now.IsZero() {
 			now, produced = time.Now(), n
 		}
@@ -64,7 +65,7 @@ func watch(ctx context.Context, w *ringbuf.Watcher, ring int,
 	return nil
 }
 
-// unlessDone returns err, unless that is because ctx is done.
+// unlessDone returns err, or nil if ctx is done.
 func unlessDone(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil
@@ -72,7 +73,7 @@ func unlessDone(ctx context.Context, err error) error {
 	return err
 }
 
-// Consume is a Source of rings of which r is the reader.
+// Consume returns a Source of the rings that r reads.
 func Consume(r *ringbuf.Reader) Source {
 	return func(ctx context.Context, yield func(*capture.Record) error) error {
 		var out capture.Record
@@ -89,7 +90,7 @@ func Consume(r *ringbuf.Reader) Source {
 	}
 }
 
-// Replay is a Source of what was recorded.
+// Replay returns a Source of the records of a recording.
 func Replay(r *capture.Reader) Source {
 	return func(ctx context.Context, yield func(*capture.Record) error) error {
 		for rec, err := range r.All() {

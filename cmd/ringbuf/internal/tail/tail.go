@@ -15,23 +15,23 @@ import (
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/savefile"
 )
 
-// A Ring is one whose records are passed on.
+// A Ring is a ring whose records a Tail passes on.
 type Ring struct {
 	capture.Ring
-	Host  string // where it is, or empty: here
-	Label string // the name, with what else it takes to tell it from the others
-	Types []*decode.Types
+	Host  string          // the ring's machine, or empty for this one
+	Label string          // a name that distinguishes the ring from the others
+	Types []*decode.Types // of the programs that use the ring
 
-	typ     *decode.Type // or nil
+	typ     *decode.Type // nil to show bytes
 	filter  *filter.Filter
-	none    bool   // pass on nothing
-	missed  uint64 // bytes, since the record that was passed on last
-	lost    uint64 // records, likewise
+	none    bool   // pass on no record
+	missed  uint64 // bytes since the last record that was passed on
+	lost    uint64 // records since the last record that was passed on
 	offered []int  // sizes of samples for which types were offered
 }
 
-// Use makes the samples of the ring be decoded as a type and, if condition is not empty, filtered.
-// With an error, it leaves all out where there is a condition.
+// Use makes the ring decode its samples as a type and, if condition is not empty, filter them. If
+// Use fails and there is a condition, no record of the ring is passed on.
 func (r *Ring) Use(name, condition string) (err error) {
 	r.none = condition != ""
 	err = fmt.Errorf("type %q: %w", name, decode.ErrNotFound)
@@ -52,33 +52,33 @@ func (r *Ring) Use(name, condition string) (err error) {
 	return nil
 }
 
-// A Tail passes on records.
+// A Tail passes on the records of a Source to a Printer or a Saver.
 type Tail struct {
-	Rings   []*Ring
+	Rings   []*Ring         // by the index of their records
 	Printer *Printer        // or nil
 	Saver   *savefile.Saver // or nil
-	Count   uint64          // stop after so many that were passed on, or 0
-	Snaplen int             // pass on no more bytes of a sample, or 0
-	Live    bool            // print at once what is the last there is
-	Offer   func(string)    // is told which types samples may have, or nil
-	Tick    func(Totals)    // is called every second, or nil
+	Count   uint64          // stop after passing on so many records; 0 for no limit
+	Snaplen int             // cut samples to so many bytes; 0 for no limit
+	Live    bool            // flush the Printer whenever no more records are there
+	Offer   func(string)    // receives the types that samples may have; or nil
+	Tick    func(Totals)    // called every second; or nil
 
-	mu     sync.Mutex // held for all of a record
+	mu     sync.Mutex // held while a record is passed on
 	totals Totals
 }
 
-// Totals count what a Tail did.
+// Totals are the counts of a Tail.
 type Totals struct {
 	Seen       uint64 // records
 	Missed     uint64 // bytes of records that were overwritten before they could be watched
 	Lost       uint64 // records that the kernel refused, as far as the source knows
-	Passed     uint64 // records that the condition was true of, which were printed or written
-	Undecided  uint64 // of which the condition could not be evaluated
-	Bytes      int64  // of files that were written
-	filterFail string
+	Passed     uint64 // records that were printed or written because the condition was true
+	Undecided  uint64 // records for which the condition could not be evaluated
+	Bytes      int64  // size of all files that were written
+	filterFail string // why the condition could not be evaluated, for the last such record
 }
 
-// String returns a line for people.
+// String returns the totals as a line for the user.
 func (t Totals) String() string {
 	s := fmt.Sprintf("%d records seen, %d bytes missed", t.Seen, t.Missed)
 	if t.Lost > 0 {
@@ -94,10 +94,11 @@ func (t Totals) String() string {
 	return s
 }
 
-// errStop ends a Source when there is enough.
+// errStop ends a Source when enough records or files were passed on.
 var errStop = errors.New("enough")
 
-// Run passes on what source yields, until ctx is done, and closes the Saver.
+// Run passes on the records of source until source ends, ctx is done, or Count is reached. Then it
+// closes the Saver.
 func (t *Tail) Run(ctx context.Context, source Source) (Totals, error) {
 	ticking := make(chan struct{})
 	done := make(chan struct{})
@@ -114,7 +115,7 @@ func (t *Tail) Run(ctx context.Context, source Source) (Totals, error) {
 	return t.totals, errors.Join(err, t.finish())
 }
 
-// tick has readers of the file, and people, see something every second.
+// tick flushes the output every second, for readers of the file and for the user.
 func (t *Tail) tick(done chan struct{}) {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
@@ -126,11 +127,13 @@ func (t *Tail) tick(done chan struct{}) {
 		}
 		t.mu.Lock()
 		if t.Saver != nil {
-			t.Saver.Flush() // an error stays for the next record
+			t.Saver.Flush() // the next record gets the error again
 			t.totals.Bytes = t.Saver.Bytes()
 		}
 		if t.Printer != nil && t.Live {
-			t.Printer.Flush() // likewise; what is behind a sample in its ring may be discarded
+			// The next record gets the error again. After a sample with only discarded records
+			// behind it, nobody else flushes.
+			t.Printer.Flush()
 		}
 		totals := t.totals
 		t.mu.Unlock()
@@ -140,7 +143,7 @@ func (t *Tail) tick(done chan struct{}) {
 	}
 }
 
-// finish writes what was held back.
+// finish writes the buffers and, in a recording, the losses after the last record.
 func (t *Tail) finish() error {
 	var errs []error
 	if t.Printer != nil {
@@ -159,7 +162,7 @@ func (t *Tail) finish() error {
 	return errors.Join(errs...)
 }
 
-// record passes on a record.
+// record counts a record, and passes it on if the filter matches it.
 func (t *Tail) record(rec *capture.Record) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -206,7 +209,7 @@ func (t *Tail) record(rec *capture.Record) error {
 	return t.flush(rec.Remaining)
 }
 
-// pass prints or writes a record that is wanted.
+// pass prints or writes a record, with the losses since the last one.
 func (t *Tail) pass(r *Ring, rec *capture.Record) error {
 	if t.Snaplen > 0 && len(rec.RawSample) > t.Snaplen {
 		rec.RawSample = rec.RawSample[:t.Snaplen]
@@ -233,7 +236,7 @@ func (t *Tail) pass(r *Ring, rec *capture.Record) error {
 	return t.Printer.record(r, rec, nil)
 }
 
-// flush writes to the terminal what is the last there is.
+// flush flushes the Printer if no more records are there.
 func (t *Tail) flush(remaining int) error {
 	if t.Printer != nil && t.Live && remaining == 0 {
 		return t.Printer.Flush()
@@ -242,11 +245,11 @@ func (t *Tail) flush(remaining int) error {
 }
 
 const (
-	maxOffers = 3 // sizes of samples
-	maxFits   = 5 // types
+	maxOffers = 3 // sizes of samples of a ring
+	maxFits   = 5 // types for a size
 )
 
-// offer says which types a sample of this size may have.
+// offer tells the user which types a sample of this size may have.
 func (t *Tail) offer(r *Ring, size int) {
 	if len(r.offered) >= maxOffers || slices.Contains(r.offered, size) {
 		return

@@ -50,7 +50,7 @@ func run(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	return start(t, args...).End()
 }
 
-// mustRun returns the lines on standard output.
+// mustRun runs "tail", which must end with code 0, and returns the lines on standard output.
 func mustRun(t *testing.T, args ...string) []string {
 	t.Helper()
 	return wantLines(t, start(t, args...))
@@ -72,7 +72,7 @@ func splitLines(s string) []string {
 	return strings.Split(strings.TrimSuffix(s, "\n"), "\n")
 }
 
-// object is an object of JSON as tail prints it.
+// An object is a JSON object that tail prints.
 type object struct {
 	Time     time.Time       `json:"time"`
 	Ring     string          `json:"ring"`
@@ -99,7 +99,8 @@ func parse(t *testing.T, line string) (o object) {
 	return o
 }
 
-// discard reads what s submits, until the test ends, and returns how many records that were so far.
+// discard reads the records that s submits, and drops them, until the test ends or closes the
+// Reader.
 func discard(t *testing.T, s *kinds.Submitter) *ringbuf.Reader {
 	t.Helper()
 	r, err := ringbuf.NewReader(s.Events)
@@ -119,7 +120,7 @@ func discard(t *testing.T, s *kinds.Submitter) *ringbuf.Reader {
 
 func TestWatchingShowsWhatIsSubmitted(t *testing.T) {
 	s := kinds.New(t, 1<<16)
-	s.Flood(100, 3) // too early
+	s.Flood(100, 3) // before tail starts, so not shown
 	p := start(t, append(s.MAP(), "-c", "2")...)
 	s.Flood(0, 5)
 	lines := wantLines(t, p)
@@ -143,7 +144,7 @@ func TestWatchingShowsWhatIsSubmitted(t *testing.T) {
 			}
 		}
 	}
-	// With those that were there before.
+	// --oldest also shows the samples from before.
 	lines = mustRun(t, append(s.MAP(), "-c", "8", "--oldest", "-o", "json")...)
 	for i, want := range []int{100, 101, 102, 0, 1, 2, 3, 4} {
 		if o := parse(t, lines[i]); o.Data != hex.EncodeToString(kinds.Numbered(want)) || o.Size != 64 ||
@@ -198,7 +199,7 @@ func TestWithoutCgoItWatchesAndSaysWhyItDoesNotRead(t *testing.T) {
 	}
 }
 
-// TestItDoesNotConsumeBesideAReader has this process read the ring.
+// TestItDoesNotConsumeBesideAReader reads the ring in this process.
 func TestItDoesNotConsumeBesideAReader(t *testing.T) {
 	s := kinds.New(t, 1<<16)
 	discard(t, s)
@@ -212,7 +213,7 @@ func TestItDoesNotConsumeBesideAReader(t *testing.T) {
 }
 
 func TestItSaysThatNoProgramUsesTheRing(t *testing.T) {
-	kinds.New(t, 1<<16) // skips where there is no BPF
+	kinds.New(t, 1<<16) // skips the test if there is no BPF
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "alone", Type: ebpf.RingBuf, MaxEntries: 1 << 16})
 	if err != nil {
 		t.Fatal(err)
@@ -227,7 +228,7 @@ func TestItSaysThatNoProgramUsesTheRing(t *testing.T) {
 var typeNames = []string{"struct integers", "struct bits", "struct others", "compound_t",
 	"struct items", "struct arguments", "struct outer"}
 
-// TestEachKindIsDecodedAndRecorded has four processes watch the same samples.
+// TestEachKindIsDecodedAndRecorded runs four processes that watch the same samples.
 func TestEachKindIsDecodedAndRecorded(t *testing.T) {
 	s := kinds.New(t, 1<<16)
 	types := loadKinds(t)
@@ -288,7 +289,7 @@ func TestEachKindIsDecodedAndRecorded(t *testing.T) {
 			t.Errorf("%s is not offered in\n%s", offer, untyped.Messages())
 		}
 	}
-	// Without the program's BTF, and with it in a file.
+	// The BTF of an object file is used instead of that in the recording.
 	object := filepath.Join(t.TempDir(), "kinds.o")
 	if err := os.WriteFile(object, kinds.Object(), 0o600); err != nil {
 		t.Fatal(err)
@@ -358,7 +359,7 @@ func TestWatchingTakesNothingFromTheReader(t *testing.T) {
 		"github.com/libbpfgo/ringbuf/examples/execsnoop").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	kinds.New(t, 1<<12) // skips where there is no BPF
+	kinds.New(t, 1<<12) // skips the test if there is no BPF
 	agent := exec.Command(execsnoop)
 	stdout, err := agent.StdoutPipe()
 	if err != nil {
@@ -369,7 +370,7 @@ func TestWatchingTakesNothingFromTheReader(t *testing.T) {
 	}
 	defer agent.Process.Kill()
 	lines := bufio.NewScanner(stdout)
-	lines.Scan() // the header, which comes when it is attached
+	lines.Scan() // the header, which execsnoop prints when it is attached
 	pid := fmt.Sprint(agent.Process.Pid)
 	p := start(t, "pid", pid, "-t", "struct event", "-o", "json")
 	var pids []int
@@ -383,7 +384,7 @@ func TestWatchingTakesNothingFromTheReader(t *testing.T) {
 	seen := func(next func() (pid int)) {
 		t.Helper()
 		for _, want := range pids {
-			for next() != want { // or the end
+			for next() != want { // at the end, next fails the test
 			}
 		}
 	}
@@ -422,9 +423,9 @@ func TestWatchingTakesNothingFromTheReader(t *testing.T) {
 	}
 }
 
-// TestWritingAMillionRecordsASecondIsCheap lets tail -w catch up a few times with most of a ring
-// that is filled at once, and counts its processor time: at a million records a second a third of a
-// processor is left.
+// TestWritingAMillionRecordsASecondIsCheap fills most of a ring at once, lets tail -w catch up, and
+// repeats this a few times. It limits the processor time of tail: at a million records a second, a
+// third of a processor is left.
 func TestWritingAMillionRecordsASecondIsCheap(t *testing.T) {
 	const size, rounds, most = 1 << 24, 5, 700 * time.Nanosecond
 	s := kinds.New(t, size)
@@ -436,7 +437,7 @@ func TestWritingAMillionRecordsASecondIsCheap(t *testing.T) {
 		for n := 0; n < round; {
 			n += s.Flood(i*round+n, round-n)
 		}
-		const block = 32 + kinds.NumberedSize // of pcapng, for each
+		const block = 32 + kinds.NumberedSize // size of a record in pcapng
 		awaitSize(t, file, (i+1)*round*block)
 	}
 	reader.Close()
@@ -453,7 +454,7 @@ func TestWritingAMillionRecordsASecondIsCheap(t *testing.T) {
 	}
 }
 
-// awaitSize waits until tail has flushed so much, which it does every second.
+// awaitSize waits until the file has this size. tail flushes it every second.
 func awaitSize(t *testing.T, file string, size int) {
 	t.Helper()
 	last := int64(-1)
@@ -473,7 +474,7 @@ func awaitSize(t *testing.T, file string, size int) {
 	t.Fatalf("the file stays at %d bytes, want %d: records were missed", last, size)
 }
 
-// TestWhatIsMissedIsTold stops tail while more than the ring is submitted.
+// TestWhatIsMissedIsTold stops tail while more is submitted than the ring has room for.
 func TestWhatIsMissedIsTold(t *testing.T) {
 	s := kinds.New(t, 1<<12)
 	file := filepath.Join(t.TempDir(), "missed.pcapng")
@@ -493,7 +494,8 @@ func TestWhatIsMissedIsTold(t *testing.T) {
 	for _, p := range both {
 		p.Cmd.Process.Signal(syscall.SIGCONT)
 	}
-	// The last one follows without a gap, when they have seen what is before.
+	// Wait until the printing process has seen or missed all of these records. The last record then
+	// follows without a gap.
 	var seen, missed uint64
 	for last := false; !last; {
 		line, err := printing.Out.ReadString('\n')
@@ -520,7 +522,8 @@ func TestWhatIsMissedIsTold(t *testing.T) {
 	total := count + 1
 	awaitPrinted(t, printing, count)
 	printing.Interrupt()
-	// Writing may not have looked since it was stopped. Then what was to be the last is missed, too.
+	// The writing process may not have looked since it was stopped. Then it misses the last record,
+	// too: submit another one.
 	for !recorded(t, file, total-1) {
 		total += s.Flood(total, 1)
 	}
@@ -550,7 +553,7 @@ func TestWhatIsMissedIsTold(t *testing.T) {
 	}
 }
 
-// awaitPrinted reads what p prints up to a numbered record.
+// awaitPrinted reads the output of p up to a numbered record.
 func awaitPrinted(t *testing.T, p *tooltest.Process, number int) {
 	t.Helper()
 	want := hex.EncodeToString(kinds.Numbered(number))
@@ -565,8 +568,7 @@ func awaitPrinted(t *testing.T, p *tooltest.Process, number int) {
 	}
 }
 
-// recorded reports whether a numbered record is in a file, within the time in which tail flushes a
-// few times.
+// recorded reports whether a numbered record is in a file. It waits for a few flushes of tail.
 func recorded(t *testing.T, file string, number int) bool {
 	t.Helper()
 	for range 30 {
@@ -624,7 +626,7 @@ func record(t *testing.T, n int) (file string, begin time.Time) {
 	return file, begin
 }
 
-// openRecording opens a file until the test ends.
+// openRecording opens a recording. The file stays open until the test ends.
 func openRecording(t *testing.T, file string) *capture.Reader {
 	t.Helper()
 	f, err := os.Open(file)
@@ -639,8 +641,8 @@ func openRecording(t *testing.T, file string) *capture.Reader {
 	return r
 }
 
-// numbers returns the first number and how many samples are in a recording, which must follow each
-// other.
+// numbers returns the name of a recording, its first number, and the count of its samples. Their
+// numbers must follow each other.
 func numbers(t *testing.T, file string) string {
 	t.Helper()
 	r := openRecording(t, file)
@@ -662,7 +664,7 @@ func numbers(t *testing.T, file string) string {
 }
 
 func TestRotation(t *testing.T) {
-	const count = 1000 // of 96 bytes in a file
+	const count = 1000 // records of 96 bytes in a file
 	source, begin := record(t, count)
 	for _, tt := range []struct {
 		name string
@@ -745,7 +747,7 @@ func TestAFileThatIsCutShowsWhatItHas(t *testing.T) {
 	}
 }
 
-// TestAnInterruptEndsWithTotals also has the file be whole.
+// TestAnInterruptEndsWithTotals also checks that the file is complete.
 func TestAnInterruptEndsWithTotals(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		s := kinds.New(t, 1<<16)
@@ -828,7 +830,7 @@ func TestErrorsAreOneLineThatSaysWhatToDo(t *testing.T) {
 		stdout, stderr, code := run(t, tt.args...)
 		lines := splitLines(stderr)
 		if last := len(lines) - 1; last > 0 && strings.Contains(lines[last-1], " records seen, ") {
-			lines = lines[last:] // of what failed at the end
+			lines = lines[last:] // the totals precede an error at the end
 		}
 		if len(lines) != 1 || !strings.HasPrefix(lines[0], "ringbuf: ") ||
 			!strings.Contains(lines[0], tt.want) || code != tt.code || stdout != "" {
