@@ -249,10 +249,9 @@ func globRegexp(pattern string) string {
 			b.WriteByte(']')
 		case '\\':
 			if i < len(pattern) {
-				c = pattern[i]
 				i++
 			}
-			b.WriteString(regexp.QuoteMeta(string(rune(c))))
+			b.WriteString(regexp.QuoteMeta(pattern[i-1 : i]))
 		default:
 			b.WriteString(regexp.QuoteMeta(pattern[i-1 : i]))
 		}

@@ -86,6 +86,8 @@ func TestConditions(t *testing.T) {
 		`comm ~ '*"*'`:                {false, true},
 		"comm ~ `*\\\\*`":             {false, true},
 		`comm ~ "*[]"`:                {false, false},
+		`"éè" ~ "\\é?"`:               {true, true},
+		`"é" ~ "\\è"`:                 {false, false},
 		`comm ~ "."`:                  {false, false},
 		`comm ~ "ssh*" ? pid > 42 : comm ~ "b[*]*"`: {false, true},
 		`comm matches "^ssh"`:                       {true, false},

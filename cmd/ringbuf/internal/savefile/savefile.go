@@ -101,6 +101,10 @@ func (s *Saver) open() error {
 	}
 	w, err := capture.NewWriter(out, s.o.Rings, "")
 	if err != nil {
+		if s.file != nil {
+			s.file.Close()
+			s.file = nil
+		}
 		return err
 	}
 	s.w = w

@@ -35,7 +35,7 @@ const (
 
 func main() {
 	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: shipdemo RINGBUF EXECSNOOP.BPF.O")
+		fmt.Fprintln(os.Stderr, "usage: ship-demo RINGBUF EXECSNOOP.BPF.O")
 		os.Exit(2)
 	}
 	if err := run(os.Args[1], os.Args[2]); err != nil {
