@@ -11,6 +11,8 @@ ARG GOPROXY
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
+COPY capture/go.mod capture/
+COPY ship/go.mod ship/
 COPY cmd/ringbuf/go.mod cmd/ringbuf/go.sum cmd/ringbuf/
 RUN cd cmd/ringbuf && go mod download
 COPY . .
