@@ -19,15 +19,15 @@ import (
 func newListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [MAP...]",
-		Short: "List ring buffers, and who uses them",
-		Long: `List shows the ring buffers and user ring buffers of this machine, or those that are
-named: how large and how full they are, where their positions are, and who uses them.
+		Short: "List ring buffers and the processes that use them",
+		Long: `List shows the ring buffers and user ring buffers of this machine, or only those that
+are named: their size, how full they are, their positions, and which processes use them.
 
 A process uses a ring buffer if it has a descriptor of it, a mapping of it, or a descriptor of
 a program that uses it or of a link to such a program. The fill includes headers and padding.
 Positions count bytes since the ring buffer was created.
 
-Where the terminal is too narrow for a table, each ring buffer gets a block of lines.
+If the terminal is too narrow for a table, each ring buffer gets a block of lines.
 ` + mapHelp,
 		Example: `  ringbuf list
   ringbuf list name events

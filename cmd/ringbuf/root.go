@@ -20,21 +20,21 @@ MAP names a ring buffer as bpftool does:
   pinned PATH   the map that is pinned there, in a BPF file system
   pid PID       all ring buffers that the process holds or writes into
 
-A bare number, a path with a slash, or a name will do where only one ring buffer can be
-meant.`
+A number, a path with a slash, or a name alone will do if it can mean only one ring
+buffer.`
 
 // newRootCommand returns the command ringbuf with all its subcommands.
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "ringbuf",
 		Short: "Show the BPF ring buffers of this machine",
-		Long: `Ringbuf shows the BPF ring buffers of this machine: which there are and whose, how full
-they are and how fast, and what is in them. It takes nothing from who reads them, and moves no
-position, unless told to.`,
+		Long: `Ringbuf shows the BPF ring buffers of this machine: which there are, which processes use
+them, how full they are, how fast they fill, and what is in them. It only looks, and takes nothing
+from their readers. Two commands can read instead: tail --consume and ship.`,
 		Example: `  ringbuf list                     which ring buffers are there?
-  ringbuf top name events          how full are those named "events", how fast?
+  ringbuf top name events          how full are those named "events", and how fast do they fill?
   ringbuf top -n 1 -o json         the same for a script, once
-  ringbuf list pid 4242            which does this process use?`,
+  ringbuf list pid 4242            which ones does this process use?`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -74,12 +74,12 @@ position, unless told to.`,
 	root.AddCommand(&cobra.Command{
 		Use:   "exit-codes",
 		Short: "What the exit codes mean",
-		Long: `0  all went well
+		Long: `0  success
 1  something failed, or a ring buffer that was asked for does not exist
 2  the command line is wrong
 3  a privilege is missing
 
-All but 0 come with one line on standard error that says what to do.`,
+With any code but 0, one line on standard error says what to do.`,
 	})
 	return root
 }

@@ -64,9 +64,9 @@ standard error and exit code 0.
 	f.addFlags(cmd)
 	flags.StringVar(&f.host, "host", "", "`name` of this machine (default: its host name)")
 	flags.BoolVar(&f.single, "single", false,
-		"make a message of each record, not of all that are there (nats-server 2.12)")
+		"make one message of each record, not of all that are there (needs nats-server 2.12)")
 	flags.Var(&f.maxSize, "max-size",
-		"if the stream is made: drop the oldest records when it is larger, a `size` as of tail -C")
+		"if ship makes the stream: the `size` above which it drops the oldest records, as for tail -C")
 	flags.StringVar(&f.store, "store", "",
 		"without --to: `directory` of the server's streams (default "+defaultStore+")")
 	flags.StringVar(&f.listen, "listen", "",

@@ -40,8 +40,8 @@ func newSubscribeCommand() *cobra.Command {
 		Short: "Print what ringbuf ship has shipped to a stream",
 		Long: `Subscribe prints the records of a stream as tail does: from its beginning, then new ones.
 
-It says where records are missing. It counts records that the kernel refused. Of messages that were
-deleted from the stream it tells how many bytes their records took in the ring buffer.
+It says where records are missing. It counts records that the kernel refused. If messages were
+deleted from the stream, it says how many bytes their records took in the ring buffer.
 
 RING is the name of a ring buffer. By default subscribe prints the records of all hosts and all
 rings. With -t it decodes samples as a C type of the BTF in the file that --btf names.
@@ -55,14 +55,14 @@ An interrupt ends subscribe, with totals on standard error and exit code 0.`,
 	flags.SortFlags = false
 	flags.StringVar(&f.from, "from", "nats://"+defaultListen, "`URL` of a nats-server")
 	f.addFlags(cmd)
-	flags.StringVar(&f.host, "host", "", "only what this `host` has shipped")
-	flags.BoolVar(&f.fromNow, "new", false, "leave out what is in the stream already")
+	flags.StringVar(&f.host, "host", "", "print only records that this `host` has shipped")
+	flags.BoolVar(&f.fromNow, "new", false, "leave out records that are already in the stream")
 	flags.StringVarP(&f.typ, "type", "t", "", "decode samples as this C `type` (needs --btf)")
 	flags.StringVar(&f.btfFile, "btf", "",
 		"take types from this `file`: BTF, or an object file that has it")
 	flags.StringVar(&f.filter, "filter", "",
 		"print only samples for which this `expression` is true (needs -t)")
-	flags.Uint64VarP(&f.count, "count", "c", 0, "end after so `many` samples")
+	flags.Uint64VarP(&f.count, "count", "c", 0, "end after this `number` of samples")
 	flags.DurationVar(&f.duration, "for", 0, "end after this `time`, such as 10s")
 	f.out = outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -16,7 +15,6 @@ import (
 	"github.com/charmbracelet/x/term"
 	"github.com/spf13/cobra"
 
-	"github.com/libbpfgo/ringbuf"
 	"github.com/libbpfgo/ringbuf/capture"
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/decode"
 	"github.com/libbpfgo/ringbuf/cmd/ringbuf/internal/rings"
@@ -45,19 +43,20 @@ func newTailCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tail MAP... | -r FILE",
 		Short: "Print or record samples as they are submitted",
-		Long: `Tail prints what is submitted to ring buffers from now on, or writes it to a file. It
-watches: who reads the ring buffers notices nothing, and loses nothing. What the kernel
-overwrites before tail has seen it is missed, and told. With --consume tail is the reader.
+		Long: `Tail prints the samples that are submitted to ring buffers from now on, or writes them to
+a file. It only watches: the reader of a ring buffer notices nothing and loses nothing. If the
+kernel overwrites samples before tail has copied them, tail says how many bytes it missed. With
+--consume, tail itself is the reader.
 
-A sample is shown as bytes or, with -t, as a C type of the BTF of the programs that use the ring
-buffer. Without -t, tail says which structs the samples may be.
+Tail shows a sample as bytes. With -t it shows a C type, from the BTF of the programs that use the
+ring buffer. Without -t, it says which structs the samples may be.
 
-A filter is an expression over the fields of the type: see https://expr-lang.org. Beyond that,
-~ and !~ compare with a pattern, which has * and ? and [a-z].
+A filter is an expression over the fields of the type: see https://expr-lang.org. In addition,
+~ and !~ compare with a pattern, in which *, ? and [a-z] have their usual meaning.
 
-A file is pcapng, which Wireshark and tshark open, and has the BTF with it, so that -r can decode
-it on another machine. Rotation is as with tcpdump: with -C alone the files are FILE, FILE1,
-FILE2, and with -W as well the oldest is written anew; with -G the name may have %H and the like
+A file is in pcapng, which Wireshark and tshark open. It contains the BTF, so that -r can decode it
+on another machine. Files rotate as with tcpdump. With -C alone the files are FILE, FILE1, FILE2.
+With -C and -W the oldest file is overwritten. With -G the name may contain %H and other sequences
 of strftime, and -W is the number of files after which tail ends.
 
 An interrupt ends tail, with totals on standard error and exit code 0.
@@ -77,22 +76,22 @@ An interrupt ends tail, with totals on standard error and exit code 0.
 		"take types from this `file`: BTF, or an object file that has it")
 	flags.StringVar(&f.filter, "filter", "",
 		"print or write only samples for which this `expression` is true (needs -t)")
-	flags.Uint64VarP(&f.count, "count", "c", 0, "end after so `many` samples")
+	flags.Uint64VarP(&f.count, "count", "c", 0, "end after this `number` of samples")
 	flags.DurationVar(&f.duration, "for", 0, "end after this `time`, such as 10s")
-	flags.IntVarP(&f.snaplen, "snaplen", "s", 0, "keep no more than so many `bytes` of a sample")
+	flags.IntVarP(&f.snaplen, "snaplen", "s", 0, "keep at most this many `bytes` of a sample")
 	flags.BoolVar(&f.oldest, "oldest", false,
 		"begin with the oldest sample that is still in the ring buffer")
 	flags.BoolVar(&f.consume, "consume", false,
-		"read, do not watch: nobody else may read meanwhile, nor will get what tail got")
+		"be the reader: nobody else may read meanwhile, or gets the samples that tail read")
 	flags.StringVarP(&f.write, "write", "w", "",
-		"write to this pcapng `file` (- is standard output), and print nothing")
+		"write to this pcapng `file` (- is standard output) and print nothing")
 	flags.StringVarP(&f.read, "read", "r", "", "read from this pcapng `file` (- is standard input)")
 	flags.VarP(&f.fileSize, "file-size", "C",
-		"begin another file when one is larger: a `size` in millions of bytes, or with k, m or g in "+
+		"begin a new file when one exceeds this `size`, in millions of bytes, or with k, m or g in "+
 			"KiB, MiB or GiB")
-	flags.IntVarP(&f.fileSeconds, "file-seconds", "G", 0, "begin another file after so many `seconds`")
+	flags.IntVarP(&f.fileSeconds, "file-seconds", "G", 0, "begin a new file after this many `seconds`")
 	flags.IntVarP(&f.fileCount, "file-count", "W", 0,
-		"with -C, keep no more than so `many` files; with -G, end after so many")
+		"with -C, the `number` of files to keep; with -G, the number after which to end")
 	f.out = outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := f.check(args); err != nil {
@@ -300,28 +299,6 @@ func (f *tailFlags) openRings(t *tail.Tail, q rings.Query, say func(string, ...a
 	return source, closeAll, nil
 }
 
-// findRings opens the ring buffers of a query, and makes a survey. It fails if one of them is a
-// user ring buffer. The caller closes the rings.
-func findRings(q rings.Query) ([]*rings.Ring, *rings.Survey, error) {
-	found, err := q.Find()
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, r := range found {
-		if r.IsUser() {
-			rings.CloseAll(found)
-			return nil, nil, fmt.Errorf(
-				"%s is a user ring buffer, into which programs do not write: its samples cannot be watched", r)
-		}
-	}
-	survey, err := new(rings.Surveyor).Survey()
-	if err != nil {
-		rings.CloseAll(found)
-		return nil, nil, err
-	}
-	return found, survey, nil
-}
-
 // programTypes adds the types of the programs that use a ring. Programs that were loaded separately
 // have several BTFs. A recording has room for one of them: the largest of those that have the type
 // of -t, or of all if none has it.
@@ -397,123 +374,5 @@ func (f *tailFlags) useType(t *tail.Tail, say func(string, ...any)) error {
 		}
 		say("%v; %s", err, what)
 	}
-	return nil
-}
-
-// label sets labels that distinguish the rings.
-func label(all []*tail.Ring) {
-	count := map[string]int{}
-	for _, r := range all {
-		count[r.Name]++
-	}
-	for _, r := range all {
-		r.Label = text.Printable(r.Name)
-		if r.Label == "" || count[r.Name] > 1 {
-			r.Label = fmt.Sprintf("%s(%d)", r.Label, r.ID)
-		}
-	}
-}
-
-// watch returns a Source of the rings that leaves their records to their reader.
-func watch(found []*rings.Ring, oldest bool) (tail.Source, func(), error) {
-	var options []ringbuf.WatchOption
-	if oldest {
-		options = append(options, ringbuf.FromOldest())
-	}
-	var watchers []*ringbuf.Watcher
-	closeAll := func() {
-		for _, w := range watchers {
-			w.Close()
-		}
-	}
-	for _, r := range found {
-		w, err := ringbuf.NewWatcher(r.FD(), options...)
-		if err != nil {
-			closeAll()
-			return nil, nil, err
-		}
-		watchers = append(watchers, w)
-	}
-	return tail.Watch(watchers), closeAll, nil
-}
-
-// consume returns a Source that makes this process the reader of the rings. It counts losses only
-// if there is a single ring, with a loss counter that no other ring shares.
-func consume(found []*rings.Ring, survey *rings.Survey) (tail.Source, func(), error) {
-	counter, sole := lossCounter(found[0], survey)
-	for _, r := range found {
-		if other, _ := lossCounter(r, survey); other != counter {
-			sole = false
-		}
-	}
-	if !sole {
-		counter = 0
-	}
-	r, err := openReader(found, counter)
-	if errors.Is(err, errors.ErrUnsupported) {
-		return nil, nil, errors.New(
-			"--consume needs libbpf, and this ringbuf was built without cgo: watch, without --consume, or " +
-				"build one with \"make tool\"")
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	return tail.Consume(r), func() { r.Close() }, nil
-}
-
-// openReader opens a Reader of the rings, with the loss counter that has this id, unless it is 0.
-func openReader(found []*rings.Ring, counter uint32) (*ringbuf.Reader, error) {
-	var maps []ringbuf.Map
-	for _, r := range found {
-		maps = append(maps, r.FD())
-	}
-	var options []ringbuf.Option
-	if counter != 0 {
-		handle, err := ringbuf.OpenMapID(counter)
-		if err != nil {
-			return nil, err
-		}
-		defer handle.Close()
-		options = append(options, ringbuf.WithLossCounter(handle))
-	}
-	return ringbuf.NewMultiReader(maps, options...)
-}
-
-// lossCounter returns the id of a ring's loss counter, or 0 if there is not exactly one. sole
-// reports whether the counter counts no losses of other rings.
-func lossCounter(r *rings.Ring, survey *rings.Survey) (id uint32, sole bool) {
-	counters, shared := survey.Counters(r)
-	if len(counters) != 1 {
-		return 0, false
-	}
-	return counters[0].ID, !shared
-}
-
-// A fileSize is the value of -C and --max-size, in bytes.
-type fileSize int64
-
-func (s *fileSize) String() string {
-	if *s == 0 {
-		return ""
-	}
-	return strconv.FormatInt(int64(*s), 10)
-}
-
-func (s *fileSize) Type() string { return "size" }
-
-func (s *fileSize) Set(value string) error {
-	unit := int64(1_000_000)
-	number := value
-	if i := len(value) - 1; i >= 0 {
-		units := map[byte]int64{'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30}
-		if u, ok := units[value[i]|' ']; ok {
-			unit, number = u, value[:i]
-		}
-	}
-	n, err := strconv.ParseInt(number, 10, 64)
-	if err != nil || n <= 0 || n > (1<<62)/unit {
-		return errors.New("it is a number of millions of bytes, or of KiB, MiB or GiB with k, m or g")
-	}
-	*s = fileSize(n * unit)
 	return nil
 }

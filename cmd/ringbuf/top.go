@@ -26,15 +26,17 @@ import (
 func newTopCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "top [MAP...]",
-		Short: "Show how full ring buffers are, and how fast they are filled",
-		Long: `Top shows all ring buffers of this machine, or those that are named, again and again: how
-full they are and were at most, how many bytes and records are produced in a second, how
-large records are on average, how many are lost where BPF programs count that with a
-RINGBUF_LOSS_COUNTER of bpf/ringbuf.bpf.h, and who uses them. On a terminal, press ? for what keys
-do and columns mean. Elsewhere it prints a table, or with -o json an object, each time.
+		Short: "Show how full ring buffers are, and how fast they fill",
+		Long: `Top shows all ring buffers of this machine, or only those that are named, and updates the
+figures each interval: how full they are, how full they were at most, bytes and records a second,
+the mean size of records, and which processes use them. It also shows how many records are lost, if
+the BPF programs count that with a RINGBUF_LOSS_COUNTER of bpf/ringbuf.bpf.h.
 
-Top takes nothing from who reads the ring buffers. It looks at the headers of records, which
-takes some nanoseconds for each, and not at what is in them.
+On a terminal, press ? to see the keys and the meaning of the columns. Otherwise top prints a table
+each interval, or with -o json an object.
+
+Top takes nothing from the readers. It looks only at the headers of records, which takes some
+nanoseconds for each, and not at the samples.
 ` + mapHelp,
 		Example: `  ringbuf top
   ringbuf top name events -d 0.5
@@ -44,8 +46,8 @@ takes some nanoseconds for each, and not at what is in them.
 	}
 	out := outputFlag(cmd)
 	n := cmd.Flags().IntP("iterations", "n", 0,
-		"end after so many intervals; 0 goes on until it is interrupted")
-	delay := cmd.Flags().Float64P("delay", "d", 1, "seconds of an interval")
+		"number of intervals after which top ends; 0 means until interrupted")
+	delay := cmd.Flags().Float64P("delay", "d", 1, "length of an interval in seconds")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		q, err := rings.ParseQuery(args)
 		switch {

@@ -114,7 +114,7 @@ func Type(r *meter.Row) string {
 	case r.Ring.Overwrites():
 		return "overwrite"
 	}
-	return "ring"
+	return "ringbuf"
 }
 
 // BytesPerSecond returns the rate of bytes, with its unit.

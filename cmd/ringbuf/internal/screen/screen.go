@@ -347,20 +347,20 @@ func (m *Model) warns() bool { return len(m.missing) > 0 && m.height >= 10 }
 // helpText has no line that is longer than 78 columns.
 const helpText = `
 q  Ctrl-C            quit
-p  space             pause, and go on
-<  >  left  right    sort by another column; or by its key:
+p  space             pause, or continue
+<  >  left  right    sort by the next column, or by the key of a column:
                        i id  n name  t type  s size  f fill  k peak
                        b bytes/s  c records/s  m mean  l lost/s  o owner
 r                    reverse the order
 +  -                 longer, shorter intervals
-up down PgUp PgDn    scroll; g and G, or Home and End: to the first, the last
-?  h                 show this, or the table again
+up down PgUp PgDn    scroll; g or Home to the first, G or End to the last
+?  h                 show this help, or the table again
 
-FILL     what was produced and not yet consumed, of the size. The mark in the
-         bar and PEAK: the most since the ring was first seen here.
-BYTES/S  what was produced, with headers and padding.
-REC/S    what was submitted, and MEAN its size, without headers and padding.
-         ~: estimated, since the ring was filled faster than it was looked at.
-LOST/S   what the kernel refused, where a RINGBUF_LOSS_COUNTER counts it.
-         *: together with other rings of the same programs.
-OWNER    one of the processes that have the ring or a program that uses it.`
+FILL     Bytes that were produced and not yet consumed, as a part of the size.
+         The mark in the bar, and PEAK: the most since top first saw the ring.
+BYTES/S  Bytes that were produced, with headers and padding.
+REC/S    Records that were submitted. MEAN is the mean size of their samples.
+         ~ means estimated: the ring filled up faster than top looked at it.
+LOST/S   Records that the kernel refused, if a RINGBUF_LOSS_COUNTER counts them.
+         * means together with other rings of the same programs.
+OWNER    One of the processes that have the ring or a program that uses it.`
