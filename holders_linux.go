@@ -66,16 +66,39 @@ func (h *holders) of(id uint32) string {
 		for _, info := range h.maps {
 			ids = append(ids, info.id)
 		}
-		h.who = findHolders(ids, maxLooks)
+		h.who = namesOfHolders(ids, maxLooks)
 	})
 	return h.who[id]
 }
 
-// findHolders names the processes that have a descriptor of any of these maps, as far as procfs
-// shows them. It looks at no more than looks descriptors.
-func findHolders(ids []uint32, looks int) map[uint32]string {
-	found := make(map[uint32][]string)
-	here := make(map[uint32]string)
+// namesOfHolders names the processes that have each of these maps open, this one included.
+func namesOfHolders(ids []uint32, looks int) map[uint32]string {
+	others, here := findHolders(ids, looks)
+	who := make(map[uint32]string)
+	for _, id := range ids {
+		names := atMost(maxHolders, others[id])
+		if fds := here[id]; len(fds) > 0 {
+			names = append(names,
+				"this process (descriptor "+strings.Join(fds, " and ")+givenMark+")")
+		}
+		who[id] = strings.Join(names, ", ")
+	}
+	return who
+}
+
+// atMost returns the first n names, and how many more there are.
+func atMost(n int, names []string) []string {
+	if more := len(names) - n; more > 0 {
+		return append(names[:n:n], fmt.Sprintf("%d other processes", more))
+	}
+	return names
+}
+
+// findHolders returns, for each of these maps, the names of other processes that have a descriptor
+// of it, as far as procfs shows them, and the descriptors of this process. It looks at no more than
+// looks descriptors.
+func findHolders(ids []uint32, looks int) (others, here map[uint32][]string) {
+	others, here = make(map[uint32][]string), make(map[uint32][]string)
 	self, _ := os.Readlink("/proc/self") // which may be of another PID namespace than os.Getpid
 	processes, _ := os.ReadDir("/proc")
 	for _, process := range processes {
@@ -88,24 +111,13 @@ func findHolders(ids []uint32, looks int) map[uint32]string {
 		}
 		for id, fds := range mapsOf(pid, ids, &looks) {
 			if pid == self {
-				here[id] = "this process (descriptor " + strings.Join(fds, " and ") + givenMark + ")"
+				here[id] = fds
 			} else {
-				found[id] = append(found[id], fmt.Sprintf("pid %s (%s)", pid, nameOf(pid)))
+				others[id] = append(others[id], fmt.Sprintf("pid %s (%s)", pid, nameOf(pid)))
 			}
 		}
 	}
-	who := make(map[uint32]string)
-	for _, id := range ids {
-		names := found[id]
-		if more := len(names) - maxHolders; more > 0 {
-			names = append(names[:maxHolders], fmt.Sprintf("%d other processes", more))
-		}
-		if here[id] != "" {
-			names = append(names, here[id])
-		}
-		who[id] = strings.Join(names, ", ")
-	}
-	return who
+	return others, here
 }
 
 // mapsOf returns the descriptors that a process has of these maps.

@@ -137,7 +137,7 @@ func TestACommitNamesTheOtherReader(t *testing.T) {
 func TestTheSearchForOthersEnds(t *testing.T) {
 	ring := bpftest.New(t, os.Getpagesize())
 	id := uint32(mapID(t, ring))
-	if who := findHolders([]uint32{id}, 0); who[id] != "" {
+	if who := namesOfHolders([]uint32{id}, 0); who[id] != "" {
 		t.Errorf("without a look it found %q", who)
 	}
 	var fds []int
@@ -145,7 +145,7 @@ func TestTheSearchForOthersEnds(t *testing.T) {
 		fds = append(fds, mapByID(t, ring, 0))
 	}
 	defer closeAll(fds)
-	who := findHolders([]uint32{id, 1<<32 - 1}, math.MaxInt)
+	who := namesOfHolders([]uint32{id, 1<<32 - 1}, math.MaxInt)
 	numbers := regexp.MustCompile(`[0-9]+`).FindAllString(who[id], -1)
 	for _, fd := range append(fds, ring.FileDescriptor()) {
 		if !strings.Contains(strings.Join(numbers, " "), strconv.Itoa(fd)) {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -139,26 +138,14 @@ func releaseOlderThan61(release string) bool {
 	return major < 6 || major == 6 && minor < 1
 }
 
-// otherHolders names other processes that have a descriptor of the map, as far as procfs shows
-// them.
+// otherHolders names other processes that have a descriptor of the map, as far as procfs shows them.
+// This process has one in any case.
 func otherHolders(id uint32) string {
-	var names []string
-	self, _ := os.Readlink("/proc/self")
-	looks := maxLooks
-	processes, _ := os.ReadDir("/proc")
-	for _, process := range processes {
-		pid := process.Name()
-		if _, err := strconv.Atoi(pid); err != nil || pid == self || looks <= 0 {
-			continue
-		}
-		if len(mapsOf(pid, []uint32{id}, &looks)) > 0 && len(names) < maxHolders {
-			names = append(names, fmt.Sprintf("pid %s (%s)", pid, nameOf(pid)))
-		}
-	}
-	if len(names) == 0 {
+	others, _ := findHolders([]uint32{id}, maxLooks)
+	if len(others) == 0 {
 		return ""
 	}
-	return "; the map is also open in " + strings.Join(names, ", ")
+	return "; the map is also open in " + strings.Join(atMost(maxHolders, others[id]), ", ")
 }
 
 // write writes a record with a copy of sample. It returns errFull if there is no room.
