@@ -9,7 +9,7 @@ import (
 	"github.com/libbpfgo/ringbuf"
 )
 
-// sumUp is a consumer: it takes records from wherever they come.
+// sumUp is a consumer of records, whatever their source.
 func sumUp(records iter.Seq2[ringbuf.Record, error]) (n, bytes int, err error) {
 	for record, failed := range records {
 		if failed != nil {
@@ -21,7 +21,7 @@ func sumUp(records iter.Seq2[ringbuf.Record, error]) (n, bytes int, err error) {
 	return n, bytes, nil
 }
 
-// recorded yields samples that a test has.
+// recorded returns records with these samples, in place of a Reader.
 func recorded(samples ...string) iter.Seq2[ringbuf.Record, error] {
 	return func(yield func(ringbuf.Record, error) bool) {
 		for _, sample := range samples {
@@ -32,7 +32,8 @@ func recorded(samples ...string) iter.Seq2[ringbuf.Record, error] {
 	}
 }
 
-// A consumer that takes an iter.Seq2 gets the records of a Reader, of Records or of Merged.
+// A consumer that takes an iter.Seq2 can loop over the records of Reader.Records or
+// Reader.Merged.
 func Example_consumer() {
 	var reader *ringbuf.Reader
 
@@ -43,7 +44,7 @@ func Example_consumer() {
 	fmt.Println(n, "records,", bytes, "bytes")
 }
 
-// A test feeds the same consumer without a kernel.
+// A test can give the same consumer records of its own, without a kernel.
 func Example_consumerTest() {
 	n, bytes, err := sumUp(recorded("exec", "exit", "a longer one"))
 	fmt.Println(n, "records,", bytes, "bytes,", err)

@@ -8,7 +8,7 @@ import (
 	"github.com/libbpfgo/ringbuf"
 )
 
-// Another process has pinned the ring, and goes on writing to it or has ended.
+// Another process has pinned the ring. It may still write to the ring, or may have ended.
 func ExampleOpenMap() {
 	events, err := ringbuf.OpenMap("/sys/fs/bpf/agent/events")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -25,7 +25,7 @@ func ExampleOpenMap() {
 	defer reader.Close()
 }
 
-// The id is one that bpftool map shows.
+// The id is the one that bpftool map shows.
 func ExampleOpenMapID() {
 	events, err := ringbuf.OpenMapID(42)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/libbpfgo/ringbuf"
 )
 
-// With expvar no other package is needed to look at a Reader: what the Func returns is shown
-// as JSON at /debug/vars. For Prometheus there is a module beside this package, metrics.
+// Publish the statistics with expvar, which is in the standard library. They appear as JSON at
+// /debug/vars. For Prometheus, see the module metrics in this repository.
 func ExampleReader_Stats() {
 	var reader *ringbuf.Reader
 

@@ -46,7 +46,8 @@ func Example() {
 	}
 }
 
-// Records stay in the ring until somebody else has them: here until a write is on the disk.
+// The records of a lease stay in the ring until they are safe elsewhere: here, until they are
+// written and synced to a file.
 func ExampleReader_Lease() {
 	var (
 		reader *ringbuf.Reader
@@ -66,7 +67,7 @@ func ExampleReader_Lease() {
 			err = file.Sync()
 		}
 		if err != nil {
-			lease.Release() // the next Lease has them again
+			lease.Release() // the next Lease returns them again
 			log.Fatal(err)
 		}
 		if err := lease.Commit(); err != nil {
@@ -82,7 +83,7 @@ func ExampleReader_SetDeadline() {
 	for {
 		record, err := reader.Read()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			break // a second is over, and the ring is empty
+			break // the second is over, and the samples that came within it are read
 		}
 		if err != nil {
 			log.Fatal(err)
@@ -91,8 +92,8 @@ func ExampleReader_SetDeadline() {
 	}
 }
 
-// Everything that is in the ring is read before the Reader is closed, and what
-// comes later is left to the next one.
+// Read everything that is in the ring before closing the Reader. Later samples are left to the
+// next Reader.
 func ExampleReader_Flush() {
 	var reader *ringbuf.Reader
 
@@ -114,8 +115,8 @@ func ExampleReader_Flush() {
 	}
 }
 
-// A loop that ends when ctx is done, for example by signal.NotifyContext, or when the Reader
-// is closed. It copies no sample.
+// The loop ends when ctx is done, for example after a signal with signal.NotifyContext, or when
+// the Reader is closed. It does not copy the samples.
 func ExampleReader_Records() {
 	var reader *ringbuf.Reader
 	var ctx context.Context
@@ -131,8 +132,8 @@ func ExampleReader_Records() {
 	}
 }
 
-// Two rings, whose programs begin each sample with bpf_ktime_get_ns(). A record is held back for 50
-// ms, in which those with an earlier time come too.
+// Merge two rings by time. The BPF programs put bpf_ktime_get_ns() at the start of each sample.
+// Merged holds each record back for 50 ms, because records with an earlier time may still come.
 func ExampleReader_Merged() {
 	var cpu0, cpu1 ringbuf.Map
 
@@ -152,7 +153,7 @@ func ExampleReader_Merged() {
 	fmt.Println("records that were late:", reader.Stats().Late)
 }
 
-// A loop that has other things to do.
+// The loop also does other work, so it does not wait for records.
 func ExampleReader_TryReadInto() {
 	var reader *ringbuf.Reader
 	var work chan func()
@@ -174,7 +175,8 @@ func ExampleReader_TryReadInto() {
 	}
 }
 
-// Another goroutine may wait in Read meanwhile, and goes on waiting when ctx is done.
+// Wait for one second at most. When ctx is done, only this call returns: another goroutine that
+// waits in Read continues to wait.
 func ExampleReader_ReadContext() {
 	var reader *ringbuf.Reader
 
@@ -191,8 +193,8 @@ func ExampleReader_ReadContext() {
 	fmt.Printf("%x\n", record.RawSample)
 }
 
-// One Reader of two rings, of which neither holds up the other: one for what is rare and must
-// not be lost, and one for what is frequent. For a ring for each CPU see examples/sharded.
+// Read two rings with one Reader: one ring for rare events that must not be lost, and one for
+// frequent events. Neither ring holds up the other. For one ring per CPU, see examples/sharded.
 func ExampleNewMultiReader() {
 	var module *bpf.Module
 
@@ -219,7 +221,7 @@ func ExampleNewMultiReader() {
 	}
 }
 
-// The BPF program has RINGBUF_LOSS_COUNTER(losses), and reserves records by
+// The BPF program declares RINGBUF_LOSS_COUNTER(losses) and reserves records with
 //
 //	struct event *e = ringbuf_reserve(&events, &losses, sizeof(*e), 0);
 func ExampleWithLossCounter() {
@@ -251,13 +253,13 @@ func ExampleWithLossCounter() {
 	fmt.Println("records lost altogether:", reader.Stats().Lost)
 }
 
-// For a log, that a workload writes to and nobody watches. The BPF program has
-// RINGBUF_LOSS_COUNTER(losses), and submits records by
+// Read a log that a workload writes to and nobody watches. The BPF program declares
+// RINGBUF_LOSS_COUNTER(losses) and submits records with
 //
 //	bpf_ringbuf_submit(e, ringbuf_quiet(&events, &losses, RING_SIZE / 4));
 //
-// so the kernel notifies only when a quarter of the ring is filled. The Reader returns a record
-// after at most 100 ms.
+// Then the kernel notifies only when a quarter of the ring is filled. The Reader returns each
+// record after at most 100 ms.
 func ExampleWithMaxDelay() {
 	var events ringbuf.Map
 
@@ -268,8 +270,8 @@ func ExampleWithMaxDelay() {
 	defer reader.Close()
 }
 
-// A descriptor is all that is needed of a map, for example one that a privileged
-// process sent over a Unix socket.
+// A Reader needs only the descriptor of a map. For example, a privileged process may have sent
+// it over a Unix socket.
 func ExampleFD() {
 	received := 7
 

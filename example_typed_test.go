@@ -8,7 +8,7 @@ import (
 	"github.com/libbpfgo/ringbuf"
 )
 
-// An event is, in the BPF program,
+// An event is this struct of the BPF program, without its last member:
 //
 //	struct event {
 //		__u64 time_ns;
@@ -17,8 +17,6 @@ import (
 //		__u32 args_size;
 //		char args[];
 //	};
-//
-// without its last member.
 type event struct {
 	TimeNs   uint64
 	PID      uint32
@@ -42,7 +40,7 @@ func ExampleAs() {
 	}
 }
 
-// The last member of struct event has as many bytes as args_size says.
+// The last member of struct event, args, has args_size bytes.
 func ExampleAsFlex() {
 	var reader *ringbuf.Reader
 
@@ -61,7 +59,8 @@ func ExampleAsFlex() {
 	}
 }
 
-// Who needs no other field of Record may loop over values of a type.
+// Samples yields values of a type instead of Records. Use it if you need no other field of
+// Record.
 func ExampleSamples() {
 	var reader *ringbuf.Reader
 
