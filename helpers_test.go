@@ -78,7 +78,7 @@ type readResult struct {
 	err error
 }
 
-// goRead calls Read in a goroutine and returns when it waits for samples.
+// goRead calls Read in a goroutine and returns when Read waits for samples.
 func goRead(t testing.TB, r *Reader) <-chan readResult {
 	t.Helper()
 	result := make(chan readResult, 1)
@@ -90,7 +90,7 @@ func goRead(t testing.TB, r *Reader) <-chan readResult {
 	return result
 }
 
-// awaitFetching returns when a goroutine fetches the ring.
+// awaitFetching returns when a goroutine fetches.
 func awaitFetching(t testing.TB, r *Reader) {
 	t.Helper()
 	await(t, "a goroutine that fetches", func() bool {
@@ -124,7 +124,7 @@ func wantResult(t testing.TB, result <-chan readResult, sample string, want erro
 	}
 }
 
-// wantWaiting fails if the Read of goRead returns within some time.
+// wantWaiting fails if the Read of goRead returns within 20 ms.
 func wantWaiting(t testing.TB, result <-chan readResult) {
 	t.Helper()
 	select {
@@ -134,8 +134,8 @@ func wantWaiting(t testing.TB, result <-chan readResult) {
 	}
 }
 
-// eachWait runs a test once with a Reader that blocks its thread for as long as it waits
-// for samples, and once with one that parks the goroutine. The ring is empty.
+// eachWait runs a test twice, with an empty ring: once with a Reader that blocks its thread
+// while it waits for samples, and once with one that parks the goroutine.
 func eachWait(t *testing.T, test func(t *testing.T, ring *bpftest.Ring, r *Reader)) {
 	t.Run("blocked", func(t *testing.T) {
 		ring, r := newRingAndReader(t, os.Getpagesize())
@@ -150,14 +150,14 @@ func eachWait(t *testing.T, test func(t *testing.T, ring *bpftest.Ring, r *Reade
 	})
 }
 
-// eachPace runs a test once with a Reader that reads eagerly, and once with one that
-// may drain at ticks, also if its ring is small.
+// eachPace runs a test twice: once with a Reader that reads eagerly, and once with one that may
+// drain at ticks even if its ring is small.
 func eachPace(t *testing.T, test func(t *testing.T, pace Option)) {
 	t.Run("eager", func(t *testing.T) { test(t, WithMaxDelay(0)) })
 	t.Run("moderated", func(t *testing.T) { test(t, WithMaxDelay(2*time.Millisecond)) })
 }
 
-// A group is a WaitGroup with the Go method that it has since Go 1.25.
+// A group is a WaitGroup with the method Go, which sync.WaitGroup has since Go 1.25.
 type group struct{ sync.WaitGroup }
 
 func (g *group) Go(f func()) {
@@ -199,7 +199,7 @@ func descriptors(t *testing.T) map[int]bool {
 	for _, entry := range entries {
 		var fd int
 		fmt.Sscan(entry.Name(), &fd)
-		// ReadDir's own is closed by now.
+		// The descriptor that ReadDir used is closed by now.
 		if _, err := os.Readlink("/proc/self/fd/" + entry.Name()); err == nil {
 			fds[fd] = true
 		}
@@ -217,8 +217,8 @@ func threads(t *testing.T) int {
 	return len(entries)
 }
 
-// spareThreads makes the runtime start threads, which it keeps. It starts one now and
-// then for reasons of its own, but seldom if it has some to spare.
+// spareThreads makes the runtime start n threads, which it keeps. The runtime starts a thread
+// now and then for purposes of its own, but seldom if it has threads to spare.
 func spareThreads(n int) {
 	var locked, done group
 	release := make(chan struct{})
@@ -236,9 +236,9 @@ func spareThreads(n int) {
 	done.Wait()
 }
 
-// inOwnProcess runs a test in a process of its own, because it changes what all of a
-// process has, or measures that after other tests changed it. env is what else is in
-// the environment there.
+// inOwnProcess runs a test in a process of its own, because the test changes state of the whole
+// process, or measures state that other tests change. env is added to the environment of that
+// process.
 func inOwnProcess(t *testing.T, test func(t *testing.T), env ...string) {
 	t.Helper()
 	const inside = "RINGBUF_TEST_ALONE"
@@ -258,9 +258,10 @@ func inOwnProcess(t *testing.T, test func(t *testing.T), env ...string) {
 	}
 }
 
-// runTests runs tests of this binary in another process, and returns what that printed.
+// runTests runs tests of this binary in another process and returns its output.
 func runTests(pattern string, env ...string) (string, error) {
-	// The process ends with the thread that started it, if this one times out.
+	// The kernel kills the process when the thread that started it ends (see Pdeathsig). So
+	// that thread must not end earlier, unless this process times out.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := testCommand(pattern, env...)
@@ -274,7 +275,7 @@ func runTests(pattern string, env ...string) (string, error) {
 func testCommand(pattern string, env ...string) *exec.Cmd {
 	args := []string{"-test.run=" + pattern, "-test.v", fmt.Sprint("-cycles=", *cycles)}
 	if timeout, ok := flag.Lookup("test.timeout").Value.(flag.Getter).Get().(time.Duration); ok {
-		// Earlier than in this process, so that what it says then is seen.
+		// Earlier than in this process, so that the output of a timeout there is seen.
 		args = append(args, fmt.Sprint("-test.timeout=", timeout*3/4))
 	}
 	cmd := exec.Command("/proc/self/exe", args...)
@@ -283,7 +284,11 @@ func testCommand(pattern string, env ...string) *exec.Cmd {
 	return cmd
 }
 
-// A patience is for who looks again and again.
+// On a busy machine, a limit in wall-clock time says nothing about the tested code. So patience
+// and turnClock count time only while this process gets turns on a processor.
+
+// A patience is the time limit of a loop that polls. The time between two calls of over counts
+// as 10 ms at most.
 type patience struct {
 	left time.Duration
 	last time.Time
@@ -298,7 +303,8 @@ func (p *patience) over() bool {
 	return p.left < 0
 }
 
-// A turnClock is for who waits.
+// A turnClock is a clock for a goroutine that waits. The time between two of its ticks counts
+// as 2 ms at most.
 type turnClock struct{ ns atomic.Int64 }
 
 func newTurnClock(t *testing.T) *turnClock {
@@ -328,10 +334,10 @@ func newTurnClock(t *testing.T) *turnClock {
 	return c
 }
 
-// now returns a time after the clock was made.
+// now returns the time since the clock was made.
 func (c *turnClock) now() time.Duration { return time.Duration(c.ns.Load()) }
 
-// wantNumbered reads samples that Count wrote, without others between.
+// wantNumbered reads n samples that Count wrote, from seq on, with no others in between.
 func wantNumbered(t *testing.T, r *Reader, seq, n uint64) {
 	t.Helper()
 	for want := seq; want < seq+n; want++ {
@@ -361,7 +367,7 @@ func monotonic() int64 {
 	return now.Nano()
 }
 
-// newRings returns rings of these sizes and a Reader of all.
+// newRings returns rings of these sizes and one Reader of all of them.
 func newRings(t testing.TB, sizes []int, opts ...Option) ([]*bpftest.Ring, *Reader) {
 	t.Helper()
 	var rings []*bpftest.Ring
@@ -382,7 +388,7 @@ func newRings(t testing.TB, sizes []int, opts ...Option) ([]*bpftest.Ring, *Read
 	return rings, r
 }
 
-// moveConsumer adds to the consumer position, as anybody can who has the map.
+// moveConsumer adds to the consumer position. Any process that has the map can do this.
 func moveConsumer(t *testing.T, m Map, by int) {
 	t.Helper()
 	page, err := syscall.Mmap(m.FileDescriptor(), 0, os.Getpagesize(),
@@ -404,8 +410,8 @@ func mapID(t *testing.T, m Map) uint32 {
 	return info.ID
 }
 
-// mapByID returns another descriptor of the map, with flags, which libbpfgo does
-// not offer.
+// mapByID returns another descriptor of the map, opened with flags. libbpfgo has no such
+// function.
 func mapByID(t *testing.T, m Map, flags uint32) int {
 	t.Helper()
 	attr := struct{ id, nextID, flags uint32 }{id: mapID(t, m), flags: flags}

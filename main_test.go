@@ -13,18 +13,19 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// TestMain fails when tests pass but leave goroutines, descriptors or mappings of
-// rings behind.
+// TestMain fails if the tests pass but leave goroutines, descriptors or mappings of rings
+// behind.
 func TestMain(m *testing.M) {
 	status := bpftest.Status()
 	fmt.Println(status)
-	// Fuzzing starts the goroutine of os/signal, which never ends.
+	// Fuzzing starts the goroutine of os/signal, which never ends. Start it before resources
+	// are counted.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt)
 	signal.Stop(signals)
 	before := resources()
 	code := m.Run()
-	fmt.Println(status) // and at the end of a long output
+	fmt.Println(status) // again, at the end of a long output
 	if code == 0 {
 		if err := awaitResources(before); err != nil {
 			fmt.Println("leak:", err)
@@ -34,11 +35,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// resourceCount is how much of what a Reader holds this process has.
+// A resourceCount counts what this process has of the resources that a Reader uses.
 type resourceCount struct{ goroutines, descriptors, mappings int }
 
 func resources() resourceCount {
-	// The test binary itself may have descriptors that are not yet collected.
+	// The test binary itself may have descriptors that are not collected yet.
 	runtime.GC()
 	descriptors, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -55,8 +56,8 @@ func resources() resourceCount {
 	}
 }
 
-// awaitResources waits until this process has no more than want, for goroutines
-// and cleanups take a moment to end.
+// awaitResources waits until this process has no more than want. Goroutines and cleanups take a
+// moment to end.
 func awaitResources(want resourceCount) error {
 	var got resourceCount
 	for p := (patience{left: 5 * time.Second}); !p.over(); {
@@ -70,6 +71,3 @@ func awaitResources(want resourceCount) error {
 	pprof.Lookup("goroutine").WriteTo(os.Stdout, 1)
 	return fmt.Errorf("have %+v, want at most %+v", got, want)
 }
-
-// On a machine that is busy with others a limit by the wall's clock says nothing of the code
-// that is tested. So these two count time only while this process has turns on a processor.
