@@ -9,8 +9,9 @@ import (
 	"testing"
 )
 
-// newBatch returns a batch of the samples, each with a record of 100 bytes, in memory
-// of its own.
+// These tests cover batch.go and unread.go.
+
+// newBatch returns a batch of the samples in memory of its own. Each record has 100 bytes.
 func newBatch(samples ...string) *batch {
 	var buf []byte
 	for i, s := range samples {
@@ -83,8 +84,8 @@ func TestBatchKeepsLittleMemory(t *testing.T) {
 	}
 }
 
-// TestUnreadUnderContention has goroutines fight for small batches in little memory, which is
-// written to as soon as a batch is taken.
+// TestUnreadUnderContention has four goroutines take samples from small batches. The memory is
+// small, and written to again as soon as a batch is taken.
 func TestUnreadUnderContention(t *testing.T) {
 	const samples = 300_000
 	var (
@@ -154,7 +155,7 @@ func TestUnreadUnderContention(t *testing.T) {
 	}
 }
 
-// writeAsC copies unseen by the race detector, as C does.
+// writeAsC copies as C does: the race detector does not see it.
 //
 //go:norace
 func writeAsC(to, from []byte) {

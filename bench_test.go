@@ -7,8 +7,7 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// benchmarkDrain times reading, apart from producing and waiting: the ring is
-// filled while the clock stands still.
+// benchmarkDrain times only the reading. The clock is stopped while the ring is filled.
 func benchmarkDrain(b *testing.B, read func(r *Reader) error) {
 	ring, r := newRingAndReader(b, 16<<20)
 	const fill = 100_000

@@ -12,6 +12,8 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
+// In these tests several goroutines use a Reader, or write to its ring, at the same time.
+
 func TestConcurrentReadersShareTheSamples(t *testing.T) { eachPace(t, testConcurrentReaders) }
 
 func testConcurrentReaders(t *testing.T, pace Option) {
@@ -75,7 +77,7 @@ func testConcurrentReaders(t *testing.T, pace Option) {
 			}
 		})
 	}
-	// Meanwhile everything else that a program might call.
+	// Meanwhile, call the methods that do not read.
 	stop := make(chan struct{})
 	var others group
 	others.Go(func() {

@@ -14,6 +14,8 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
+// These tests end reads and loops by a deadline, Flush or a context.
+
 func TestDeadlineInThePastReturnsAtOnce(t *testing.T) {
 	_, r := newRingAndReader(t, os.Getpagesize())
 	r.SetDeadline(time.Now().Add(-time.Second))
@@ -33,8 +35,8 @@ func TestDeadlineEndsAWait(t *testing.T) {
 	})
 }
 
-// TestDeadlineIsFinerThanAMillisecond allows for machines, emulated ones, on which every
-// timer is late.
+// TestDeadlineIsFinerThanAMillisecond compares Read with nanosleep, because on some machines,
+// for example emulated ones, every timer is late.
 func TestDeadlineIsFinerThanAMillisecond(t *testing.T) {
 	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
 		for _, wait := range []time.Duration{100 * time.Microsecond, 2100 * time.Microsecond} {
@@ -49,8 +51,8 @@ func TestDeadlineIsFinerThanAMillisecond(t *testing.T) {
 					syscall.Nanosleep(&left, nil)
 				}))
 			}
-			// Were either wait rounded to milliseconds, it would be 900 µs late, each time. On a
-			// busy machine all but the best may be.
+			// A wait that is rounded up to milliseconds is 900 µs late each time. On a busy
+			// machine all waits but the best may be that late.
 			best := slices.Min(late)
 			limit := max(500*time.Microsecond, min(4*slices.Min(machine), 800*time.Microsecond))
 			if best < 0 || best > limit {
@@ -61,7 +63,7 @@ func TestDeadlineIsFinerThanAMillisecond(t *testing.T) {
 	})
 }
 
-// lateness returns how late a wait ends for a deadline so far away.
+// lateness calls wait with a deadline that is d away, and returns how late wait returned.
 func lateness(d time.Duration, wait func(deadline time.Time)) time.Duration {
 	deadline := time.Now().Add(d)
 	wait(deadline)
@@ -153,7 +155,7 @@ func TestFlushIsAnsweredOnceEach(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ring.Emit(text("sample")) // later
+	ring.Emit(text("sample")) // after both flushes
 	r.SetDeadline(time.Unix(0, 1))
 	wantReadError(t, r, ErrFlushed)
 	wantReadError(t, r, ErrFlushed)
@@ -161,9 +163,9 @@ func TestFlushIsAnsweredOnceEach(t *testing.T) {
 	wantReadError(t, r, os.ErrDeadlineExceeded)
 }
 
-// within10ms fails unless what f returns the time of, which may be disturbed now and then,
-// takes no longer in the middle; or, on a busy machine, no longer than four times what it takes
-// to wake a thread.
+// within10ms calls f 21 times and fails if the median of what it returns is more than 10 ms
+// and, for busy machines, more than four times the median time to wake a thread. Single values
+// may be disturbed.
 func within10ms(t *testing.T, f func() time.Duration) {
 	t.Helper()
 	var took, machine []time.Duration
@@ -179,7 +181,8 @@ func within10ms(t *testing.T, f func() time.Duration) {
 	}
 }
 
-// wakeOfAThread returns how long it takes to wake one, and to hear of it.
+// wakeOfAThread returns the time from a write to a pipe until a goroutine that blocks its
+// thread in a read of that pipe has reported back.
 func wakeOfAThread(t *testing.T) time.Duration {
 	t.Helper()
 	var pipe [2]int
@@ -263,7 +266,7 @@ func goReadFollowing(t *testing.T, r *Reader) <-chan readResult {
 // followers counts the goroutines that wait for their turn to fetch.
 func followers() int { return goroutines("[select", ".receive(") }
 
-// goroutines counts those that are in a state, by way of a function.
+// goroutines counts the goroutines whose stack trace contains both state and function.
 func goroutines(state, function string) (n int) {
 	buf := make([]byte, 1<<20)
 	for goroutine := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {

@@ -18,10 +18,10 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// These tests take away what a Reader needs, or disturb it.
+// These tests disturb a Reader, or take away something that it needs.
 
-// TestSignalsDisturbNoWait interrupts all system calls of the process, and what waits in
-// particular, every 100 µs.
+// TestSignalsDisturbNoWait sends a signal every 100 µs to the process, and in particular to the
+// thread that waits. The signals interrupt their system calls.
 func TestSignalsDisturbNoWait(t *testing.T) { inOwnProcess(t, testSignals) }
 
 func testSignals(t *testing.T) {
@@ -59,7 +59,7 @@ func testSignals(t *testing.T) {
 		for _, wait := range []string{"blocked", "parked"} {
 			t.Run(wait, func(t *testing.T) {
 				if wait == "parked" {
-					blocked.Add(1000) // no thread may be blocked any more
+					blocked.Add(1000) // from now on no thread may block
 					defer blocked.Add(-1000)
 				}
 				runtime.LockOSThread()
@@ -122,8 +122,8 @@ func testDisturbed(t *testing.T, ring *bpftest.Ring, pace Option) {
 	}
 }
 
-// TestAStoppedReaderLosesNothing stops the process of a Reader for a while, in which
-// samples come and its deadline passes, and continues it.
+// TestAStoppedReaderLosesNothing stops the process of a Reader. While it is stopped, samples
+// come and the deadline of the Reader passes. Then the test continues the process.
 func TestAStoppedReaderLosesNothing(t *testing.T) {
 	if os.Getenv(stoppedEnv) != "" {
 		readWhileStopped(t)
@@ -210,14 +210,15 @@ func testStopped(t *testing.T, pace string) {
 		if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
-		// What was refused is tried again, until it is accepted.
+		// Write more while the Reader catches up. A refused sample is tried again until it is
+		// accepted.
 		for range 10000 {
 			accepted += uint64(ring.Count(0, accepted, 1, 0))
 		}
 		produced := monotonic()
 		var expired int64
 		awaitLine(expiredLine, &expired)
-		// Not before what was there has been read.
+		// The deadline expires only after the samples that were there have been read.
 		if late := time.Duration(expired - produced); late > 500*time.Millisecond {
 			t.Errorf("the deadline expired %v after the last sample", late)
 		}
@@ -238,7 +239,7 @@ func testStopped(t *testing.T, pace string) {
 	}
 }
 
-// readWhileStopped is what the other process does.
+// readWhileStopped is the body of the reading process.
 func readWhileStopped(t *testing.T) {
 	delay := time.Duration(0)
 	if os.Getenv(stoppedEnv) == "moderated" {
@@ -276,7 +277,7 @@ func readWhileStopped(t *testing.T) {
 	fmt.Printf(readLine+"\n", read)
 }
 
-// processState returns the state of a process, or of the oldest of its threads.
+// processState returns the state of a process, which is that of its oldest thread.
 func processState(t *testing.T, pid int) rune {
 	t.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -287,8 +288,8 @@ func processState(t *testing.T, pid int) rune {
 	return rune(after[0])
 }
 
-// TestOneProcessorSuffices runs tests of what a Reader promises where no two goroutines
-// run at once.
+// TestOneProcessorSuffices runs tests of the promises of a Reader with GOMAXPROCS=1, where no
+// two goroutines run at once.
 func TestOneProcessorSuffices(t *testing.T) {
 	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
 	names := []string{
@@ -348,7 +349,7 @@ func TestTheMapsDescriptorMayBeClosedOrReplaced(t *testing.T) {
 	}
 }
 
-// replaceByNull puts /dev/null in the place of a descriptor.
+// replaceByNull makes fd a descriptor of /dev/null.
 func replaceByNull(fd int) error {
 	null, err := syscall.Open("/dev/null", syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -367,15 +368,15 @@ func replaceByEpoll(fd int) error {
 	return syscall.Dup3(epoll, fd, syscall.O_CLOEXEC)
 }
 
-// TestNoDescriptorIsVital closes each descriptor that a Reader opens, or puts another
-// file in its place, before and while somebody reads. It has a process of its own because
-// any file may get the number of a closed one.
+// TestNoDescriptorIsVital closes each descriptor that a Reader opens, or puts another file in
+// its place, before and during a Read. It has a process of its own because any file may get the
+// number of a closed descriptor.
 func TestNoDescriptorIsVital(t *testing.T) { inOwnProcess(t, testLostDescriptors) }
 
 func testLostDescriptors(t *testing.T) {
 	ring, r := newRingAndReader(t, os.Getpagesize())
-	r.Close()                                 // what Go opens by itself is open now
-	const libbpfs = "libbpf's epoll instance" // nobody but libbpf needs that one
+	r.Close()                                 // now Go has opened what it needs itself
+	const libbpfs = "libbpf's epoll instance" // only libbpf needs this one
 	for i, kind := range []string{"netpoller's descriptor", libbpfs, "epoll instance", "eventfd",
 		"netpoller's epoll instance"} {
 		for _, tt := range []struct {
@@ -422,8 +423,8 @@ func testLostDescriptors(t *testing.T) {
 	}
 }
 
-// openedSince returns the descriptors of a new Reader in the order in which they were
-// opened, but for the last, which comes first: it has the number of the map's.
+// openedSince returns the descriptors of a new Reader in the order in which they were opened,
+// except that the last one comes first: it has the number of the map's descriptor.
 func openedSince(t *testing.T, before map[int]bool) (fds []int) {
 	t.Helper()
 	var files []string
@@ -447,11 +448,12 @@ func openedSince(t *testing.T, before map[int]bool) (fds []int) {
 	return fds
 }
 
-// A loss of a descriptor may make any Read fail, but nothing else, and no call may hang.
+// A loss tests a Reader that has lost a descriptor. Calls may fail with EBADF, but every sample
+// must come, and no call may hang.
 type loss struct {
 	ring         *bpftest.Ring
 	r            *Reader
-	prepare      func() // the Reader, for how the next Read waits
+	prepare      func() // makes the next Read wait in a certain way
 	lose         func()
 	whileReading bool
 	harmless     bool // no Read may fail
@@ -526,8 +528,8 @@ func (l *loss) emit(t *testing.T, n int) {
 	l.emitted += uint64(n)
 }
 
-// check checks what a Read returned: the next sample, the error that it should return
-// when there is none, or that a descriptor is missing.
+// check checks the result of a Read. It must be the next sample, the error want if there is
+// none, or, unless the loss is harmless, the error of a missing descriptor.
 func (l *loss) check(t *testing.T, got readResult, want error) {
 	t.Helper()
 	switch {
@@ -546,7 +548,7 @@ func (l *loss) check(t *testing.T, got readResult, want error) {
 	}
 }
 
-// within returns what a call returned, which must not hang.
+// within returns the result of a call. It fails if the call hangs.
 func within(t *testing.T, what string, result <-chan readResult) readResult {
 	t.Helper()
 	select {

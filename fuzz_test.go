@@ -17,8 +17,8 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// A script is an input of a fuzz test: operations of one byte each, with the bytes of
-// their operands. Any bytes are a script; what is missing at the end is zero.
+// A script is an input of a fuzz test: operations of one byte each, followed by the bytes of
+// their operands. Any bytes are a valid script. Missing bytes at the end are zero.
 type script struct{ code []byte }
 
 func (s *script) next() byte {
@@ -30,23 +30,24 @@ func (s *script) next() byte {
 	return b
 }
 
-// noise is what samples are made of.
+// noise is the content of samples.
 var noise = func() []byte {
 	b := make([]byte, 1<<20)
 	rand.NewChaCha8([32]byte{}).Read(b)
 	return b
 }()
 
-// noisySample returns content that no other sample of a test has, if it is not tiny.
+// noisySample returns a sample whose content differs from all others of a test, unless it is
+// tiny.
 func noisySample(number, size int) []byte {
 	start := number * 61 % (len(noise) / 2)
 	return noise[start:][:size:size]
 }
 
-// A keptSample belongs to the caller, who has changed it.
+// A keptSample is a sample that belongs to the caller, who has changed it.
 type keptSample struct{ sample, want []byte }
 
-// changeSample does to a sample what its owner may do.
+// changeSample appends to a sample and overwrites it, as its owner may do.
 func changeSample(sample []byte) keptSample {
 	_ = append(sample, "behind the sample"...)
 	for i := range sample {
@@ -64,8 +65,8 @@ func wantKept(t *testing.T, kept []keptSample) {
 	}
 }
 
-// withinLimit runs an input that may hang. Go's fuzzing would give up on it without a
-// word. The function interrupt is called then, and may end it.
+// withinLimit runs an input and fails if it hangs. Go's fuzzing would give up on it without a
+// message. When the input hangs, withinLimit calls interrupt, which may end it.
 func withinLimit(t *testing.T, interrupt, run func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -93,9 +94,9 @@ func withinLimit(t *testing.T, interrupt, run func()) {
 	}
 }
 
-// Operations of FuzzBatch.
+// Operations of FuzzBatch, with their operands.
 const (
-	batchPut       = iota // room, number of samples, and of each class and size
+	batchPut       = iota // room, number of samples; class and size of each
 	batchTake             //
 	batchTakeAll          //
 	batchTakeStale        //
@@ -118,7 +119,7 @@ func FuzzBatch(f *testing.F) {
 		batchTakeAll, batchTake, batchClear,
 		batchPut, 8, 1, 0, 16, batchTakeAll, batchTakeStale,
 	})
-	// Samples that no room was made for.
+	// Samples that do not fit into the room.
 	f.Add([]byte{
 		batchPut, 0, 2, 0, 8, 1, 200, batchTake, batchTake,
 		batchPut, 0, 3, 0, 8, 3, 255, 0, 8, batchTake, batchTake,
@@ -135,7 +136,7 @@ func FuzzBatch(f *testing.F) {
 	})
 }
 
-// A batchModel is what a batch should do: an ordinary queue.
+// A batchModel is the model of a batch: an ordinary queue.
 type batchModel struct {
 	t *testing.T
 	script
@@ -149,7 +150,7 @@ type batchModel struct {
 	producer uint64 // at the last put
 	number   int
 	buf      []byte
-	stale    []uint64 // what peek told of entries that are no more
+	stale    []uint64 // results of peek for entries that are gone
 }
 
 func (m *batchModel) run() {
@@ -194,7 +195,7 @@ func (m *batchModel) put() {
 	var entries []byte
 	minimum := entryHeaderSize + 8*roomFor
 	if len(m.samples) > 0 {
-		return // nobody puts before all was taken
+		return // a put needs an empty batch
 	}
 	m.b.reset()
 	room := m.b.room(minimum)
@@ -202,13 +203,13 @@ func (m *batchModel) put() {
 		m.t.Fatalf("there is room for %d bytes, want %d", len(room), minimum)
 	}
 	for i := range room {
-		room[i] = 0xaa // it is C's
+		room[i] = 0xaa // as C may
 	}
 	m.end = m.produced
 	for range n {
 		size := m.sampleSize()
 		m.number++
-		gap := uint32(recordHeaderSize+(size+7)&^7) + 8*uint32(m.number%3) // discarded ones
+		gap := uint32(recordHeaderSize+(size+7)&^7) + 8*uint32(m.number%3) // with discarded ones
 		m.produced += uint64(gap)
 		sample := noisySample(m.number, size)
 		m.samples, m.ends = append(m.samples, sample), append(m.ends, m.produced)
@@ -266,7 +267,7 @@ func (m *batchModel) take() {
 	m.drop(1)
 }
 
-// takeAll takes the rest as a loan, which has the memory then.
+// takeAll takes the rest as a loan, which then owns the memory.
 func (m *batchModel) takeAll() {
 	l := &loan{}
 	l.entries, l.producer, _, _, _ = m.u.takeAll()
@@ -304,9 +305,9 @@ func (m *batchModel) check() {
 	}
 }
 
-// FuzzPeek lets peek see what it may see while somebody else puts: any bytes, and
-// positions that do not belong together. It must not reach beyond the memory, and it
-// must try again until what it sees could be a sample.
+// FuzzPeek shows peek what it may see while another goroutine puts: any bytes, and positions
+// that do not belong together. peek must not read beyond the memory, and must try again until
+// it sees a possible sample.
 func FuzzPeek(f *testing.F) {
 	entry := appendEntry(nil, 100, 24, []byte("a sample"))
 	f.Add(entry, uint64(1000), uint64(1000), uint64(1024))
@@ -333,7 +334,7 @@ func FuzzPeek(f *testing.F) {
 		}
 		withinLimit(t, func() { u.clear() }, func() {
 			if taken != put && !want {
-				// Somebody takes the rest, after peek has seen the above.
+				// Another goroutine takes the rest, after peek has seen this state.
 				go u.clear()
 			}
 			sample, _, at, ok := u.peek()
@@ -354,7 +355,7 @@ func FuzzPeek(f *testing.F) {
 	})
 }
 
-// Operations of FuzzReader.
+// Operations of FuzzReader, with their operands.
 const (
 	readerEmit         = iota // class, size, flags and number of samples
 	readerDiscard             // size
@@ -387,13 +388,13 @@ var fuzzedOptions = [][]Option{
 	{WithMaxDelay(2 * time.Millisecond)},
 }
 
-// FuzzReader calls a Reader as one goroutine may, on rings of this kernel.
+// FuzzReader makes the calls that one goroutine may make, on rings of this kernel.
 func FuzzReader(f *testing.F) {
 	for _, seed := range readerSeeds {
 		f.Add(seed)
 	}
-	// For all inputs, since it takes long to load BPF programs. In the larger one
-	// moderation is on by default, and a batch does not hold all.
+	// All inputs share these rings, because loading BPF programs takes long. For the larger
+	// ring moderation is on by default, and a batch does not hold all of its records.
 	rings := []*bpftest.Ring{bpftest.New(f, os.Getpagesize()), bpftest.New(f, 256<<10)}
 	f.Fuzz(func(t *testing.T, code []byte) {
 		m := readerModel{t: t, script: script{code[:min(len(code), 160)]}}
@@ -414,7 +415,7 @@ func FuzzReader(f *testing.F) {
 	})
 }
 
-const largeRing = 1 << 7 // beside the options
+const largeRing = 1 << 7 // in the byte of the options: the larger ring
 
 var readerSeeds = [][]byte{
 	// Order, positions with discarded records, and memory.
@@ -426,7 +427,8 @@ var readerSeeds = [][]byte{
 		readerEmit, 0, 0, 1, readerEmit, 0, 1, 0, readerReadInto, 1, readerReadInto, 0, readerReadInto,
 		0, readerDiscard, 5, readerRead, 0,
 	},
-	// Samples before ErrFlushed, once for each Flush, before the deadline.
+	// Samples come before ErrFlushed. ErrFlushed comes once for each Flush, and before the
+	// deadline.
 	{
 		0, readerEmit, 0, 5, 1, readerEmit, 0, 7, 5, readerFlush, readerFlush, readerSetDeadline,
 		pastDeadline, 0,
@@ -436,7 +438,7 @@ var readerSeeds = [][]byte{
 		readerSetDeadline, farDeadline, 0, readerFlush, readerEmit, 0, 9, 0, readerReadInto, 0,
 		readerReadInto, 0,
 	},
-	// The largest samples, and what is larger than memory for a batch.
+	// The largest samples, and samples that are larger than the memory of a batch.
 	{
 		largeRing | 1, readerEmit, 4, 0, 0, readerRead, 0, readerEmit, 4, 0, 0, readerReadInto, 0,
 		readerEmit, 4, 1, 0, readerFill, 0, 9,
@@ -449,12 +451,12 @@ var readerSeeds = [][]byte{
 		readerFill, 0, 0, readerReadAll, readerEmit, 2, 129, 0, readerEmit, 5, 8, 0, readerEmit, 5, 8, 0,
 		readerHandOver,
 	},
-	// A second sample that memory for a batch just has room for, and one that is too large.
+	// A second sample that just fits into the memory of a batch, and one that is too large.
 	{
 		largeRing, readerEmit, 0, 5, 0, readerEmit, 6, 88, 0, readerReadAll, readerOpen, 0,
 		readerEmit, 0, 5, 0, readerEmit, 6, 89, 0, readerEmit, 6, 90, 0, readerReadAll,
 	},
-	// Close loses what was drained, and no more.
+	// Close loses the drained samples and no others.
 	{
 		largeRing, readerFill, 0, 200, readerRead, 5, readerEmit, 0, 8, 0, readerClose, readerClose,
 		readerReadIfClosed, readerEmit, 0, 9, 0, readerOpen, 1,
@@ -467,7 +469,7 @@ var readerSeeds = [][]byte{
 		readerDiscard, 3, readerSetDeadline, pastDeadline, 0, readerFlush, readerReadIfClosed,
 		readerOpen, 0, readerReadAll,
 	},
-	// A wait that parks, before the first sample, and one that blocks, behind it.
+	// A wait before the first sample, which parks, and one after it, which blocks.
 	{
 		0, readerSetDeadline, nearDeadline, 255, readerRead, 0, readerEmit, 0, 9, 1, readerReadInto, 0,
 		readerSetDeadline, nearDeadline, 255, readerDiscard, 1, readerReadInto, 0, readerEmit, 0, 9, 0,
@@ -487,7 +489,7 @@ var readerSeeds = [][]byte{
 	},
 }
 
-// A readerModel is what a Reader promises, in terms of a list.
+// A readerModel is the model of a Reader: a list of records.
 type readerModel struct {
 	t *testing.T
 	script
@@ -498,11 +500,11 @@ type readerModel struct {
 	pending []fuzzedRecord
 	number  int // of records so far
 
-	// In bytes since the begin.
+	// In bytes since the start.
 	produced int
-	returned int // end of the last record that was returned, or of those found discarded
-	fetched  int // produced at the last Read, beyond which nothing was drained
-	counted  int // produced when that which Remaining counted was drained
+	returned int // end of the last record that was returned or found discarded
+	fetched  int // produced at the last Read; nothing beyond it was drained
+	counted  int // produced at the drain that Remaining refers to
 
 	flushes  []int // produced at each Flush
 	kind     int   // of the deadline
@@ -515,7 +517,8 @@ type readerModel struct {
 	log  []string
 }
 
-// logf notes what was done, for inputs that fail: go test -v would show all of it.
+// logf notes a step. The notes are printed only for inputs that fail; t.Logf would print them
+// for all inputs with go test -v.
 func (m *readerModel) logf(format string, args ...any) {
 	m.log = append(m.log, fmt.Sprintf(format, args...))
 }
@@ -526,7 +529,8 @@ type fuzzedRecord struct {
 	end       int
 }
 
-// prepare opens a Reader of an empty ring, at the begin of its memory.
+// prepare opens a Reader of an empty ring, with the positions at the start of the ring's
+// memory.
 func (m *readerModel) prepare(options []Option) {
 	m.open(nil)
 	m.size = m.reader.BufferSize()
@@ -584,7 +588,7 @@ func (m *readerModel) run() {
 			m.emit(1, bpftest.Sample{Data: noise[:size], Discard: true})
 		case readerFill:
 			class, v := m.next(), int(m.next())
-			// Not too many, which takes long.
+			// Not too many samples, because that takes long.
 			size := max(m.sampleSize(class, v), m.size/1024)
 			m.emit(m.size/(size+bpftest.HeaderSize)+1, bpftest.Sample{Data: noise[:size]})
 		case readerRead:
@@ -636,7 +640,7 @@ func (m *readerModel) run() {
 	wantKept(m.t, m.kept)
 }
 
-// sampleSize returns a size that some code may care about.
+// sampleSize returns a size that may be a special case for some code.
 func (m *readerModel) sampleSize(class byte, v int) int {
 	largest := m.size - 8 - bpftest.HeaderSize
 	size := v
@@ -649,7 +653,7 @@ func (m *readerModel) sampleSize(class byte, v int) int {
 		size = m.size / 256 * v
 	case 4:
 		size = largest - v
-	case 5: // what there is room for at least
+	case 5: // there is room for at least this
 		size = largest - (m.produced - m.returned) - v%32
 	case 6:
 		size = minBatchSize - 128 + v
@@ -659,7 +663,7 @@ func (m *readerModel) sampleSize(class byte, v int) int {
 	return max(0, min(size, largest+1))
 }
 
-// emit writes up to n samples like s, with content of their own.
+// emit writes up to n samples that are like s, except that each has content of its own.
 func (m *readerModel) emit(n int, s bpftest.Sample) {
 	samples := make([]bpftest.Sample, n)
 	for i := range samples {
@@ -674,7 +678,7 @@ func (m *readerModel) emit(n int, s bpftest.Sample) {
 		m.produced += s.RecordSize()
 		m.pending = append(m.pending, fuzzedRecord{s.Data, s.Discard, m.produced})
 	}
-	// One byte of a ring stays free. There is at least as much room as the caller knows.
+	// One byte of a ring stays free. At least the records that were returned have made room.
 	if refused > 0 && m.produced-m.returned+s.RecordSize() < m.size {
 		m.t.Fatalf("the kernel refused a record of %d bytes, though only %d of %d were not returned",
 			s.RecordSize(), m.produced-m.returned, m.size)
@@ -685,7 +689,7 @@ func (m *readerModel) hasSample() bool {
 	return slices.ContainsFunc(m.pending, func(r fuzzedRecord) bool { return !r.discarded })
 }
 
-// read calls Read or ReadInto, unless that would wait for ever.
+// read calls Read or ReadInto, unless the call would wait forever.
 func (m *readerModel) read(into bool) {
 	var wantErr error
 	expires := m.kind == pastDeadline || m.kind == nearDeadline
@@ -761,8 +765,8 @@ func (m *readerModel) read(into bool) {
 	}
 }
 
-// endsEarly reports whether an error ends a flush or a deadline's drain though there are
-// samples, which came later.
+// endsEarly reports whether err rightly ends a flush, or the drain of a deadline, although
+// there are samples, because these came later.
 func (m *readerModel) endsEarly(err error) bool {
 	if !m.hasSample() || m.closed {
 		return false
@@ -808,7 +812,8 @@ func (m *readerModel) flush() {
 	}
 }
 
-// reopen closes the Reader and opens another. What the first one drained is lost.
+// reopen closes the Reader and opens another. Samples that the first one drained and did not
+// return are lost.
 func (m *readerModel) reopen(options []Option) {
 	m.open(options)
 	from := m.produced - m.reader.AvailableBytes()
@@ -854,7 +859,7 @@ func (m *readerModel) wantAvailable(want int) {
 	}
 }
 
-// guarded returns memory whose end is that of a page before one that cannot be read.
+// guarded returns a page of memory. The page after it cannot be read.
 func guarded(tb testing.TB) (memory []byte) {
 	page := os.Getpagesize()
 	both, err := syscall.Mmap(-1, 0, 2*page, syscall.PROT_READ|syscall.PROT_WRITE,
@@ -869,8 +874,9 @@ func guarded(tb testing.TB) (memory []byte) {
 	return both[:page:page]
 }
 
-// FuzzAsFlex views samples of any size, before memory that cannot be read, and at a distance
-// from that. What is behind a sample must not matter, even to the padding of what comes back.
+// FuzzAsFlex views samples of any size that end just before memory that cannot be read, or at a
+// distance from it. The bytes behind a sample must not matter, not even to the padding of the
+// result.
 func FuzzAsFlex(f *testing.F) {
 	for kind := range flexKinds {
 		for size := range uint8(64) {
@@ -919,10 +925,10 @@ func FuzzAsFlex(f *testing.F) {
 	})
 }
 
-// FuzzWatcher lays out memory at random, with what looks like records here and there, and changes
-// some of it while it is copied. Only the producer and the overwrite position are a kernel's: they
-// never go back. Nothing panics, nobody reads behind the ring, and no sample goes beyond what
-// was produced.
+// FuzzWatcher fills the memory of a ring at random, with bytes that look like records here and
+// there, and changes some of it while the Watcher copies it. Only the producer and the
+// overwrite position behave as in a kernel: they never go back. The Watcher must not panic or
+// read behind the ring, and no sample may end beyond the producer position.
 func FuzzWatcher(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte{1, 0, 200, 3, 255, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})

@@ -20,8 +20,8 @@ import (
 
 const secondReaderEnv = "RINGBUF_TEST_SECOND_READER"
 
-// readSecond is the process that reads what another one reads already: once for each line that
-// it gets.
+// readSecond is the body of a second process that reads the same ring. It reads one sample for
+// each line on its standard input.
 func readSecond(t *testing.T, keep bool) {
 	if err := os.WriteFile("/proc/self/comm", []byte("second\n \"r\""), 0); err != nil {
 		t.Fatal(err)
@@ -110,7 +110,7 @@ func TestTheErrorNamesTheOtherReader(t *testing.T) {
 	}
 }
 
-// TestACommitNamesTheOtherReader has a lease out while somebody moves the consumer position.
+// TestACommitNamesTheOtherReader moves the consumer position while a lease is out.
 func TestACommitNamesTheOtherReader(t *testing.T) {
 	ring, r := newRingAndReader(t, os.Getpagesize())
 	ring.Emit(text("sample"))

@@ -14,13 +14,15 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
+// These tests build a program in another module, as a user does.
+
 const (
 	libbpfgo       = "github.com/aquasecurity/libbpfgo"
 	lowestLibbpfgo = "v0.6.0-libbpf-1.3" // what the README promises
 )
 
-// program is what a user of libbpfgo might write in a module of their own. Its
-// argument is the BPF object of package workload.
+// program is a program that a user of libbpfgo might write in another module. Its argument is
+// the BPF object of package workload.
 const program = `package main
 
 import (
@@ -77,7 +79,7 @@ func main() {
 `
 
 // TestProgramInAnotherModule runs the program with the libbpfgo that these tests are built
-// with, and with the lowest.
+// with, and with the lowest one that the README promises.
 func TestProgramInAnotherModule(t *testing.T) {
 	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
 	here, err := os.Getwd()
@@ -88,7 +90,7 @@ func TestProgramInAnotherModule(t *testing.T) {
 	for _, version := range slices.Compact(versions) {
 		t.Run(version, func(t *testing.T) {
 			dir := t.TempDir()
-			// As go mod tidy would, but for what it gets from elsewhere: bench has the newest.
+			// As go mod tidy would, but without fetching: bench/go.sum has the newest versions.
 			sums, err := os.ReadFile("go.sum")
 			benchSums, benchErr := os.ReadFile("bench/go.sum")
 			err = errors.Join(err, benchErr,
@@ -131,8 +133,8 @@ replace github.com/libbpfgo/ringbuf => %s
 	})
 }
 
-// goTool runs a go command in another module, or with dir "" in this one, and returns what
-// that printed. GOFLAGS may name a go.mod for this one, which does not fit the other.
+// goTool runs a go command in the module in dir, or in this module if dir is "", and returns
+// its output. GOFLAGS may name a go.mod for this module. Another module does not get that flag.
 func goTool(t *testing.T, dir string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command("go", args...)

@@ -15,8 +15,8 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// wantRecords wants exactly these samples of an iterator, and then the error, unless that is
-// nil.
+// wantRecords fails unless an iterator yields exactly these samples and then the error end, if
+// that is not nil.
 func wantRecords(t *testing.T, records func(func(Record, error) bool), end error,
 	samples ...string) {
 	t.Helper()
@@ -52,7 +52,8 @@ func TestRecordsEndWithTheErrorOfRead(t *testing.T) {
 	wantRecords(t, r.Records(t.Context()), nil)
 }
 
-// goRecords runs a loop over the records, which is waiting for one when this returns.
+// goRecords runs a loop over Records in a goroutine, and returns when the loop waits for a
+// record.
 func goRecords(ctx context.Context, t *testing.T, r *Reader) (ended <-chan error) {
 	t.Helper()
 	result := make(chan error, 1)
@@ -181,7 +182,7 @@ func TestRecordsAllocatesNothingForASample(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var mallocs uint64
-	for range 2 { // the second time batches have reached their size
+	for range 2 { // the second time, batches have reached their size
 		if got := ring.Count(0, 0, n, 0); got != n {
 			t.Fatalf("the ring had room for %d samples only", got)
 		}
@@ -199,13 +200,13 @@ func TestRecordsAllocatesNothingForASample(t *testing.T) {
 		runtime.ReadMemStats(&after)
 		mallocs = after.Mallocs - before.Mallocs
 	}
-	if mallocs > n/100 { // for the loop, and by others
+	if mallocs > n/100 { // for the loop, and by other goroutines
 		t.Errorf("a loop over %d records allocates %d times", n, mallocs)
 	}
 }
 
-// TestNobodyWritesToAView has several loops and Reads at once while records come, and looks
-// at each view twice, so that others may fetch between.
+// TestNobodyWritesToAView runs several loops over Records, and one over Read, while records
+// come. Each loop body looks at its view twice, so that others may fetch in between.
 func TestNobodyWritesToAView(t *testing.T) { eachPace(t, testViews) }
 
 func testViews(t *testing.T, pace Option) {

@@ -23,7 +23,7 @@ const (
 	killedWay = "RINGBUF_TEST_WAY"
 )
 
-// The sizes of a sample there, and of its record.
+// The size of a sample in that process, and of its record.
 const (
 	killedSample = 64
 	killedRecord = killedSample + bpftest.HeaderSize
@@ -31,15 +31,16 @@ const (
 
 func numberOf(sample []byte) uint64 { return binary.NativeEndian.Uint64(sample) }
 
-// TestKillLosesNothing kills a process that reads a pinned ring, in the middle, and lets the
-// next one go on. A body prints the number of its record when it ends.
+// TestKillLosesNothing kills a process while it reads a pinned ring, and lets the next process
+// go on. At its end, each loop body writes the number of its record to a pipe.
 func TestKillLosesNothing(t *testing.T) {
 	if pin := os.Getenv(killedPin); pin != "" {
 		readUntilKilled(t, pin, os.Getenv(killedWay))
 		return
 	}
-	// Five processes read some 5,500 records, and each until it is dead as many more as have room
-	// in a pipe and a buffer, 8,704: on a busy machine they do. None may wait for more.
+	// Five processes read some 5,500 records. Until it is dead, each may read as many more as
+	// fit into a pipe and a buffer, 8,704; on a busy machine they do. None may have to wait for
+	// more records.
 	const size = 4 << 20
 	for _, tt := range []struct {
 		way         string
@@ -63,7 +64,7 @@ func TestKillLosesNothing(t *testing.T) {
 				binary.NativeEndian.PutUint64(samples[i].Data, uint64(i))
 			}
 			ring.Emit(samples...)
-			next, end := uint64(0), uint64(0) // to be read, and of those whose body ended
+			next, end := uint64(0), uint64(0) // the next record, and the end of those read
 			for round := range uint64(5) {
 				first, last := killReader(t, pin, tt.way, 500+300*round)
 				if first+tt.again < next || first > next+tt.lost {
@@ -86,11 +87,11 @@ func TestKillLosesNothing(t *testing.T) {
 	}
 }
 
-// killReader starts a process that reads, kills it after n records, and returns the first
-// and the last record whose body has ended.
+// killReader starts a process that reads, kills it after n records, and returns the first and
+// the last record whose body ended.
 func killReader(t *testing.T, pin, way string, n uint64) (first, last uint64) {
 	t.Helper()
-	runtime.LockOSThread() // the process ends with it
+	runtime.LockOSThread() // the kernel kills the process when this thread ends
 	defer runtime.UnlockOSThread()
 	cmd := testCommand("^TestKillLosesNothing$", killedPin+"="+pin, killedWay+"="+way)
 	out, in, err := os.Pipe()
@@ -122,7 +123,7 @@ func killReader(t *testing.T, pin, way string, n uint64) (first, last uint64) {
 	if err := cmd.Wait(); !killed(err) {
 		t.Fatalf("the process that reads ended with %v", err)
 	}
-	for number := last; err == nil; number, err = read() { // what else it did until then
+	for number := last; err == nil; number, err = read() { // and those until it was dead
 		last = number
 	}
 	if err != io.EOF {
@@ -145,7 +146,7 @@ func readUntilKilled(t *testing.T, pin, way string) {
 	out := os.NewFile(3, "numbers")
 	body := func(sample []byte) {
 		seq := numberOf(sample)
-		// In one system call: either the body has ended or not.
+		// In one system call, so that a body has either ended or not.
 		if _, err := out.Write(binary.NativeEndian.AppendUint64(nil, seq)); err != nil {
 			t.Fatal(err)
 		}

@@ -160,7 +160,8 @@ func TestReleasedRecordsComeAgainBeforeLaterOnes(t *testing.T) {
 	}
 }
 
-// What Read has drained and nobody read is lent too, and may come back.
+// TestLeaseOfWhatReadHasDrained leases samples that a Read has drained and nobody has read, and
+// releases them.
 func TestLeaseOfWhatReadHasDrained(t *testing.T) {
 	ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(0))
 	ring.Emit(text("a"), text("b"), text("c"), text("d"))
@@ -199,8 +200,9 @@ func TestDroppedLeaseIsReleased(t *testing.T) {
 	wantSample(t, r, "a")
 }
 
-// TestLeasesCommittedInReverse has 8 goroutines under a flood, whose leases are committed in
-// reverse order; some are released before, and come again in order.
+// TestLeasesCommittedInReverse has leases that 8 goroutines commit in reverse order, under a
+// flood. In every third round they release the leases instead, and the records must come again
+// in order.
 func TestLeasesCommittedInReverse(t *testing.T) {
 	const goroutines, samples = 8, 40_000
 	ring, r := newRingAndReader(t, 1<<20)
@@ -357,7 +359,7 @@ func TestAReadBesideALeaseGetsLaterRecords(t *testing.T) {
 		wantSample(t, r, "b")
 		wantSample(t, r, "c")
 		wantConsumed(t, r, from, 0)
-		// The kernel notifies of nothing now.
+		// While the lease is out, the kernel does not notify.
 		result := goRead(t, r)
 		wantWaiting(t, result)
 		ring.Emit(text("d"))
@@ -373,8 +375,9 @@ func TestAReadBesideALeaseGetsLaterRecords(t *testing.T) {
 	})
 }
 
-// TestNoWakeupIsLostWhenALeaseIsCommitted has somebody wait for later records while the
-// lease before is committed, at any moment before or after the kernel commits the next record.
+// TestNoWakeupIsLostWhenALeaseIsCommitted commits leases while other goroutines wait for later
+// records. A lease may be committed at any moment before or after the kernel commits the next
+// record.
 func TestNoWakeupIsLostWhenALeaseIsCommitted(t *testing.T) {
 	eachWaitUnderLoad(t, func(t *testing.T, opts ...Option) {
 		ring := bpftest.NewStress(t, os.Getpagesize(), uint64(time.Now().UnixNano()))
@@ -414,8 +417,8 @@ func TestNoWakeupIsLostWhenALeaseIsCommitted(t *testing.T) {
 	})
 }
 
-// TestAPanicDoesNotKeepTheTurn has what belongs to the caller panic, or end its goroutine,
-// inside of a read.
+// TestAPanicDoesNotKeepTheTurn has the caller's context panic, or end its goroutine, during a
+// read.
 func TestAPanicDoesNotKeepTheTurn(t *testing.T) {
 	for name, end := range map[string]func(){
 		"panic":  func() { panic("in the caller's context") },
@@ -425,7 +428,7 @@ func TestAPanicDoesNotKeepTheTurn(t *testing.T) {
 			_, r := newRingAndReader(t, os.Getpagesize())
 			for _, read := range []struct {
 				call  func(ctx context.Context)
-				after int // calls of Err, the last of which has the turn
+				after int // calls of Err; during the last one the goroutine has the turn
 			}{
 				{func(ctx context.Context) { r.ReadContext(ctx) }, 2},
 				{func(ctx context.Context) { r.Lease(ctx) }, 1},
@@ -447,7 +450,7 @@ func TestAPanicDoesNotKeepTheTurn(t *testing.T) {
 	}
 }
 
-// A badContext calls end in a call of Err.
+// A badContext calls end from a certain call of Err on.
 type badContext struct {
 	context.Context
 	end   func()
@@ -482,8 +485,8 @@ func TestAWriteToAViewIsSIGSEGV(t *testing.T) {
 	}
 }
 
-// TestOwnersMayWriteBesideReadInto is for the race detector: what Read has returned belongs
-// to its caller, whatever ReadInto does in other goroutines.
+// TestOwnersMayWriteBesideReadInto is for the race detector. A sample that Read has returned
+// belongs to its caller, whatever ReadInto does in other goroutines.
 func TestOwnersMayWriteBesideReadInto(t *testing.T) {
 	const samples = 5_000
 	ring, r := newRingAndReader(t, 1<<16)
@@ -513,8 +516,9 @@ func TestOwnersMayWriteBesideReadInto(t *testing.T) {
 		})
 	}
 	for sent := 0; sent < samples; {
-		// Few, so that ReadInto takes some batches whole, and the memory is used again. Of all
-		// sizes, so that what is a header in one batch is a sample in the next.
+		// Few samples, so that ReadInto takes some batches whole and their memory is used
+		// again. Samples of all sizes, so that a header in one batch is in the place of a
+		// sample in the next.
 		some := make([]bpftest.Sample, min(1+rng.IntN(3), samples-sent))
 		for i := range some {
 			some[i].Data = make([]byte, rng.IntN(100))
@@ -527,8 +531,7 @@ func TestOwnersMayWriteBesideReadInto(t *testing.T) {
 	reading.Wait()
 }
 
-// TestLargeSamplesLeaveLoopsSmall has two loops that share a ring in which one sample was
-// large.
+// TestLargeSamplesLeaveLoopsSmall runs two loops over a ring that had one large sample.
 func TestLargeSamplesLeaveLoopsSmall(t *testing.T) {
 	ring, r := newRingAndReader(t, 4<<20, WithMaxDelay(0))
 	ring.Emit(bpftest.Sample{Data: make([]byte, 512<<10)})
@@ -546,7 +549,7 @@ func TestLargeSamplesLeaveLoopsSmall(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-				// Each body has its record until the other loop has the next.
+				// Each body keeps its record until the other loop has the next one.
 				for i := seen.Add(1); seen.Load() == i && !ended.Load(); {
 					runtime.Gosched()
 				}
@@ -568,7 +571,8 @@ func TestLargeSamplesLeaveLoopsSmall(t *testing.T) {
 	}
 }
 
-// A lease tells of losses as Read does, again if it was released, and once committed no more.
+// TestLeasesTellOfLosses checks that a lease reports losses as Read does. After a release they
+// are reported again, after a commit they are not.
 func TestLeasesTellOfLosses(t *testing.T) {
 	const size = 1 << 16
 	ring := bpftest.NewLoss(t, size, 0)
@@ -619,7 +623,8 @@ func TestLeasesTellOfLosses(t *testing.T) {
 	}
 }
 
-// A tick leaves the newest record, and what was discarded before it, behind.
+// TestATickLendsUpToADiscardedRecord checks that a tick leaves the newest record behind, and
+// the discarded records before it.
 func TestATickLendsUpToADiscardedRecord(t *testing.T) {
 	ring, r := newRingAndReader(t, os.Getpagesize())
 	ring.Emit(text("a"), discarded(8), text("b"))
@@ -636,7 +641,8 @@ func TestATickLendsUpToADiscardedRecord(t *testing.T) {
 	}
 }
 
-// Read waits for the kernel, who notifies of nothing that was released.
+// TestReleaseWakesWhoWaits releases a lease while a Read waits for the kernel, which does not
+// notify of released records.
 func TestReleaseWakesWhoWaits(t *testing.T) {
 	for name, drained := range map[string]bool{"of the ring": false, "of what was drained": true} {
 		t.Run(name, func(t *testing.T) {
@@ -690,7 +696,8 @@ func TestAvailableBytesWithReleasedLeases(t *testing.T) {
 	wantAvailable(t, r, 0)
 }
 
-// A lease of one ring does not keep libbpf from passing what was discarded in another.
+// TestDiscardsArePassedBesideALeaseOfAnotherRing checks that a lease of one ring does not keep
+// libbpf from passing discarded records of another.
 func TestDiscardsArePassedBesideALeaseOfAnotherRing(t *testing.T) {
 	rings, r := newRings(t, []int{4096, 4096}, WithMaxDelay(0))
 	rings[0].Emit(text("a"))

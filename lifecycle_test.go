@@ -20,8 +20,8 @@ import (
 
 var cycles = flag.Int("cycles", 2000, "how often TestOpenAndCloseLeaveNothing opens a Reader")
 
-// footprint is what a Reader may leave behind. Not the address space: Go takes some for its
-// heap, 64 MiB at a time, and how much of that is resident is its affair too.
+// A footprint is what a Reader may leave behind. It does not count address space: Go takes 64
+// MiB at a time for its heap, and how much of that is resident is also up to Go.
 type footprint struct {
 	resourceCount
 	threads   int
@@ -43,7 +43,7 @@ func measureFootprint(t *testing.T) footprint {
 	return f
 }
 
-// procStatus returns a number of /proc/self/status.
+// procStatus returns a number from /proc/self/status.
 func procStatus(t *testing.T, name string) int {
 	t.Helper()
 	status, err := os.ReadFile("/proc/self/status")
@@ -96,7 +96,7 @@ func testOpenAndClose(t *testing.T) {
 	}
 	run := func(n int) {
 		for i := range n {
-			// Most of them are of the first kind, which is quickest.
+			// Most cycles are of the first kind, which is the quickest.
 			kinds[max(0, i%16-11)]()
 		}
 	}
@@ -133,8 +133,8 @@ func startTicking(r *Reader) {
 	m.ticking, m.interval, m.caughtUp = true, m.usual(), time.Now()
 }
 
-// TestReaderWaitsAfterItsModuleIsClosed lets a program that outlives the module as well
-// write into the ring.
+// TestReaderWaitsAfterItsModuleIsClosed has a BPF program, which outlives the module too, write
+// to the ring.
 func TestReaderWaitsAfterItsModuleIsClosed(t *testing.T) {
 	for _, tt := range []struct {
 		name    string

@@ -48,7 +48,7 @@ func wantLost(t *testing.T, c *lossCounter, want uint64) {
 
 const numberedRecord = bpftest.HeaderSize + bpftest.NumberedSize
 
-// numberedCapacity is how many records of LossRing.Try a ring has room for. The kernel
+// numberedCapacity returns how many records of LossRing.Try a ring has room for. The kernel
 // leaves the last 8 bytes of a ring unused.
 func numberedCapacity(size int) int { return (size - 8) / numberedRecord }
 
@@ -59,7 +59,7 @@ func TestLossIsPlacedWhereTheReaderIsNotYet(t *testing.T) {
 	c := mustOpenLossCounter(t, ring.Counter())
 	consumer := consumerPosition(t, ring)
 	wantLook(t, c, 0, 0)
-	// All in records.
+	// All numbers are in records.
 	total := 0
 	for _, step := range []struct {
 		name                         string
@@ -89,7 +89,7 @@ func TestLossCounterCountsFromWhenItWasOpened(t *testing.T) {
 	size := os.Getpagesize()
 	n := numberedCapacity(size)
 	ring := bpftest.NewLoss(t, size, 0)
-	ring.SetSlot(0, 3, 1<<40, 1<<40) // of another ring, which had the counter before
+	ring.SetSlot(0, 3, 1<<40, 1<<40) // from another ring, which had the counter before
 	c := mustOpenLossCounter(t, ring.Counter())
 	wantLost(t, c, 0)
 	wantLook(t, c, 0, 0)
@@ -102,7 +102,7 @@ func TestLookReturnsTheFirstPlaceOfAllCPUs(t *testing.T) {
 	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
 	c := mustOpenLossCounter(t, ring.Counter())
 	if len(c.slots) == 1 {
-		c.slots = c.slots[:2] // the mapping has them
+		c.slots = c.slots[:2] // the mapping has both
 		c.seen = make([]seenSlot, 2)
 	}
 	ring.SetSlot(0, 1, 400, 0)
@@ -116,8 +116,8 @@ func TestLookReturnsTheFirstPlaceOfAllCPUs(t *testing.T) {
 	wantLook(t, c, 0, 0)
 }
 
-// lossProducers write concurrently: several for each of two CPUs, which interrupt each
-// other there.
+// lossProducers write concurrently. There are several for each of two CPUs, and they interrupt
+// each other there.
 type lossProducers struct {
 	ring  *bpftest.LossRing
 	tried int // by each
@@ -135,7 +135,7 @@ func (p *lossProducers) start() {
 			defer p.Done()
 			for done := 0; done < p.tried; done += 20 {
 				p.accepted[producer] += p.ring.Try(p.cpu(producer), producer, uint64(done), 20)
-				runtime.Gosched() // else a reader has a turn each 10 ms only
+				runtime.Gosched() // otherwise a reader has a turn only every 10 ms
 			}
 		}()
 	}
@@ -150,7 +150,8 @@ func (p *lossProducers) lost() map[int]uint64 {
 	return lost
 }
 
-// wantCounted compares the counter with what the producers know, and looks with it.
+// wantCounted compares the counter, and the sum of what look returned, with what the producers
+// know.
 func (p *lossProducers) wantCounted(t *testing.T, c *lossCounter, looked uint64) {
 	t.Helper()
 	var total uint64
@@ -166,7 +167,8 @@ func (p *lossProducers) wantCounted(t *testing.T, c *lossCounter, looked uint64)
 	}
 }
 
-// TestLookKnowsWhichPositionToTrust has losses before and after the consumer got to the first.
+// TestLookKnowsWhichPositionToTrust has losses before and after the consumer gets to the first
+// one.
 func TestLookKnowsWhichPositionToTrust(t *testing.T) {
 	ring := bpftest.NewLoss(t, os.Getpagesize(), 0)
 	c := mustOpenLossCounter(t, ring.Counter())
@@ -352,7 +354,7 @@ func TestPossibleCPUsMayHaveGaps(t *testing.T) {
 	}
 }
 
-// readIn returns a function that reads the next record in one of the ways to do so.
+// readIn returns a function that reads the next record in the given way.
 func readIn(t *testing.T, way string, r *Reader) (next func() Record, stop func()) {
 	switch way {
 	case "Read":
@@ -383,7 +385,7 @@ func TestLostIsWithTheRecordAfterTheLoss(t *testing.T) {
 	for _, way := range []string{"Read", "ReadInto"} {
 		t.Run(way, func(t *testing.T) {
 			ring := bpftest.NewLoss(t, size, 0)
-			ring.Try(0, 0, 0, n+3) // does not count
+			ring.Try(0, 0, 0, n+3) // not counted, because there is no Reader yet
 			r := mustNewReader(t, ring, WithLossCounter(ring.Counter()), WithMaxDelay(0))
 			next, stop := readIn(t, way, r)
 			defer stop()
@@ -409,7 +411,7 @@ func TestLostIsWithTheRecordAfterTheLoss(t *testing.T) {
 			write(0, 5)
 			want[n] = 5
 			readTo(1)
-			write(drained(), 4) // full again: the loss has the place of the first
+			write(drained(), 4) // full again: this loss gets the place of the first one
 			want[n] += 4
 			readTo(n)
 			write(n-(written-drained()), 3) // full after the Reader got there
@@ -439,9 +441,9 @@ func TestLostIsWithTheRecordAfterTheLoss(t *testing.T) {
 	}
 }
 
-// TestNoLossIsToldOfTooLate has producers on two CPUs for a ring that is full again and again:
-// however slow they are, the reader waits until they have lost some. When a record is read, as
-// many as are missing so far were reported as lost.
+// TestNoLossIsToldOfTooLate has producers on two CPUs write to a ring that becomes full again
+// and again: however slow they are, the reader waits until they have lost some records. When a
+// record is read, as many as are missing so far must have been reported as lost.
 func TestNoLossIsToldOfTooLate(t *testing.T) {
 	eachPace(t, func(t *testing.T, pace Option) {
 		for _, size := range []int{1 << 16, 1 << 19} {

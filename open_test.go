@@ -32,7 +32,7 @@ func mountBPF(t *testing.T) (dir string) {
 	return dir
 }
 
-// newPinnedRing returns a ring, and where it is pinned.
+// newPinnedRing returns a ring and the path where it is pinned.
 func newPinnedRing(t *testing.T) (ring *bpftest.Ring, path string) {
 	t.Helper()
 	ring = bpftest.New(t, os.Getpagesize())
@@ -43,7 +43,7 @@ func newPinnedRing(t *testing.T) (ring *bpftest.Ring, path string) {
 	return ring, path
 }
 
-// mustOpen returns what OpenMap or OpenMapID did.
+// mustOpen returns the handle from OpenMap or OpenMapID, and closes it at the end of the test.
 func mustOpen(t *testing.T, h *MapHandle, err error) *MapHandle {
 	t.Helper()
 	if err != nil {
@@ -221,11 +221,11 @@ func TestADroppedHandleIsClosed(t *testing.T) {
 	}
 }
 
-// forgotten is a Map that nobody but its FileDescriptor has.
+// A forgotten is a Map. Only its method FileDescriptor uses the handle.
 type forgotten struct{ h *MapHandle }
 
-// FileDescriptor returns the handle's descriptor after the garbage collector had time to
-// find that nobody needs the handle, if that is so.
+// FileDescriptor returns the handle's descriptor. Before it returns, it gives the garbage
+// collector time to collect the handle, if nothing refers to that any more.
 func (m *forgotten) FileDescriptor() int {
 	fd := m.h.FileDescriptor()
 	link := fmt.Sprintf("/proc/self/fd/%d", fd)
@@ -288,7 +288,7 @@ func TestOpenNeedsThePermissionsThatItNames(t *testing.T) {
 
 	const capSysAdmin = 21 // include/uapi/linux/capability.h
 	ring, path := newPinnedRing(t)
-	// That of t.TempDir is private.
+	// The directory of t.TempDir is private.
 	if err := os.Chmod(filepath.Dir(filepath.Dir(path)), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ func TestPeakIsOfTheLastMinute(t *testing.T) {
 			t.Errorf("at %v, with %d bytes, the peak is %d, want %d", step.at, step.bytes, got, step.want)
 		}
 	}
-	// The clock of Stats may be a little behind that of who looks.
+	// The clock of Stats may be a little behind that of the goroutine that notes a peak.
 	p.note(48*time.Hour, 50)
 	if got := p.bytes(48*time.Hour - 1); got != 50 {
 		t.Errorf("a moment before it was noted the peak is %d, want 50", got)
@@ -66,7 +66,7 @@ func TestPeakIsTheMostOfAllGoroutines(t *testing.T) {
 	}
 }
 
-// TestThePeakOfStatsFalls has a Reader for which time passes as the test wants it.
+// TestThePeakOfStatsFalls lets time pass for the Reader by moving the time when it was opened.
 func TestThePeakOfStatsFalls(t *testing.T) {
 	for _, way := range []struct {
 		name     string
@@ -108,8 +108,8 @@ func TestThePeakOfStatsFalls(t *testing.T) {
 			wantPeak(16)
 			pass(70 * time.Second)
 			wantPeak(0)
-			// What somebody writes to the consumer position is no peak, also if nobody checks that
-			// because of a lease.
+			// A consumer position that another process has written is no peak, even while a
+			// lease is out and the Reader does not check the position.
 			ring.Emit(text("lent"))
 			lease, err := r.Lease(t.Context())
 			if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/testrun"
 )
 
-// These tests show what each step needs.
+// These tests show which capabilities each step needs.
 
 // From include/uapi/linux/capability.h.
 const (
@@ -22,8 +22,8 @@ const (
 	capBPF     = 39
 )
 
-// runPrivileged runs tests in a process of another user, or the same unless that is root,
-// with exactly these capabilities, and returns what it printed.
+// runPrivileged runs tests in a process with exactly these capabilities, and returns its
+// output. If this process runs as root, that one runs as nobody.
 func runPrivileged(t *testing.T, pattern string, capabilities []uintptr, files []*os.File,
 	env ...string) string {
 	t.Helper()
@@ -64,7 +64,7 @@ func TestLoadingTakesTwoCapabilities(t *testing.T) {
 		{"CAP_BPF and CAP_PERFMON", []uintptr{capBPF, capPerfmon}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			// TestMain loads the programs, and says how that went.
+			// TestMain loads the programs and prints how that went.
 			out := runPrivileged(t, "^$", tt.capabilities, nil)
 			want := "operation not permitted: root, or CAP_BPF and CAP_PERFMON, is needed"
 			if tt.suffice {
@@ -79,9 +79,9 @@ func TestLoadingTakesTwoCapabilities(t *testing.T) {
 
 const unprivilegedEnv = "RINGBUF_TEST_UNPRIVILEGED"
 
-// TestReadingTakesNoCapability hands a ring to a process that has none, and a program
-// that writes into it. Before Linux 6.0, with kernel.unprivileged_bpf_disabled, the
-// kernel refuses that process both, and CAP_BPF is enough for both.
+// TestReadingTakesNoCapability hands a ring, and a program that writes to it, to a process that
+// has no capability. Before Linux 6.0, with kernel.unprivileged_bpf_disabled, the kernel
+// refuses both to that process, and CAP_BPF is sufficient for both.
 func TestReadingTakesNoCapability(t *testing.T) {
 	if os.Getenv(unprivilegedEnv) != "" {
 		readUnprivileged(t)
@@ -116,7 +116,7 @@ func TestReadingTakesNoCapability(t *testing.T) {
 	}
 }
 
-// readUnprivileged is what the other process does.
+// readUnprivileged is the body of the other process.
 func readUnprivileged(t *testing.T) {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -161,7 +161,7 @@ func readUnprivileged(t *testing.T) {
 	}
 }
 
-// bpfIsDenied reports whether the kernel refuses bpf(2) without CAP_BPF altogether.
+// bpfIsDenied reports whether the kernel refuses all of bpf(2) without CAP_BPF.
 func bpfIsDenied(t *testing.T) bool {
 	t.Helper()
 	major := 0

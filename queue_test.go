@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// These tests need no kernel. The ring is a fake whose every fetch is answered by
-// the test, so that things happen in an order that a kernel cannot be made to.
+// These tests need no kernel. The ring is a fake, and the test answers each of its fetches. So
+// events happen in an order that cannot be forced with a kernel.
 
 // A fakeRing hands each call of fetch to the test.
 type fakeRing struct {
@@ -44,7 +44,7 @@ func (f *fakeRing) fetch(b *batch, q request) error {
 	p := &fakeFetch{q.deadline, make(chan fakeAnswer)}
 	f.fetches <- p
 	answer := <-p.answer
-	var buf []byte // new each time: the race detector does not like what only C may do
+	var buf []byte // new each time: the race detector would report a reuse, which only C may do
 	for _, s := range answer.samples {
 		size := uint64(len(s)+15) &^ 7
 		buf = appendEntry(buf, f.consumer.Add(size), uint32(size), []byte(s))
@@ -90,10 +90,10 @@ func (p *fakeFetch) reply(samples ...string) { p.answer <- fakeAnswer{samples: s
 
 func (p *fakeFetch) fail(err error) { p.answer <- fakeAnswer{err: err} }
 
-// waits reports whether fetch was called such that it may wait.
+// waits reports whether the fetch may wait.
 func (p *fakeFetch) waits() bool { return p.deadline.IsZero() || time.Until(p.deadline) > 0 }
 
-// readFake starts a Read.
+// readFake calls Read in a goroutine, and does not wait until that fetches.
 func readFake(r *Reader) <-chan readResult {
 	result := make(chan readResult, 1)
 	readFakeTo(r, result)
@@ -261,7 +261,7 @@ func TestQueueSamplesOfAFetchThatCloseInterrupts(t *testing.T) {
 	if err := <-closed; err != nil {
 		t.Fatal(err)
 	}
-	// The Read that was waiting may still have its sample. None comes after Close.
+	// The Read that was waiting may still return its sample. None comes after Close.
 	wantResult(t, result, "first", nil)
 	wantReadError(t, r, ErrClosed)
 	wantAvailable(t, r, 0)
@@ -296,7 +296,7 @@ func TestQueueAnotherReadTakesOverTheFetch(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
 	defer r.Close()
-	// Of two Reads either may take the sample, for the later one may find it at once.
+	// Either of two Reads may take the sample, because the later one may find it at once.
 	result := make(chan readResult, 1)
 	readFakeTo(r, result)
 	p := f.nextFetch(t)

@@ -12,10 +12,11 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// Programs submit by ringbuf_quiet() of bpf/ringbuf.bpf.h, for a Reader with a long delay.
+// In these tests, programs submit records with ringbuf_quiet() of bpf/ringbuf.bpf.h, for a
+// Reader with a long delay.
 
-// eachQuietWait runs a test with Readers that wait in each way. prepare makes one wait like
-// that the next time; it has read something before.
+// eachQuietWait runs a test for each way to wait. prepare makes the next wait of a Reader one
+// of that kind. The Reader must have read something before.
 func eachQuietWait(t *testing.T, test func(t *testing.T, prepare func(*Reader))) {
 	for name, prepare := range map[string]func(*Reader, *libbpfRings){
 		"blocked": func(_ *Reader, lib *libbpfRings) { lib.blockFor = time.Hour },
@@ -42,7 +43,7 @@ func newQuietRing(t *testing.T, size, threshold int, d time.Duration) (*bpftest.
 	return ring, r
 }
 
-// TestQuietRecordsAreReadInTime has a trickle, of which the kernel notifies nobody.
+// TestQuietRecordsAreReadInTime has a trickle of records of which the kernel does not notify.
 func TestQuietRecordsAreReadInTime(t *testing.T) {
 	const (
 		d       = 100 * time.Millisecond
@@ -64,7 +65,7 @@ func TestQuietRecordsAreReadInTime(t *testing.T) {
 				ring.Try(0, 0, uint64(i), 1)
 			}
 		}()
-		r.SetDeadline(time.Now().Add(10 * time.Second)) // not to wait for ever
+		r.SetDeadline(time.Now().Add(10 * time.Second)) // so as not to wait forever
 		var longest time.Duration
 		for i := range sent {
 			if seq := bpftest.DecodeNumbered(mustRead(t, r).RawSample).Seq; seq != uint64(i) {
@@ -80,8 +81,8 @@ func TestQuietRecordsAreReadInTime(t *testing.T) {
 	})
 }
 
-// TestNoQuietFloodIsLost floods the ring of a Reader that would not look again for an hour: if
-// it reads nothing it is asleep, and not only slow because the machine is busy.
+// TestNoQuietFloodIsLost floods the ring of a Reader that by itself would not look for an hour.
+// So a Reader that reads nothing is asleep, not merely slow on a busy machine.
 func TestNoQuietFloodIsLost(t *testing.T) {
 	const size = 1 << 20
 	eachQuietWait(t, func(t *testing.T, prepare func(*Reader)) {
@@ -98,8 +99,9 @@ func TestNoQuietFloodIsLost(t *testing.T) {
 	})
 }
 
-// quietFlood writes two rings full. On some machines a flood is faster than any Reader, so at
-// three quarters of the ring it waits for this one.
+// quietFlood writes as many records as two rings hold. On some machines a flood is faster than
+// any Reader, so while more than three quarters of the ring are filled, it waits for the
+// Reader.
 func quietFlood(t *testing.T, ring *bpftest.LossRing, r *Reader, size int) {
 	t.Helper()
 	const burst = 256
@@ -133,7 +135,7 @@ func quietFlood(t *testing.T, ring *bpftest.LossRing, r *Reader, size int) {
 			case <-drained:
 			case <-turn.C:
 				if p.over() {
-					w.want(t, true) // or it is not the Reader's fault
+					w.want(t, true) // otherwise it is not the Reader's fault
 					t.Fatalf("%d bytes are in the ring, the kernel has notified, and the Reader reads nothing",
 						r.AvailableBytes())
 				}
@@ -148,7 +150,7 @@ func quietFlood(t *testing.T, ring *bpftest.LossRing, r *Reader, size int) {
 	}
 }
 
-// TestAFloodIsLostIfTheKernelNeverNotifies has what the others are compared with.
+// TestAFloodIsLostIfTheKernelNeverNotifies is for comparison with the tests above.
 func TestAFloodIsLostIfTheKernelNeverNotifies(t *testing.T) {
 	const size = 1 << 20
 	eachQuietWait(t, func(t *testing.T, prepare func(*Reader)) {
@@ -156,7 +158,7 @@ func TestAFloodIsLostIfTheKernelNeverNotifies(t *testing.T) {
 		n := numberedCapacity(size)
 		refused := 0
 		for try := 0; refused != 10; try++ {
-			if try == 5 { // it may not have slept yet, once or twice
+			if try == 5 { // once or twice the Reader may not have been asleep yet
 				t.Fatal("the Reader reads")
 			}
 			prepare(r)
@@ -192,7 +194,7 @@ func TestANotificationDoesNotMakeAPauseSpin(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ring, r := newTickingReader(t, pause)
-			// As for a Reader whose last tick left a record.
+			// As if the last tick of the Reader had left a record.
 			ring.Count(0, 0, 2, bpftest.ForceWakeup)
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
@@ -204,7 +206,8 @@ func TestANotificationDoesNotMakeAPauseSpin(t *testing.T) {
 			if took < pause/2 {
 				t.Errorf("the pause ended after %v, want %v", took, pause)
 			}
-			// In a virtual machine, time in which that did not run counts for who ran there.
+			// Time in which a virtual machine does not run counts for the thread that ran in
+			// it.
 			if got := threadTime() - before; got > took/2 {
 				t.Errorf("a pause of %v took %v of processor time", took, got)
 			}
@@ -212,7 +215,7 @@ func TestANotificationDoesNotMakeAPauseSpin(t *testing.T) {
 	}
 }
 
-// A notified tells when the kernel notifies of a ring.
+// A notified is an epoll instance that tells when the kernel notifies of a ring.
 type notified int
 
 func watchNotifications(t *testing.T, m Map) notified {
@@ -230,8 +233,8 @@ func watchNotifications(t *testing.T, m Map) notified {
 	return notified(fd)
 }
 
-// want compares whether the kernel has notified since the last call. It waits for what
-// should come.
+// want compares whether the kernel has notified since the last call with want. If want is true,
+// it waits for a notification.
 func (w notified) want(t *testing.T, want bool) {
 	t.Helper()
 	timeout := 0
@@ -243,7 +246,8 @@ func (w notified) want(t *testing.T, want bool) {
 	}
 }
 
-// since reports whether the kernel has notified since the last call, or does so in some ms.
+// since reports whether the kernel has notified since the last call, or does so within timeout
+// ms.
 func (w notified) since(t *testing.T, timeout int) bool {
 	t.Helper()
 	var events [1]syscall.EpollEvent
@@ -273,7 +277,8 @@ func TestQuietForcesAWakeupForEachHalfOfTheThreshold(t *testing.T) {
 			if ring.Try(0, 0, uint64(i), 1) != 1 {
 				t.Fatalf("record %d was refused", i)
 			}
-			// What ringbuf_quiet sees: its own record if that is reserved.
+			// The position that ringbuf_quiet sees. It includes its own record if that is
+			// reserved.
 			producer := (i + (i+1)%2) * numberedRecord
 			want := producer-consumed*numberedRecord >= threshold && producer-last >= threshold/2
 			w.want(t, want)
@@ -284,7 +289,7 @@ func TestQuietForcesAWakeupForEachHalfOfTheThreshold(t *testing.T) {
 		}
 	}
 	write(0, n, 0)
-	// From a quarter of the ring on, at each eighth, up to a record later.
+	// From a quarter of the ring on, one at each eighth, or up to a record later.
 	if len(forced) != 6 {
 		t.Errorf("wakeups of a ring that fills up: at %d, want 6", forced)
 	}
@@ -294,7 +299,7 @@ func TestQuietForcesAWakeupForEachHalfOfTheThreshold(t *testing.T) {
 	if len(forced) != 6 {
 		t.Errorf("wakeups when it fills up again: at %d, want 6", forced)
 	}
-	// It keeps up: nothing to notify of.
+	// The Reader keeps up, so there is nothing to notify of.
 	forced = nil
 	for i := 2*n - 1; i < 4*n; i++ {
 		write(i, i+1, i-1)

@@ -7,11 +7,11 @@ import (
 	"unsafe"
 )
 
-// memoryRing returns a ring in ordinary memory, in which the test writes records.
+// memoryRing returns a ring in ordinary memory, to which the test writes records.
 func memoryRing(size uint64) (g ring, data []uint32, consumer, producer *atomic.Uint64) {
 	memory := make([]uint64, size/8)
 	data = unsafe.Slice((*uint32)(unsafe.Pointer(&memory[0])), size/4)
-	// Not in one cache line, as in a real ring: so that to load both takes a while.
+	// In two cache lines, as in a real ring, so that loading both positions takes a while.
 	positions := new([256]atomic.Uint64)
 	consumer, producer = &positions[64], &positions[192]
 	g = ring{
@@ -22,8 +22,8 @@ func memoryRing(size uint64) (g ring, data []uint32, consumer, producer *atomic.
 	return g, data, consumer, producer
 }
 
-// TestPositionsOfOneMoment has somebody read and produce while the positions are loaded, so
-// that two that are loaded one after the other are often more than the ring apart.
+// TestPositionsOfOneMoment moves both positions while they are loaded. So two positions that
+// are loaded one after the other are often more than the ring apart.
 func TestPositionsOfOneMoment(t *testing.T) {
 	g, _, consumer, producer := memoryRing(4096)
 	var stop atomic.Bool
@@ -44,7 +44,7 @@ func TestPositionsOfOneMoment(t *testing.T) {
 	moving.Wait()
 }
 
-// TestLook compares look with what it should find in rings of all kinds of records.
+// TestLook compares look with a model of it, in rings with all kinds of records.
 func TestLook(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 20_000 {
@@ -109,7 +109,7 @@ func TestLook(t *testing.T) {
 		g.look(&got, 0, until, limit, leave)
 		got.start = 0
 		if want.samples == 0 && got.samples == 0 && leave {
-			continue // a tick looks again without
+			continue // a tick looks again without leave
 		}
 		if got != want {
 			t.Fatalf("records %v, until %d, limit %d, leave %v:\nlook finds %+v,\nwant %+v",

@@ -13,8 +13,8 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// These tests run on the kernel of this machine: a BPF program produces the
-// records. queue_test.go has those that need no kernel.
+// These tests run on the kernel of this machine. A BPF program produces the records.
+// queue_test.go has tests that need no kernel.
 
 func TestReadReturnsSamplesWithTheirRemainingBytes(t *testing.T) {
 	for _, tt := range []struct {
@@ -119,7 +119,7 @@ func TestEverySizeThatTheKernelAcceptsIsRead(t *testing.T) {
 			if ring.TryEmit(sample(largest+1)) != 1 {
 				t.Errorf("the kernel accepts %d bytes: the test does not try the largest sample", largest+1)
 			}
-			// Several of different sizes in one batch, more than it holds at first.
+			// Several samples of different sizes in one batch, more than it holds at first.
 			var want []bpftest.Sample
 			for used := 0; ; {
 				s := sample(random.IntN(ringSize / 16))
@@ -237,7 +237,7 @@ func TestAllocationsPerSample(t *testing.T) {
 		}
 	}
 	measure := func(read func() error) float64 {
-		// The second time batches have reached their size.
+		// The second time, batches have reached their size.
 		var perSample float64
 		for range 2 {
 			fill()
@@ -252,7 +252,7 @@ func TestAllocationsPerSample(t *testing.T) {
 	if got := measure(func() error { return r.ReadInto(&rec) }); got != 0 {
 		t.Errorf("ReadInto allocates %v times per sample, want 0", got)
 	}
-	// AllocsPerRun rounds down, so count what is needed for all.
+	// AllocsPerRun rounds down, so count the allocations for all samples.
 	var before, after runtime.MemStats
 	fill()
 	runtime.ReadMemStats(&before)

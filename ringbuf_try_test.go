@@ -18,8 +18,8 @@ func wantTried(t *testing.T, r *Reader, want string) {
 	}
 }
 
-// wantNothing wants TryReadInto to have nothing but the error, if any, and to leave the record
-// alone.
+// wantNothing fails unless TryReadInto returns no record and the error want, which may be nil,
+// and does not change the record.
 func wantNothing(t *testing.T, r *Reader, want error) {
 	t.Helper()
 	rec := Record{RawSample: []byte("unchanged"), Remaining: 17}
@@ -83,13 +83,13 @@ func TestTryReadIntoBesideAReadThatWaits(t *testing.T) {
 	})
 }
 
-// TestTryReadIntoDoesNotDisturbDeadlines has deadlines that have passed, and one that is to come.
+// TestTryReadIntoDoesNotDisturbDeadlines has a deadline in the past, and one in the future.
 func TestTryReadIntoDoesNotDisturbDeadlines(t *testing.T) {
 	ring, r := newRingAndReader(t, 4096, WithMaxDelay(0))
 	r.SetDeadline(time.Unix(0, 1))
 	wantNothing(t, r, nil)
 	ring.Emit(text("a"))
-	wantSample(t, r, "a") // which begins what the deadline ends
+	wantSample(t, r, "a") // begins the drain that the deadline ends
 	ring.Emit(text("b"), text("c"))
 	wantTried(t, r, "b")
 	wantTried(t, r, "c")
@@ -170,7 +170,8 @@ func TestTryReadIntoReturnsTheErrorsOfRead(t *testing.T) {
 	wantNothing(t, r, ErrClosed)
 }
 
-// TestTryReadIntoWhileCloseWaits has somebody fetch whom Close has to wait for.
+// TestTryReadIntoWhileCloseWaits calls TryReadInto while Close waits for a goroutine that
+// fetches.
 func TestTryReadIntoWhileCloseWaits(t *testing.T) {
 	f := newFakeRing()
 	r := newReader(f)
@@ -192,7 +193,7 @@ func TestTryReadIntoWhileCloseWaits(t *testing.T) {
 func TestTryReadIntoAllocatesNothing(t *testing.T) {
 	ring, r := newRingAndReader(t, 1<<20)
 	var rec Record
-	for range 2 { // the second time batches have reached their size
+	for range 2 { // the second time, batches have reached their size
 		if got := ring.Count(0, 0, 10_000, 0); got != 10_000 {
 			t.Fatalf("the ring had room for %d samples only", got)
 		}

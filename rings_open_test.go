@@ -70,7 +70,7 @@ func TestNewReaderWithTooLittleAddressSpace(t *testing.T) {
 }
 
 func testAddressSpace(t *testing.T) {
-	const size = 16 << 20 // much, beside what Go takes now and then
+	const size = 16 << 20 // much more than what Go takes now and then
 	page := os.Getpagesize()
 	ring := bpftest.New(t, size)
 	var unlimited syscall.Rlimit
@@ -89,7 +89,7 @@ func testAddressSpace(t *testing.T) {
 		}
 		return r, err
 	}
-	// From here on Go takes no more.
+	// From here on Go takes no more address space.
 	spareThreads(8)
 	debug.SetGCPercent(-1)
 	mustNewReader(t, ring).Close()
@@ -129,7 +129,7 @@ func testAddressSpace(t *testing.T) {
 		need += step.pages
 		wantFailure(need-1, step.name)
 	}
-	// The C library takes more than a page, if any.
+	// If the C library takes any, it takes more than a page.
 	for pages := need; ; pages++ {
 		r, err := open(pages)
 		if err == nil {
@@ -145,7 +145,8 @@ func testAddressSpace(t *testing.T) {
 	}
 }
 
-// wantOpenError opens a Reader of m, which must fail with an error that names want.
+// wantOpenError opens a Reader of m. This must fail with an error that mentions all of want,
+// and that wraps errno unless that is 0.
 func wantOpenError(t *testing.T, m Map, errno syscall.Errno, want ...string) {
 	t.Helper()
 	before := resources()
@@ -216,7 +217,7 @@ func TestNewReaderRefusesWhatIsNoRingBuffer(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := resources()
-		// As many more than there are as a Reader needs, and fewer.
+		// Allow as many descriptors as a Reader needs beyond those that are open, and fewer.
 		const need = 5
 		for more := range need + 1 {
 			used := 0

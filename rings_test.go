@@ -37,7 +37,7 @@ func TestMultiReaderReturnsTheRecordsOfEachRingInOrder(t *testing.T) {
 		if got := mustRead(t, r); !reflect.DeepEqual(got, want) {
 			t.Errorf("record %d is %+v, want %+v", i, got, want)
 		}
-		// Of what is behind the last record read of each ring.
+		// The bytes behind the last record that was read of each ring.
 		wantAvailable(t, r, []int{32 + 16 + 16 + 24 + 16, 16 + 24 + 16, 16, 0}[i])
 	}
 	rings[1].Emit(text("e"))
@@ -84,8 +84,8 @@ func TestMultiReaderWaitsForEachRing(t *testing.T) {
 	}
 }
 
-// TestAFloodedRingDoesNotHoldUpAQuietOne counts the records of one ring, of which there
-// are always more, before one of another is returned.
+// TestAFloodedRingDoesNotHoldUpAQuietOne counts how many records of a ring that always has more
+// come before one of another ring.
 func TestAFloodedRingDoesNotHoldUpAQuietOne(t *testing.T) {
 	const (
 		sample = bpftest.NumberedSize
@@ -131,8 +131,8 @@ func TestAFloodedRingDoesNotHoldUpAQuietOne(t *testing.T) {
 					t.Fatalf("got sample %d of the flooded ring, want %d", got.Seq, next)
 				}
 				next++
-				// The batch at the time, one of a round that had begun, and one each
-				// for who has just drained the quiet ring.
+				// Three batches at most: the present one, one of a round that had begun, and
+				// one because the quiet ring has just been drained.
 				if n > 3*most {
 					t.Fatalf("%d records of the flooded ring came before one of the other", n)
 				}
@@ -185,8 +185,8 @@ func TestATickLeavesTheNewestRecordOfEachRing(t *testing.T) {
 	}
 }
 
-// TestManyRingsLoseNothing has producers flat out, each for all rings, and goroutines
-// that read in each way.
+// TestManyRingsLoseNothing has producers that each write to all rings as fast as they can, and
+// goroutines that read in each way.
 func TestManyRingsLoseNothing(t *testing.T) { eachPace(t, testManyRings) }
 
 func testManyRings(t *testing.T, pace Option) {

@@ -58,7 +58,7 @@ func TestStatsSayWhatWasDone(t *testing.T) {
 	}
 	r.Close()
 	check()
-	r.Stats().Rings[0].Samples = 17 // the caller's
+	r.Stats().Rings[0].Samples = 17 // the caller's copy
 	check()
 
 	encoded, err := json.Marshal(r.Stats())

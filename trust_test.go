@@ -16,16 +16,18 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
+// In these tests somebody other than the Reader writes to the consumer position.
+
 var scribbleFor = flag.Duration("scribble", time.Second,
 	"how long another process scribbles on the consumer position of each ring")
 
-// TestNoScribblingMakesGarbage has another process write the consumer position, all the
-// time and mostly for some nanoseconds only, so that libbpf finds a wrong one at any
-// point of a drain. Each sample comes once, in order, or an error instead, and when the
-// position is what the error says that it should be, the Reader goes on.
+// TestNoScribblingMakesGarbage has another process write wrong consumer positions all the time,
+// most of them for some nanoseconds only. So libbpf finds a wrong one at any point of a drain.
+// Each sample comes once and in order, or an error comes instead. When the position is again
+// what the error says it should be, the Reader goes on.
 //
-// A notification that the kernel does not send because of a wrong position is lost, so
-// that Read needs deadlines here.
+// If the kernel does not notify because of a wrong position, the notification is lost. So Read
+// needs deadlines here.
 func TestNoScribblingMakesGarbage(t *testing.T) {
 	const scenario = "RINGBUF_TEST_SCRIBBLE"
 	if os.Getenv(scenario) != "" {
@@ -33,7 +35,7 @@ func TestNoScribblingMakesGarbage(t *testing.T) {
 		return
 	}
 	eachPace(t, func(t *testing.T, pace Option) {
-		// What is written at once fills most of it.
+		// The samples that are written at once fill most of the ring.
 		ring, r := newRingAndReader(t, 4<<10, pace)
 		position := consumerPosition(t, ring)
 		runtime.LockOSThread() // see runTests
@@ -51,7 +53,7 @@ func TestNoScribblingMakesGarbage(t *testing.T) {
 		var rec Record
 		var next, sent uint64
 		wrong := 0
-		const samples, errs, rounds = 1000, 100, 5_000_000 // at least, and at most
+		const samples, errs, rounds = 1000, 100, 5_000_000 // at least, at least, at most
 		end := time.Now().Add(*scribbleFor)
 		for i := 0; time.Now().Before(end) || (next < samples || wrong < errs) && i < rounds; i++ {
 			if next == sent {
@@ -79,7 +81,7 @@ func TestNoScribblingMakesGarbage(t *testing.T) {
 	})
 }
 
-// scribble writes wrong positions of all kinds, and mostly the old one again.
+// scribble writes wrong positions of all kinds, and soon after most of them the old one again.
 func scribble(position *uint64, rng *rand.Rand) {
 	for {
 		pause := rng.IntN(2000)
@@ -89,7 +91,7 @@ func scribble(position *uint64, rng *rand.Rand) {
 		sound := atomic.LoadUint64(position)
 		near := uint64(rng.IntN(64)) * 8
 		wrong := [...]uint64{
-			sound + near, sound - near, // ahead and behind, of records or in their midst
+			sound + near, sound - near, // ahead and behind, at a record's start or within it
 			sound + near + 4096, sound - near - 4096,
 			sound + 1, sound - 3,
 			sound + 1<<40, sound - 1<<40,
@@ -105,8 +107,8 @@ func scribble(position *uint64, rng *rand.Rand) {
 	}
 }
 
-// consumerPosition returns the ring's consumer position, as somebody who holds the
-// map may write it.
+// consumerPosition returns the ring's consumer position. Any process that has the map can write
+// to it.
 func consumerPosition(t *testing.T, m Map) *uint64 {
 	t.Helper()
 	page, err := syscall.Mmap(m.FileDescriptor(), 0, os.Getpagesize(),
@@ -127,7 +129,7 @@ func TestReaderReportsAConsumerPositionThatItDidNotSet(t *testing.T) {
 	for _, tt := range []struct {
 		name      string
 		corrupt   func(sound uint64) uint64
-		plausible bool // for someone who has not read yet
+		plausible bool // for a Reader that has not read yet
 	}{
 		{"behind", func(sound uint64) uint64 { return sound - 16 }, true},
 		{"ahead", func(sound uint64) uint64 { return sound + 16 }, false},
@@ -148,7 +150,7 @@ func TestReaderReportsAConsumerPositionThatItDidNotSet(t *testing.T) {
 			} else if !errors.Is(err, syscall.EUCLEAN) {
 				t.Errorf("NewReader returned %v, %v", other, err)
 			}
-			// The Reader recovers with the ring, and has lost nothing.
+			// When the ring is sound again the Reader goes on, and has lost nothing.
 			*position = sound
 			ring.Emit(text("next"))
 			wantSample(t, r, "next")

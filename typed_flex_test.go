@@ -11,7 +11,7 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// The structs of internal/bpftest/flex.bpf.c without their arrays, and their elements.
+// The structs of internal/bpftest/flex.bpf.c without their arrays, and the elements of these.
 type (
 	flexHead struct {
 		A uint64
@@ -55,7 +55,7 @@ type (
 	flexTen    struct{ X [5]uint16 }
 )
 
-// A flexView is what AsFlex made of a sample.
+// A flexView is the result of AsFlex.
 type flexView struct {
 	head     any
 	elements []any
@@ -63,7 +63,7 @@ type flexView struct {
 	memory   []byte // of the head, with its padding
 }
 
-// placeOf reports where in sample memory begins, or -1.
+// placeOf returns the offset in sample at which memory begins, or -1.
 func placeOf(memory, sample []byte) int {
 	offset := uintptr(unsafe.Pointer(unsafe.SliceData(memory))) - uintptr(
 		unsafe.Pointer(unsafe.SliceData(sample)))
@@ -73,7 +73,7 @@ func placeOf(memory, sample []byte) int {
 	return int(offset)
 }
 
-// A flexKind is a pair of types, with what the program writes into them.
+// A flexKind is a pair of types for AsFlex, with the values that the program writes.
 type flexKind struct {
 	name    string
 	kind    int
@@ -167,8 +167,8 @@ var flexKinds = []flexKind{
 		uint16(1), func(i int) uint64 { return uint64(10 + i) }),
 }
 
-// eachFlexKind calls test with a ring, and a Reader of it, for each kind. That is known to have
-// the layout that the C compiler says it has.
+// eachFlexKind calls test for each kind, with a ring and a Reader of it. It fails unless the
+// layout of the kind is what the C compiler says.
 func eachFlexKind(t *testing.T, test func(t *testing.T, ring *bpftest.FlexRing, r *Reader,
 	k flexKind)) {
 	for _, k := range flexKinds {
@@ -185,8 +185,8 @@ func eachFlexKind(t *testing.T, test func(t *testing.T, ring *bpftest.FlexRing, 
 	}
 }
 
-// ofThatSize returns a copy of sample, aligned to 8 bytes. With AddressSanitizer a look at what
-// is behind it ends the process.
+// ofThatSize returns a copy of sample, aligned to 8 bytes. With AddressSanitizer, a read behind
+// it ends the process.
 func ofThatSize(sample []byte) []byte {
 	memory := make([]byte, len(sample))
 	if uintptr(unsafe.Pointer(unsafe.SliceData(memory)))%8 != 0 {
@@ -196,8 +196,8 @@ func ofThatSize(sample []byte) []byte {
 	return memory
 }
 
-// TestAsFlexViewsWhatTheProgramWrote reads structs whose layout the C compiler has chosen: in
-// the ring, in memory of Read, and in memory that is no larger than they are.
+// TestAsFlexViewsWhatTheProgramWrote views structs whose layout the C compiler has chosen: in
+// the ring, in memory from Read, and in memory of exactly their size.
 func TestAsFlexViewsWhatTheProgramWrote(t *testing.T) {
 	eachFlexKind(t, func(t *testing.T, ring *bpftest.FlexRing, r *Reader, k flexKind) {
 		offset, elementSize := int(k.c.Offset), int(k.c.ElementSize)
@@ -214,7 +214,7 @@ func TestAsFlexViewsWhatTheProgramWrote(t *testing.T) {
 				t.Errorf("of %d bytes the head is in the sample: %v; it has %d bytes", len(sample), shared,
 					k.size)
 			}
-			// Where the padding was submitted too, more may fit.
+			// If the padding was submitted too, more elements may fit.
 			if all := (len(sample) - offset) / elementSize; len(v.elements) != all ||
 				len(v.array) != all*elementSize {
 				t.Fatalf("of %d bytes there are %d elements and room for %d bytes, want %d elements",

@@ -109,7 +109,7 @@ func TestAsSharesTheMemoryOfTheSample(t *testing.T) {
 	}
 }
 
-// viewed says whether sample can be viewed as a T, and if so what the view is.
+// viewed returns sample as a T, or the error of As.
 func viewed[T any](sample []byte) (any, error) {
 	view, err := As[T](Record{RawSample: sample})
 	if err != nil {
@@ -241,7 +241,7 @@ func TestAsRefusesTypesWithoutFixedLayout(t *testing.T) {
 			"[1]ringbuf.flexible cannot view a sample: field [].Data is the last one and has size 0, for " +
 				"which Go adds padding that C does not"},
 	} {
-		// The second time as well.
+		// The second error must be the same.
 		for range 2 {
 			_, err := tt.view(sample)
 			wantViewError(t, err, "ringbuf: "+tt.want)
@@ -278,7 +278,7 @@ func TestAsRefusesMemoryThatIsNotAligned(t *testing.T) {
 		"the memory that RawSample had before ReadInto is not", &memory[4])
 	wantViewError(t, err, want)
 
-	// What needs no more than it has is taken.
+	// As takes a type for which the alignment of the memory is sufficient.
 	view, err := As[[16]uint32](rec)
 	if err != nil || view[9] != math.MaxUint32 {
 		t.Errorf("As returned %v, %v", view, err)
@@ -293,7 +293,7 @@ func TestAsRefusesMemoryThatIsNotAligned(t *testing.T) {
 	}
 }
 
-// TestSamplesAreAligned holds what the documentation of As says of memory that the caller
+// TestSamplesAreAligned checks what the documentation of As says about memory that the caller
 // has not chosen.
 func TestSamplesAreAligned(t *testing.T) {
 	ring, r := newRingAndReader(t, 16*os.Getpagesize())
@@ -322,7 +322,7 @@ func TestAsDoesNotAllocate(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	// With AddressSanitizer, and only then, sync.Map does.
+	// With AddressSanitizer, and only then, sync.Map allocates.
 	event := reflect.TypeFor[typedEvent]()
 	lookup := testing.AllocsPerRun(100, func() { viewable.Load(event) })
 	if allocs != lookup {

@@ -62,7 +62,7 @@ func TestNoWakeupLeavesReadWaiting(t *testing.T) {
 	})
 }
 
-// TestManyDiscardedRecordsHoldNothingBack discards as fast as it can, several times
+// TestManyDiscardedRecordsHoldNothingBack discards records as fast as it can, several times
 // around the ring for each drain.
 func TestManyDiscardedRecordsHoldNothingBack(t *testing.T) {
 	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
@@ -102,7 +102,7 @@ func TestBusyRecordHoldsBackThoseBehindIt(t *testing.T) {
 func TestBusyRecordDoesNotMakeReadSpin(t *testing.T) {
 	eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
 		submit := ring.Busy([8]byte{})
-		// A notification, so that for the kernel the ring is readable.
+		// Force a notification, so that the kernel considers the ring readable.
 		ring.Count(0, 0, 1, bpftest.ForceWakeup)
 		used := make(chan time.Duration)
 		start := time.Now()
@@ -118,7 +118,7 @@ func TestBusyRecordDoesNotMakeReadSpin(t *testing.T) {
 		awaitFetching(t, r)
 		<-time.After(200 * time.Millisecond)
 		submit()
-		// In a virtual machine, time in which that did not run counts for who ran there.
+		// Time in which a virtual machine does not run counts for the thread that ran in it.
 		got := <-used
 		if held := time.Since(start); got > held/2 {
 			t.Errorf("Read took %v of processor time while a record was busy for %v", got, held)
@@ -141,7 +141,7 @@ func TestReadIsInterruptedWhileARecordIsBusy(t *testing.T) {
 			eachWait(t, func(t *testing.T, ring *bpftest.Ring, r *Reader) {
 				result := goRead(t, r)
 				wantWaiting(t, result)
-				submit := ring.Busy([8]byte{}) // notifies nobody
+				submit := ring.Busy([8]byte{}) // does not notify
 				if err := tt.interrupt(r); err != nil {
 					t.Error(err)
 				}
@@ -162,7 +162,7 @@ func TestAfterAWakeNoWaitSpins(t *testing.T) {
 		result = goRead(t, r)
 		r.SetDeadline(time.Unix(0, 1))
 		wantResult(t, result, "", os.ErrDeadlineExceeded)
-		r.queue.rings.(*libbpfRings).blockFor = 0 // to park also what blocked until now
+		r.queue.rings.(*libbpfRings).blockFor = 0 // now all waits park
 		wantNoSpin(t, func(deadline time.Time) {
 			r.SetDeadline(deadline)
 			wantReadError(t, r, os.ErrDeadlineExceeded)
@@ -170,8 +170,9 @@ func TestAfterAWakeNoWaitSpins(t *testing.T) {
 	})
 }
 
-// wantNoSpin checks that a wait until a deadline takes little processor time, at least once:
-// an emulated machine takes some for anything. Who spins takes all, each time.
+// wantNoSpin fails unless at least one of three waits until a deadline takes little processor
+// time. On an emulated machine everything takes some. A wait that spins takes all of it, each
+// time.
 func wantNoSpin(t *testing.T, wait func(deadline time.Time)) {
 	t.Helper()
 	var used time.Duration
@@ -186,7 +187,7 @@ func wantNoSpin(t *testing.T, wait func(deadline time.Time)) {
 	t.Errorf("%v of processor time was used in a wait of 240ms", used)
 }
 
-// TestWakeEndsTheNextWait calls wake when fetch has begun but does not wait yet.
+// TestWakeEndsTheNextWait calls wake just before fetch.
 func TestWakeEndsTheNextWait(t *testing.T) {
 	wantEarlyReturn := func(t *testing.T, r *Reader) {
 		t.Helper()
@@ -200,7 +201,7 @@ func TestWakeEndsTheNextWait(t *testing.T) {
 				t.Errorf("fetch returned %v", got.err)
 			}
 		case <-time.After(10 * time.Second):
-			src.wake() // or Close waits
+			src.wake() // otherwise Close would wait
 			<-result
 			t.Error("fetch still waits")
 		}
@@ -213,11 +214,12 @@ func TestWakeEndsTheNextWait(t *testing.T) {
 	})
 }
 
-// Go keeps the threads that other tests made it start.
+// TestIdleReadersHoldNoThreads has a process of its own, because Go keeps the threads that
+// other tests made it start.
 func TestIdleReadersHoldNoThreads(t *testing.T) { inOwnProcess(t, testIdleReaders) }
 
 func testIdleReaders(t *testing.T) {
-	// All is opened before the first measurement, because that takes threads too.
+	// Open all Readers before the first measurement, because that takes threads too.
 	var readers []*Reader
 	for range 100 {
 		m, err := bpf.CreateMap(bpf.MapTypeRingbuf, "empty", 0, 0, os.Getpagesize(), nil)
@@ -248,7 +250,7 @@ func testIdleReaders(t *testing.T) {
 		t.Errorf("%d waiting Readers block a thread", n)
 	}
 
-	// Readers that have had a sample block threads for a while, but few.
+	// Readers that have just had a sample block threads for a while, but only a few.
 	for range 8 {
 		ring, r := newRingAndReader(t, os.Getpagesize())
 		ring.Emit(text("recent"))
@@ -266,9 +268,9 @@ func testIdleReaders(t *testing.T) {
 	}
 }
 
-// TestDiscardsThatGoRoundTheRingInAWait: libbpf does not return while programs discard as fast as
-// it looks, so it may pass more than the ring has room for before it finds a sample. Here the test
-// passes them in its place.
+// TestDiscardsThatGoRoundTheRingInAWait passes more discarded records in one wait than the ring
+// has room for. libbpf may do this while programs discard as fast as it looks. Here the test
+// passes the records in its place.
 func TestDiscardsThatGoRoundTheRingInAWait(t *testing.T) {
 	for _, rounds := range []int{1, 2, 5} {
 		ring, r := newRingAndReader(t, os.Getpagesize(), WithMaxDelay(0))
@@ -290,8 +292,8 @@ func TestDiscardsThatGoRoundTheRingInAWait(t *testing.T) {
 	}
 }
 
-// awaitPollOfLibbpf returns when a thread of this process is in libbpf's epoll_wait(), for one
-// ring.
+// awaitPollOfLibbpf returns when a thread of this process is in the epoll_wait() of libbpf, for
+// one ring.
 func awaitPollOfLibbpf(t *testing.T) {
 	t.Helper()
 	number := map[string]string{"amd64": "232", "arm64": "22"}[runtime.GOARCH] // epoll_(p)wait
@@ -302,7 +304,8 @@ func awaitPollOfLibbpf(t *testing.T) {
 		}
 		for _, thread := range threads {
 			call, _ := os.ReadFile(thread) // it may have ended
-			// The number, then the arguments: of Go's own epoll instance it wants more events.
+			// The number of the call, then its arguments. For Go's own epoll instance maxevents
+			// is larger.
 			if f := strings.Fields(string(call)); len(f) > 3 && f[0] == number && f[3] == "0x1" {
 				return true
 			}
@@ -311,8 +314,8 @@ func awaitPollOfLibbpf(t *testing.T) {
 	})
 }
 
-// TestThePollIsInterrupted holds that ring_buffer__poll waits where the eventfd reaches it:
-// nothing else ends this wait for an hour.
+// TestThePollIsInterrupted checks that the eventfd ends a wait in ring_buffer__poll. Nothing
+// else ends this wait for an hour.
 func TestThePollIsInterrupted(t *testing.T) {
 	for name, act := range map[string]struct {
 		call func(r *Reader)
