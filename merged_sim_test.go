@@ -12,11 +12,11 @@ import (
 	"unsafe"
 )
 
-// These tests need no kernel: rings in memory and a clock that the test drives, so that a loop over
-// Merged can be compared with what it promises, to the nanosecond.
+// These tests need no kernel. They have rings in memory and a clock that the test drives. So
+// they can compare a loop over Merged with its promises, to the nanosecond.
 
-// simulatedRings are rings in which things happen at given times. Time passes only while
-// somebody waits, and while a loop's body runs.
+// simulatedRings are rings in which events happen at given times. Time passes only while a
+// goroutine waits, and in the caller's code.
 type simulatedRings struct {
 	t      *testing.T
 	now    time.Time
@@ -52,7 +52,7 @@ func newSimulatedRings(t *testing.T, rng *rand.Rand, sizes ...int) *simulatedRin
 	return s
 }
 
-// at makes something happen after a time.
+// at makes an event happen after a time.
 func (s *simulatedRings) at(after time.Duration, what func()) {
 	at := s.now.Add(after)
 	i, _ := slices.BinarySearchFunc(s.events, at, func(e event, at time.Time) int {
@@ -64,7 +64,7 @@ func (s *simulatedRings) at(after time.Duration, what func()) {
 	s.events = slices.Insert(s.events, i, event{at, what})
 }
 
-// pass lets time pass.
+// pass lets time pass, and events happen.
 func (s *simulatedRings) pass(d time.Duration) {
 	until := s.now.Add(d)
 	for len(s.events) > 0 && !s.events[0].at.After(until) {
@@ -76,7 +76,7 @@ func (s *simulatedRings) pass(d time.Duration) {
 	s.now = until
 }
 
-// write writes bytes of the ring, which is there twice in a row.
+// write writes to both copies of the bytes: the memory of the ring is there twice in a row.
 func (g *simulatedRing) write(pos uint64, b []byte) {
 	for i, c := range b {
 		at := (pos + uint64(i)) & (g.size - 1)
@@ -84,7 +84,7 @@ func (g *simulatedRing) write(pos uint64, b []byte) {
 	}
 }
 
-// reserve returns a function that commits the record, or nothing if the ring is full.
+// reserve returns a function that commits the record, or nil if the ring is full.
 func (g *simulatedRing) reserve(sample []byte) (commit func(discard bool)) {
 	pos := g.produced
 	size := uint64(len(sample)+recordHeaderSize+7) &^ 7
@@ -105,7 +105,7 @@ func (g *simulatedRing) reserve(sample []byte) (commit func(discard bool)) {
 
 func (s *simulatedRings) fetch(b *batch, q request) error {
 	if !q.rest.IsZero() {
-		// It may end early.
+		// A rest may end early.
 		longest := time.Duration(s.rng.Int64N(int64(time.Millisecond)))
 		s.pass(max(0, min(q.rest.Sub(s.now), longest)))
 		return nil
@@ -172,13 +172,13 @@ func (s *simulatedRings) sizes() (sizes []int) {
 	return sizes
 }
 
-// A simulation has loops over Merged, and checks each record.
+// A simulation runs loops over Merged and checks each record.
 type simulation struct {
 	*simulatedRings
 	reader *Reader
 	hold   time.Duration
 	grain  time.Duration // how much longer a record may be held back
-	slow   bool          // what belongs to the caller takes time
+	slow   bool          // the caller's code takes time
 
 	keys     []uint64          // of the records that were accepted, by number
 	came     []int             // how often each came, or 1 if it was discarded
@@ -206,7 +206,7 @@ func newSimulation(t *testing.T, rng *rand.Rand, hold time.Duration, sizes ...in
 	return s
 }
 
-// A sample has its key and a number that no other has.
+// simulatedSample returns a sample with its key and a number that no other sample has.
 func simulatedSample(key, number uint64) []byte {
 	return binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, key), number)
 }
@@ -215,7 +215,7 @@ func decodeSimulated(rec Record) simulatedRecord {
 	return simulatedRecord{key: numberOf(rec.RawSample), number: numberOf(rec.RawSample[8:])}
 }
 
-// write has a program reserve a record after a time, and commit it some time later.
+// write has a program reserve a record after one time, and commit or discard it after another.
 func (s *simulation) write(ring int, key uint64, reserve, commit time.Duration, discard bool) {
 	s.at(reserve, func() {
 		number := uint64(len(s.keys))
@@ -231,8 +231,8 @@ func (s *simulation) write(ring int, key uint64, reserve, commit time.Duration, 
 	})
 }
 
-// random has programs write n records, gap apart. Each can be read no later than worst after its
-// key was taken.
+// random has programs write n records, about gap apart. Each can be read no later than worst
+// after its key was taken.
 func (s *simulation) random(worst, gap time.Duration, n int) (end time.Duration) {
 	at := time.Duration(0)
 	for range n {
@@ -259,7 +259,7 @@ func (s *simulation) flush() {
 	s.reader.Flush()
 }
 
-// loop gets n records, or all up to the flush if n is 0.
+// loop reads n records, or all up to the flush if n is 0.
 func (s *simulation) loop(n int) (err error) {
 	m := newMerger(s.reader.queue, func(rec Record) uint64 {
 		r := decodeSimulated(rec)
@@ -296,7 +296,7 @@ func (s *simulation) check(r simulatedRecord) {
 	if !s.any || r.key >= s.last.key {
 		s.last, s.any = r, true
 	}
-	// It is due if it was held back for long enough, or one with a higher key was.
+	// A record is due if it was held back for long enough, or if one with a higher key was.
 	due := func(f simulatedRecord) bool { return f.key >= r.key && s.now.Sub(f.at) >= s.hold }
 	if !s.flushed && !slices.ContainsFunc(s.seen, due) {
 		s.early++
@@ -309,7 +309,7 @@ func (s *simulation) check(r simulatedRecord) {
 	}
 }
 
-// note takes note of a record that came.
+// note counts a record that came. It fails if the record came before or was never written.
 func (s *simulation) note(r simulatedRecord) {
 	s.t.Helper()
 	if r.number >= uint64(len(s.keys)) || s.keys[r.number] != r.key || s.came[r.number] > 0 {
@@ -318,7 +318,7 @@ func (s *simulation) note(r simulatedRecord) {
 	s.came[r.number]++
 }
 
-// wantAll wants each record to have come once, and exactly the late ones to be counted.
+// wantAll fails unless each record came once and exactly the late ones are counted.
 func (s *simulation) wantAll() {
 	s.t.Helper()
 	for number, n := range s.came {
@@ -339,15 +339,15 @@ func eachSeed(t *testing.T, n uint64, test func(t *testing.T, rng *rand.Rand)) {
 	}
 }
 
-// someRings returns one to four sizes of rings.
+// someRings returns the sizes of one to four rings.
 func someRings(rng *rand.Rand, size int) []int { return slices.Repeat([]int{size}, 1+rng.IntN(4)) }
 
 func someHold(rng *rand.Rand) time.Duration {
 	return time.Duration(rng.Int64N(int64(20 * time.Millisecond)))
 }
 
-// TestMergedOrderIsPerfectIfNothingComesTooLate has programs that are interrupted between taking
-// their key and committing, but for no longer than the loop holds back.
+// TestMergedOrderIsPerfectIfNothingComesTooLate has programs that are interrupted between
+// taking their key and committing, but for no longer than the loop holds back.
 func TestMergedOrderIsPerfectIfNothingComesTooLate(t *testing.T) {
 	eachSeed(t, 200, func(t *testing.T, rng *rand.Rand) {
 		s := newSimulation(t, rng, someHold(rng), someRings(rng, 1<<16)...)
@@ -370,7 +370,8 @@ func TestMergedOrderIsPerfectIfNothingComesTooLate(t *testing.T) {
 	})
 }
 
-// TestMergedCountsWhatComesTooLate has programs that are interrupted for longer than that.
+// TestMergedCountsWhatComesTooLate has programs that are interrupted for longer than the loop
+// holds back.
 func TestMergedCountsWhatComesTooLate(t *testing.T) {
 	late := uint64(0)
 	eachSeed(t, 100, func(t *testing.T, rng *rand.Rand) {
@@ -395,8 +396,8 @@ func TestMergedCountsWhatComesTooLate(t *testing.T) {
 	}
 }
 
-// TestMergedLeavesRoomInTheRings has programs that write more in the time that the loop holds
-// back than there is room for.
+// TestMergedLeavesRoomInTheRings has programs that write more than the rings have room for in
+// the time that the loop holds back.
 func TestMergedLeavesRoomInTheRings(t *testing.T) {
 	early := 0
 	eachSeed(t, 100, func(t *testing.T, rng *rand.Rand) {
@@ -416,9 +417,9 @@ func TestMergedLeavesRoomInTheRings(t *testing.T) {
 	}
 }
 
-// TestMergedOrdersABacklog begins with rings that are full, of records that span the same time.
-// Much of the one is behind what may be held back of it, and goes before what is found of the
-// other.
+// TestMergedOrdersABacklog begins with a backlog in each ring, over the same span of keys. Ring
+// 0 has much more than may be held back of it. Its later records must still come before those
+// of the other rings that have higher keys.
 func TestMergedOrdersABacklog(t *testing.T) {
 	eachSeed(t, 20, func(t *testing.T, rng *rand.Rand) {
 		s := newSimulation(t, rng, time.Second, 16<<10, 16<<10, 16<<10)
@@ -446,8 +447,8 @@ func TestMergedOrdersABacklog(t *testing.T) {
 	})
 }
 
-// TestMergedLeavesTheRestToOthers leaves loops in the middle, in which records that came and
-// records that did not are mixed in the rings, also while a flush is to be answered.
+// TestMergedLeavesTheRestToOthers leaves loops in the middle, also while a flush is pending.
+// The records that came are then mixed in the rings with those that did not.
 func TestMergedLeavesTheRestToOthers(t *testing.T) {
 	eachSeed(t, 200, func(t *testing.T, rng *rand.Rand) {
 		s := newSimulation(t, rng, someHold(rng), someRings(rng, 4096<<rng.IntN(3))...)
@@ -460,7 +461,7 @@ func TestMergedLeavesTheRestToOthers(t *testing.T) {
 		for {
 			var err error
 			switch rng.IntN(3) {
-			case 0: // which copies what is lent, and leaves some in our memory
+			case 0: // Read copies what is lent, and leaves some in the Reader's memory
 				var rec Record
 				if rec, err = s.reader.Read(); err == nil {
 					s.note(decodeSimulated(rec))

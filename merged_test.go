@@ -15,19 +15,20 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// These tests run on the kernel of this machine; merged_sim_test.go has those with a clock of
+// These tests run on the kernel of this machine. merged_sim_test.go has tests with a clock of
 // their own.
 
-// forever is longer than any test: what is held back does not come by the clock.
+// forever is longer than any test, so that the clock never ends a hold.
 const forever = time.Hour
 
 func stampOf(rec Record) uint64 { return bpftest.DecodeStamped(rec.RawSample).Time }
 
-// keyOf is the first byte.
+// keyOf returns the first byte of the sample.
 func keyOf(rec Record) uint64 { return uint64(rec.RawSample[0]) }
 
-// produceStamped has programs on several processors write records into all rings, each with the
-// time. It returns what says whether all came, and each once.
+// produceStamped has BPF programs in several goroutines write records into all rings, each with
+// the time. left notes that a record came, and returns how many have not come yet. It panics if
+// a record comes twice.
 func produceStamped(rings []*bpftest.Ring, producers, perRing int) (producing *group,
 	left func(rec Record) int) {
 	producing = new(group)
@@ -58,8 +59,8 @@ func produceStamped(rings []*bpftest.Ring, producers, perRing int) (producing *g
 	}
 }
 
-// TestMergedRecordsAreInOrderAndComplete has a fitting time to hold back, and rings with room
-// for it.
+// TestMergedRecordsAreInOrderAndComplete holds records back for long enough, in rings that have
+// room for them.
 func TestMergedRecordsAreInOrderAndComplete(t *testing.T) {
 	for name, sizes := range map[string][]int{
 		"several rings": {8 << 20, 8 << 20, 8 << 20},
@@ -93,8 +94,9 @@ func TestMergedRecordsAreInOrderAndComplete(t *testing.T) {
 	}
 }
 
-// TestMergedFloodLosesNothing has rings that are much too small for what is held back, and a loop
-// that does not keep up: what the kernel accepted comes, and what is late is counted.
+// TestMergedFloodLosesNothing has rings that are much too small for what is held back, and a
+// loop that does not keep up. All records that the kernel accepted must come, and the late ones
+// must be counted.
 func TestMergedFloodLosesNothing(t *testing.T) {
 	eachPace(t, func(t *testing.T, pace Option) {
 		rings, r := newRings(t, []int{4096, 64 << 10, 8192}, pace)
@@ -143,7 +145,7 @@ func TestALateRecordComesAtOnceAndIsCounted(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(got) == 0 {
-			submit() // after what was behind it for longer than is held back
+			submit() // later records were already held back for the whole time
 		}
 		got, late = append(got, keyOf(rec)), append(late, r.Stats().Late)
 		if len(got) == 5 {
@@ -162,7 +164,8 @@ func TestALateRecordComesAtOnceAndIsCounted(t *testing.T) {
 	}
 }
 
-// goMerged runs a loop that holds back all, and returns when it does.
+// goMerged runs a loop that holds back all records, and returns when it holds back the given
+// number of bytes.
 func goMerged(ctx context.Context, t *testing.T, r *Reader, bytes int) <-chan []string {
 	t.Helper()
 	before := r.AvailableBytes()
@@ -265,8 +268,8 @@ func TestMergedEndsAsRecordsDoes(t *testing.T) {
 	}
 }
 
-// TestMergedEndsInTheLoop closes the Reader, or ends the context, in a body: no record comes any
-// more.
+// TestMergedEndsInTheLoop closes the Reader, or ends the context, in the body of a loop. No
+// record may come after that.
 func TestMergedEndsInTheLoop(t *testing.T) {
 	for name, want := range map[string][]string{
 		"Close": {"a"}, "context": {"a", context.Canceled.Error()},
@@ -307,8 +310,8 @@ func TestMergedEndsInTheLoop(t *testing.T) {
 	}
 }
 
-// TestCloseWhileMergedHoldsWhatWasDrained looks at the rings after Close has unmapped them: what
-// a Read had drained is in the Reader's memory.
+// TestCloseWhileMergedHoldsWhatWasDrained looks at the rings after Close has unmapped them. The
+// records that the loop holds were drained by a Read, and are in the Reader's memory.
 func TestCloseWhileMergedHoldsWhatWasDrained(t *testing.T) {
 	ring, r := newRingAndReader(t, 4096, WithMaxDelay(0))
 	ring.Emit(text("x"), text("c"), text("a"), text("b"))
@@ -352,7 +355,8 @@ func TestMergedLeavesWhatWasDrainedToOthers(t *testing.T) {
 	wantAvailable(t, r, 0)
 }
 
-// TestAPanicInMergedLosesNothing has the caller's code panic, in the key and in the body.
+// TestAPanicInMergedLosesNothing has the caller's code panic: in the key function, and in the
+// body.
 func TestAPanicInMergedLosesNothing(t *testing.T) {
 	rings, r := newRings(t, []int{4096, 4096}, WithMaxDelay(0))
 	rings[0].Emit(text("b"), text("d"))
@@ -392,8 +396,7 @@ func TestAPanicInMergedLosesNothing(t *testing.T) {
 	}
 }
 
-// TestMergedDeliversOtherRingsBesideABrokenOne has somebody write the consumer position of one
-// ring.
+// TestMergedDeliversOtherRingsBesideABrokenOne moves the consumer position of one ring.
 func TestMergedDeliversOtherRingsBesideABrokenOne(t *testing.T) {
 	rings, r := newRings(t, []int{4096, 4096}, WithMaxDelay(0))
 	rings[0].Emit(text("x"))
@@ -415,14 +418,14 @@ func TestMergedDeliversOtherRingsBesideABrokenOne(t *testing.T) {
 	wantSample(t, r, "y")
 }
 
-// TestMergedTellsOfLosses leaves loops in the middle and by a panic.
+// TestMergedTellsOfLosses ends loops by a panic and in the middle.
 func TestMergedTellsOfLosses(t *testing.T) {
 	ring := bpftest.NewLoss(t, 4096, 0)
 	r := mustNewReader(t, ring, WithLossCounter(ring.Counter()), WithMaxDelay(0))
 	seq, lost := uint64(0), uint64(0)
 	add := func(rec Record) { lost += rec.Lost }
 	const left = 40  // more than one lease
-	lose := func() { // some before the records that are left in the ring
+	lose := func() { // loses some records before those that it leaves in the ring
 		seq += uint64(ring.Try(0, 0, seq, 1000))
 		r.Flush()
 		for rec, err := range r.Records(t.Context()) {
@@ -466,7 +469,7 @@ func TestMergedTellsOfLosses(t *testing.T) {
 	}
 }
 
-// TestMergedReusesItsMemory has a loop of many leases, of which each keeps 64 KiB of keys, or
+// TestMergedReusesItsMemory runs a loop over many leases, each of which keeps 64 KiB of keys or
 // more.
 func TestMergedReusesItsMemory(t *testing.T) {
 	rings, r := newRings(t, []int{1 << 20, 1 << 20})
@@ -503,14 +506,14 @@ func TestMergedReusesItsMemory(t *testing.T) {
 	}
 }
 
-// TestMergedHearsOfARingThatFillsUp has a loop that looks by the clock once in an hour, and a
-// program that forces a wakeup.
+// TestMergedHearsOfARingThatFillsUp has a loop that by itself looks once an hour, and a program
+// that forces a wakeup.
 func TestMergedHearsOfARingThatFillsUp(t *testing.T) {
 	for _, wait := range []string{"blocked", "parked"} {
 		t.Run(wait, func(t *testing.T) {
 			ring, r := newRingAndReader(t, 4096, WithMaxDelay(forever))
 			if wait == "parked" {
-				blocked.Add(1000) // no thread may be blocked any more
+				blocked.Add(1000) // from now on no thread may block
 				defer blocked.Add(-1000)
 			}
 			came := make(chan string, 1000)
@@ -543,7 +546,8 @@ func TestMergedHearsOfARingThatFillsUp(t *testing.T) {
 	}
 }
 
-// TestMergedRestsNoLongerThanAFloodTakes compares with delays that are given.
+// TestMergedRestsNoLongerThanAFloodTakes compares the default delay, and none, with a long
+// delay.
 func TestMergedRestsNoLongerThanAFloodTakes(t *testing.T) {
 	shortest := func(opts ...Option) time.Duration {
 		_, r := newRingAndReader(t, 1<<20, opts...)
@@ -568,7 +572,7 @@ func TestMergedRestsNoLongerThanAFloodTakes(t *testing.T) {
 			t.Errorf("%s: it rests for %v", name, rest)
 		}
 	}
-	// A ring that is nearly full is left alone for less than one that is empty.
+	// A ring with less room is left alone for a shorter time than an empty one.
 	g := ringFlow{size: 1 << 20, record: 72}
 	if full, empty := g.flood(1<<18), g.flood(1<<20); full >= empty/2 || full <= 0 {
 		t.Errorf("a flood of what there is room for takes %v, and %v in a ring that is empty", full,

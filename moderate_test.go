@@ -14,8 +14,8 @@ import (
 
 const recordSize = 72 // of a sample of 64 bytes
 
-// pacedDrains tells m of n drains, one every interval, of so many samples each, and
-// returns the time of the last.
+// pacedDrains notes n drains, one every interval, with the given number of samples each, and
+// returns the time of the last one.
 func pacedDrains(m *moderator, now time.Time, n int, interval time.Duration,
 	samples uint64) time.Time {
 	for range n {
@@ -70,7 +70,8 @@ func TestModeratorTicksWhileSamplesFlow(t *testing.T) {
 	}
 }
 
-// tickingModerator returns one that ticks every millisecond.
+// tickingModerator returns a moderator that ticks every millisecond, and the time of its last
+// drain.
 func tickingModerator(t *testing.T) (*moderator, time.Time) {
 	t.Helper()
 	m := newModerator(options{maxDelay: -1}, 16<<20)
@@ -82,8 +83,8 @@ func tickingModerator(t *testing.T) (*moderator, time.Time) {
 	return &m, now
 }
 
-// TestModeratorMakesUpItsMind has a Reader of a steady flow either tick or not. To do
-// so by turns costs the notifications and the delay.
+// TestModeratorMakesUpItsMind checks that a Reader of a steady flow either ticks or does not.
+// Changing between the two costs the notifications and the delay.
 func TestModeratorMakesUpItsMind(t *testing.T) {
 	const second = uint64(time.Second)
 	for _, tt := range []struct {
@@ -190,7 +191,7 @@ func TestTickLeavesTheNewestRecord(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		samples []bpftest.Sample
-		busy    bool // then a record that is not committed
+		busy    bool // a record that is not committed follows
 		want    []string
 		left    int // bytes
 	}{
@@ -243,7 +244,7 @@ func TestTickLeavesTheNewestRecord(t *testing.T) {
 func newTickingReader(t *testing.T, interval time.Duration) (*bpftest.Ring, *Reader) {
 	t.Helper()
 	ring, r := newRingAndReader(t, 1<<20, WithMaxDelay(2*interval))
-	// On a busy machine it may take several times as many until they come often enough.
+	// On a busy machine it may take several times as many samples until they come often enough.
 	for range 100 * (startCount + 1) {
 		ring.Count(0, 0, 1, 0)
 		mustRead(t, r)
@@ -269,7 +270,8 @@ func TestBytesOfTheRecordThatATickLeft(t *testing.T) {
 	}
 }
 
-// Ticks an hour apart: nothing but what is tested ends the wait.
+// In this test and the next two, ticks are an hour apart, so that only the tested call ends the
+// wait.
 func TestFlushActsDuringATick(t *testing.T) {
 	ring, r := newTickingReader(t, time.Hour)
 	ring.Emit(text("a"), text("b"))
@@ -369,8 +371,8 @@ func TestNoSampleWaitsLongerThanMaxDelay(t *testing.T) {
 	}
 }
 
-// TestALongDelayLooksAtTheRing submits records that the kernel does not notify of to a
-// Reader that waits for its first ones.
+// TestALongDelayLooksAtTheRing submits records of which the kernel does not notify, while a
+// Reader waits for its first record.
 func TestALongDelayLooksAtTheRing(t *testing.T) {
 	test := func(t *testing.T, ring *bpftest.Ring, r *Reader) {
 		for range 3 {
@@ -389,7 +391,7 @@ func TestALongDelayLooksAtTheRing(t *testing.T) {
 	}
 	t.Run("ticking without a thread", func(t *testing.T) {
 		ring, r := newTickingReader(t, unpromptedDelay/2)
-		blocked.Add(1000) // no thread may be blocked any more
+		blocked.Add(1000) // from now on no thread may block
 		defer blocked.Add(-1000)
 		result := goRead(t, r)
 		ring.Emit(quiet("x"))
@@ -398,7 +400,7 @@ func TestALongDelayLooksAtTheRing(t *testing.T) {
 	})
 }
 
-// TestLargeRecordsAfterSmallOnesEndAPause has a ring that small ones would not fill in time.
+// TestLargeRecordsAfterSmallOnesEndAPause has a ring that small records would not fill in time.
 func TestLargeRecordsAfterSmallOnesEndAPause(t *testing.T) {
 	ring, r := newTickingReader(t, time.Hour)
 	result := goRead(t, r)
@@ -431,7 +433,8 @@ func TestWakeupsAreThoseThatEndedAPause(t *testing.T) {
 	}
 }
 
-// TestAFillingRingEndsAPause has ticks an hour apart, and wakeups that are forced.
+// TestAFillingRingEndsAPause forces wakeups while ticks are an hour apart. A wakeup ends the
+// pause only if an eighth of the ring is filled.
 func TestAFillingRingEndsAPause(t *testing.T) {
 	const eighth = 1 << 20 / 8 / (bpftest.HeaderSize + bpftest.NumberedSize)
 	flood := func(t *testing.T, ring *bpftest.Ring, woken <-chan struct{}) {
@@ -487,15 +490,15 @@ func TestAFillingRingEndsAPause(t *testing.T) {
 		}()
 		awaitFetching(t, r)
 		flood(t, ring, woken)
-		// What follows is read at once too.
+		// The other records are read at once too.
 		for range eighth {
 			mustRead(t, r)
 		}
 	})
 }
 
-// TestFirstSampleAfterIdlenessComesAtOnce has a Reader that has become idle look no more for an
-// hour, be it at ticks or not: so it must be notified.
+// TestFirstSampleAfterIdlenessComesAtOnce has an idle Reader that by itself would not look for
+// an hour, whether it ticks or not. So the kernel must notify it.
 func TestFirstSampleAfterIdlenessComesAtOnce(t *testing.T) {
 	const d = 20 * time.Millisecond
 	ring, r := newTickingReader(t, d)
@@ -512,7 +515,8 @@ func TestFirstSampleAfterIdlenessComesAtOnce(t *testing.T) {
 	wantResult(t, result, "first", nil)
 }
 
-// TestTicksSilenceTheKernel counts notifications as anybody can who polls the map.
+// TestTicksSilenceTheKernel counts notifications by polling the map, as any process that has it
+// can.
 func TestTicksSilenceTheKernel(t *testing.T) {
 	for name, tt := range map[string]struct {
 		drain func(*libbpfRings, *batch) error
@@ -586,7 +590,8 @@ func TestModeratorGoesByTheFullestRing(t *testing.T) {
 	}
 }
 
-// TestModeratorDelaysForTheRingThatAFloodFillsFirst compares with Readers of one ring.
+// TestModeratorDelaysForTheRingThatAFloodFillsFirst compares moderators of several rings with
+// moderators of one.
 func TestModeratorDelaysForTheRingThatAFloodFillsFirst(t *testing.T) {
 	delay := func(sizes []int, records ...uint64) time.Duration {
 		m := newModerator(options{maxDelay: -1}, sizes...)

@@ -19,15 +19,15 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// make stress gives these more time than go test does.
+// make stress gives these tests more time than go test does.
 var (
 	stressFor  = flag.Duration("stress", 3*time.Second, "how long to read under stress")
 	stressSeed = flag.Uint64("seed", 0, "of what TestStress writes: to try one ring again")
 	rallies    = flag.Uint64("rallies", 20_000, "samples of each test for lost wakeups")
 )
 
-// watch ends the process with the stacks of all goroutines if progress does not change for
-// a while. It returns a function to call at the end.
+// watch ends the process, with the stacks of all goroutines, if progress does not change for 20
+// seconds. The caller must call stop at the end.
 func watch(t *testing.T, what string, progress *atomic.Uint64) (stop func()) {
 	const patience = 20 * time.Second
 	done := make(chan struct{})
@@ -56,10 +56,10 @@ func watch(t *testing.T, what string, progress *atomic.Uint64) (stop func()) {
 	}
 }
 
-// A recorder takes note of everything that libbpf consumes of a ring.
+// A recorder notes all samples that libbpf consumes from a ring.
 type recorder struct {
 	rings
-	drained []uint64 // identities, as of identify
+	drained []uint64 // identities, from identify
 	mu      sync.Mutex
 	lent    []uint64 // of samples that are still in the ring
 }
@@ -72,7 +72,7 @@ func (r *recorder) fetch(b *batch, q request) error {
 		entries = entries[entrySize(len(sample)):]
 	}
 	if b.lent.samples > 0 {
-		// The queue does not call consume before it has these.
+		// The queue does not call consume before fetch returns.
 		r.view(0).each(b.lent, func(_ uint64, sample []byte) { r.lentNow(identify(sample)) })
 	}
 	return err
@@ -95,8 +95,8 @@ func (r *recorder) consume(i, samples, discards int, end uint64) error {
 	return err
 }
 
-// anonymous is set in the identity of samples that are too small to have one; it has
-// their size too.
+// anonymous is set in the identity of samples that are too small to have one. The other bits
+// are their size.
 const anonymous = 1 << 63
 
 func identify(sample []byte) uint64 {
@@ -106,7 +106,8 @@ func identify(sample []byte) uint64 {
 	return uint64(bpftest.IDOf(sample))
 }
 
-// A stress is a ring with producers flat out that one Reader after the other reads.
+// A stress is a ring to which producers write as fast as they can, and which one Reader after
+// the other reads.
 type stress struct {
 	ring     *bpftest.StressRing
 	rng      *rand.Rand
@@ -114,8 +115,8 @@ type stress struct {
 	progress atomic.Uint64
 
 	next   []uint64            // of each producer, the number of the next record to be drained
-	missed [bpftest.IDSize]int // samples too small to have an identity that were passed
-	tiny   [bpftest.IDSize]int // samples of that size that were drained
+	missed [bpftest.IDSize]int // by size: samples too small to have an identity that were passed
+	tiny   [bpftest.IDSize]int // by size: such samples that were drained
 	counts stressCounts
 	again  atomic.Int64 // samples that were seen and released
 }
@@ -139,10 +140,11 @@ func (c stressCounts) String() string {
 		c.accepted(), c.read, c.unread, c.discarded, c.again, c.readers)
 }
 
-// TestStress reads what producers on all CPUs write as fast as they can: records of all
-// sizes, with all flags, some discarded. Readers come and go, of several goroutines each
-// that call everything. All that the kernel accepted was drained once and in order, and all
-// that was drained was read once, but for what the last batch before a Close had left.
+// TestStress reads while producers on all CPUs write as fast as they can: records of all sizes,
+// with all flags, some of them discarded. Readers come and go. Each has several goroutines,
+// which call all methods. Each sample that the kernel accepted must be drained once and in
+// order. Each drained sample must be read once, except for what is left of the last batch
+// before a Close.
 func TestStress(t *testing.T) {
 	sizes := []int{os.Getpagesize(), 64 << 10, 1 << 20, 16 << 20}
 	paces := []struct {
@@ -225,8 +227,8 @@ func testStress(t *testing.T, size int, options []Option, seed uint64,
 	return s.counts
 }
 
-// pass notes that the records of a producer before the given number, if not drained, are
-// discarded or too small.
+// pass notes the records of a producer before the given number that were not drained. They must
+// be discarded or too small.
 func (s *stress) pass(producer int, before uint64) error {
 	for ; s.next[producer] < before; s.next[producer]++ {
 		id := bpftest.ID(producer, s.next[producer])
@@ -279,7 +281,7 @@ func (s *stress) live(t *testing.T, last bool) {
 			defer r.queue.mu.Unlock()
 			return len(r.queue.loans[0]) == 0 && len(r.queue.drained) == 0
 		})
-		// What was discarded last is passed only when nothing is lent any more.
+		// The last discarded records are passed only when nothing is lent any more.
 		await(t, "all to be read", func() bool { return r.AvailableBytes() == 0 })
 	}
 	var closing group
@@ -298,7 +300,7 @@ func (s *stress) live(t *testing.T, last bool) {
 	s.counts.again += int(s.again.Swap(0))
 }
 
-// disturb calls everything but Read for a while.
+// disturb calls the methods that do not read, for a while.
 func (s *stress) disturb(t *testing.T, r *Reader, flushes *atomic.Int64) {
 	for range s.rng.IntN(1 << s.rng.IntN(10)) {
 		pause := time.Duration(s.rng.Int64N(2e6)) >> s.rng.IntN(12)
@@ -324,7 +326,7 @@ func (s *stress) disturb(t *testing.T, r *Reader, flushes *atomic.Int64) {
 	}
 }
 
-// read reads in all ways until Close, and returns the identities of what it read.
+// read reads in all ways until Close, and returns the identities of the samples that it read.
 func (s *stress) read(t *testing.T, r *Reader, rng *rand.Rand, last, lending bool,
 	flushed *atomic.Int64) (read []uint64) {
 	next := make([]uint64, s.ring.Producers)
@@ -398,8 +400,8 @@ func (s *stress) read(t *testing.T, r *Reader, rng *rand.Rand, last, lending boo
 	return read
 }
 
-// loop reads some records, the last iteration of which may be in the middle of a batch, and mixed
-// with records that do not come.
+// loop reads some records. The last one may be in the middle of a batch, and mixed with records
+// that do not come.
 func (s *stress) loop(t *testing.T, r *Reader, rng *rand.Rand,
 	note func(Record, error) bool) (more bool) {
 	ctx, cancel := context.WithCancel(t.Context())
@@ -408,7 +410,7 @@ func (s *stress) loop(t *testing.T, r *Reader, rng *rand.Rand,
 	abrupt := rng.IntN(2) == 0
 	records := r.Records(ctx)
 	if rng.IntN(2) == 0 {
-		// Some are in order by this key, others are not.
+		// Some records are in the order of this key, others are not.
 		key := func(rec Record) uint64 { return uint64(len(rec.RawSample)) }
 		records = r.Merged(ctx, key, time.Duration(rng.Int64N(2e6))>>rng.IntN(12))
 	}
@@ -425,7 +427,7 @@ func (s *stress) loop(t *testing.T, r *Reader, rng *rand.Rand,
 	return true // also after Close: then the next Read says so
 }
 
-// lease reads a lease, and commits it or not.
+// lease reads a lease, and commits or releases it.
 func (s *stress) lease(t *testing.T, r *Reader, rng *rand.Rand, last bool,
 	note func(Record, error) bool) (more, committed bool) {
 	l, err := r.Lease(t.Context())
@@ -455,7 +457,7 @@ func (s *stress) lease(t *testing.T, r *Reader, rng *rand.Rand, last bool,
 	return err == nil, err == nil
 }
 
-// settle checks what a Reader that is closed has drained, and what was read of it.
+// settle checks what a closed Reader has drained, and which of these samples were read.
 func (s *stress) settle(rec *recorder, read []uint64, all bool) error {
 	for _, id := range rec.drained {
 		if id&anonymous != 0 {
@@ -480,7 +482,7 @@ func (s *stress) settle(rec *recorder, read []uint64, all bool) error {
 	if len(unread) > 0 && all {
 		return fmt.Errorf("%d samples were drained and not read", len(unread))
 	}
-	// What was seen and not drained is still in the ring.
+	// Samples that were seen and not drained are still in the ring.
 	slices.Sort(rec.lent)
 	if _, made := difference(rec.lent, uncommitted); len(made) > 0 {
 		return fmt.Errorf("%d samples were read twice, or made up", len(made))
@@ -492,7 +494,8 @@ func (s *stress) settle(rec *recorder, read []uint64, all bool) error {
 	return nil
 }
 
-// difference returns what is only in a and only in b, which are sorted.
+// difference returns the elements that are only in a, and those that are only in b. Both must
+// be sorted.
 func difference(a, b []uint64) (onlyA, onlyB []uint64) {
 	for len(a) > 0 || len(b) > 0 {
 		switch {
@@ -507,13 +510,13 @@ func difference(a, b []uint64) (onlyA, onlyB []uint64) {
 	return onlyA, onlyB
 }
 
-// TestNoWakeupIsLost plays ping-pong: each sample is written after the one before was
-// drained, at any moment before or after Read begins to wait, so that one lost wakeup stops
-// it. Records that are discarded meanwhile move the consumer position. Without a deadline:
-// nothing else wakes Read.
+// TestNoWakeupIsLost plays ping-pong. Each sample is written after the one before was drained,
+// at any moment before or after Read begins to wait. So one lost wakeup stops the game. Records
+// that are discarded meanwhile move the consumer position. There is no deadline, so nothing
+// else wakes Read.
 //
-// (On x86 one wakeup in a million is lost without the fence in drain, and only if Read
-// parks. internal/tso has the test that does not depend on luck.)
+// On x86, without the fence in drain, one wakeup in a million is lost, and only if Read parks.
+// The test in internal/tso does not depend on luck.
 func TestNoWakeupIsLost(t *testing.T) {
 	eachWaitUnderLoad(t, func(t *testing.T, opts ...Option) {
 		ring := bpftest.NewStress(t, os.Getpagesize(), uint64(time.Now().UnixNano()))
@@ -521,8 +524,8 @@ func TestNoWakeupIsLost(t *testing.T) {
 	})
 }
 
-// TestNoWakeupIsLostBesideOtherRings has rings where nothing happens before and behind that
-// one.
+// TestNoWakeupIsLostBesideOtherRings reads the second of three rings. Nothing happens in the
+// others.
 func TestNoWakeupIsLostBesideOtherRings(t *testing.T) {
 	eachWaitUnderLoad(t, func(t *testing.T, opts ...Option) {
 		ring := bpftest.NewStress(t, os.Getpagesize(), uint64(time.Now().UnixNano()))
@@ -536,8 +539,8 @@ func TestNoWakeupIsLostBesideOtherRings(t *testing.T) {
 	})
 }
 
-// TestNoWakeupIsLostWhenEachSampleFillsTheRing has a producer flat out, and each batch one
-// sample.
+// TestNoWakeupIsLostWhenEachSampleFillsTheRing has a producer that writes as fast as it can.
+// Each batch is one sample.
 func TestNoWakeupIsLostWhenEachSampleFillsTheRing(t *testing.T) {
 	eachWaitUnderLoad(t, func(t *testing.T, opts ...Option) {
 		ring := bpftest.NewStress(t, os.Getpagesize(), uint64(time.Now().UnixNano()))
@@ -545,13 +548,13 @@ func TestNoWakeupIsLostWhenEachSampleFillsTheRing(t *testing.T) {
 	})
 }
 
-// eachWaitUnderLoad runs a test with each of the ways in which a Reader that was busy
-// lately waits for the next sample.
+// eachWaitUnderLoad runs a test for each way in which a Reader that was busy recently waits for
+// the next sample.
 func eachWaitUnderLoad(t *testing.T, test func(t *testing.T, opts ...Option)) {
 	t.Run("blocked", func(t *testing.T) { test(t, WithMaxDelay(0)) })
 	t.Run("ticking", func(t *testing.T) { test(t, WithMaxDelay(2*minInterval)) })
 
-	blocked.Add(1000) // no thread may be blocked any more
+	blocked.Add(1000) // from now on no thread may block
 	defer blocked.Add(-1000)
 	t.Run("parked", func(t *testing.T) { test(t, WithMaxDelay(0)) })
 	t.Run("ticking without a thread", func(t *testing.T) { test(t, WithMaxDelay(2*minInterval)) })
@@ -561,7 +564,8 @@ func testNumbers(t *testing.T, r *Reader, write func(n uint64, stop <-chan struc
 	if runtime.GOMAXPROCS(0) == 1 {
 		n /= 800 // producer and reader take turns, of 10 ms each
 	}
-	// Else it would park after a while, and find what nobody told it of.
+	// Otherwise the Reader would park after a while, and find samples of which it was not
+	// notified.
 	r.queue.rings.(*libbpfRings).blockFor = time.Hour
 	var progress atomic.Uint64
 	stopWatching := watch(t, "", &progress)
