@@ -16,7 +16,7 @@ import (
 	"unsafe"
 )
 
-// These tests need no kernel: a fake of it writes into memory that is laid out as a ring is, at the
+// These tests need no kernel. A fake kernel writes to memory with the layout of a ring, at the
 // moments that a test chooses.
 
 // A fakeKernel does what kernel/bpf/ringbuf.c does.
@@ -28,7 +28,7 @@ type fakeKernel struct {
 	log       []logged
 }
 
-// newFakeKernel returns a ring whose data is mapped twice in a row.
+// newFakeKernel returns a fake kernel with a ring whose data is mapped twice in a row.
 func newFakeKernel(t testing.TB, size int, overwrite bool) *fakeKernel {
 	t.Helper()
 	page := os.Getpagesize()
@@ -49,7 +49,7 @@ func newFakeKernel(t testing.TB, size int, overwrite bool) *fakeKernel {
 		}
 		return p
 	}
-	// Behind the ring there is a page that nobody may touch.
+	// The page behind the ring cannot be accessed.
 	reserved := length + uintptr(page)
 	start := at(0, reserved, syscall.PROT_NONE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS, -1, 0)
 	t.Cleanup(func() { syscall.Syscall(syscall.SYS_MUNMAP, start, reserved, 0) })
@@ -58,7 +58,7 @@ func newFakeKernel(t testing.TB, size int, overwrite bool) *fakeKernel {
 	at(start+uintptr(2*page+size), uintptr(size), both, syscall.MAP_SHARED|syscall.MAP_FIXED, fd,
 		2*page)
 
-	// SAFETY: the memory is not Go's, and stays until the end of the test.
+	// SAFETY: the memory is not Go's, and it is mapped until the end of the test.
 	base := *(*unsafe.Pointer)(unsafe.Pointer(&start))
 	return &fakeKernel{
 		mem: unsafe.Slice((*byte)(base), length),
@@ -84,14 +84,14 @@ func (f *fakeKernel) setHeader(pos uint64, header uint32) {
 	binary.NativeEndian.PutUint32(f.bytes(pos, 4), header)
 }
 
-// setPage writes what a header says of the page that it is in.
+// setPage writes the part of a header that names the page in which the header is.
 func (f *fakeKernel) setPage(pos uint64) {
 	page := pos & (f.ring.size - 1) / uint64(os.Getpagesize())
 	binary.NativeEndian.PutUint32(f.bytes(pos+4, 4), uint32(3+page))
 }
 
-// reserve is __bpf_ringbuf_reserve(). In a ring that is not in overwrite mode the consumer has
-// everything read at once that is in the way.
+// reserve does what __bpf_ringbuf_reserve() does. If the ring is not in overwrite mode, it also
+// moves the consumer position past the records that are in the way.
 func (f *fakeKernel) reserve(size int) (pos uint64) {
 	pos = f.ring.producer()
 	end := recordEnd(pos, uint32(size))
@@ -123,7 +123,7 @@ func (f *fakeKernel) makeRoom(oldest *uint64, end uint64) {
 	}
 }
 
-// beginReserve is what the kernel does of it before others see the new producer position.
+// beginReserve does the part of reserve that comes before others see the new producer position.
 func (f *fakeKernel) beginReserve(size int) {
 	pos := f.ring.producer()
 	if f.overwrite {
@@ -151,7 +151,8 @@ func (f *fakeKernel) discard(size int) {
 	f.log = append(f.log, logged{pos, f.ring.producer(), -1, size})
 }
 
-// writeSome writes samples and discarded records of all sizes, in all at least n bytes of the ring.
+// writeSome writes samples and discarded records of all sizes, at least n bytes of the ring in
+// all.
 func (f *fakeKernel) writeSome(rng *rand.Rand, n int) {
 	for end := f.ring.producer() + uint64(n); f.ring.producer() < end; {
 		switch rng.IntN(8) {
@@ -165,14 +166,15 @@ func (f *fakeKernel) writeSome(rng *rand.Rand, n int) {
 	}
 }
 
-// selfChecked returns a sample of at least the given size that says of itself what it must be.
+// selfChecked returns a sample of at least the given size. Its beginning tells what the whole
+// sample must be.
 func selfChecked(number, size int) []byte {
 	sample := binary.NativeEndian.AppendUint32(nil, uint32(number))
 	sample = binary.NativeEndian.AppendUint32(sample, uint32(max(size, 8)))
 	return append(sample, noisySample(number, max(size, 8)-8)...)
 }
 
-// check returns the number of a sample of selfChecked.
+// check returns the number of a sample from selfChecked, and fails if the content is wrong.
 func check(t testing.TB, sample []byte) (number int) {
 	t.Helper()
 	if len(sample) < 8 {
@@ -193,8 +195,8 @@ func (f *fakeKernel) watcher(t testing.TB, o watchOptions) *Watcher {
 	return w
 }
 
-// untilIdle is a context that is done as soon as the loop over Records waits for it: the loop asks
-// for its channel when it begins, and whenever it pauses.
+// untilIdle is a context that is done as soon as a loop over Records pauses. The loop calls
+// Done when it begins and at each pause.
 type untilIdle struct {
 	context.Context
 	cancel context.CancelFunc
@@ -214,7 +216,7 @@ func (c *untilIdle) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
-// drain calls each for what Records yields, until that pauses.
+// drain calls each for all that Records yields, until the loop pauses.
 func drain(t testing.TB, w *Watcher, each func(rec Record, missed uint64)) {
 	t.Helper()
 	ctx := newUntilIdle()
@@ -250,7 +252,7 @@ type follower struct {
 	t      testing.TB
 	kernel *fakeKernel
 	pos    uint64
-	next   int // index in the ring's log
+	next   int // index in the kernel's log
 
 	samples int
 	missed  uint64
@@ -297,7 +299,7 @@ func (f *follower) start() uint64 {
 	return f.log()[f.next].start
 }
 
-// skipDiscards passes the records that are discarded, up to a position, where one begins.
+// skipDiscards passes the discarded records up to a position, where a record must begin.
 func (f *follower) skipDiscards(until uint64) {
 	f.t.Helper()
 	for f.next < len(f.log()) && f.log()[f.next].number < 0 && f.start() < until {
@@ -309,7 +311,7 @@ func (f *follower) skipDiscards(until uint64) {
 	f.pos = f.start()
 }
 
-// wantAll fails if more than discarded records was neither seen nor missed.
+// wantAll fails if a sample was neither seen nor missed.
 func (f *follower) wantAll() {
 	f.t.Helper()
 	f.skipDiscards(math.MaxUint64)
@@ -353,8 +355,8 @@ func TestWatcherYieldsAllThatIsSubmitted(t *testing.T) {
 	})
 }
 
-// TestNoRecordIsTornThatIsOverwrittenMeanwhile writes while records are copied: nothing, a few
-// records, or several times what the ring holds.
+// TestNoRecordIsTornThatIsOverwrittenMeanwhile writes while the Watcher copies records:
+// nothing, a few records, or several times what the ring holds.
 func TestNoRecordIsTornThatIsOverwrittenMeanwhile(t *testing.T) {
 	eachMode(t, func(t *testing.T, overwrite bool) {
 		for seed := range uint64(20) {
@@ -395,8 +397,8 @@ func TestNoRecordIsTornThatIsOverwrittenMeanwhile(t *testing.T) {
 	})
 }
 
-// TestTheHeaderBeforeThePositionIsSeenToBeOverwritten has the kernel write a header where the first
-// record was that is copied, and not yet publish it.
+// TestTheHeaderBeforeThePositionIsSeenToBeOverwritten has the kernel write a header over the
+// first copied record, before it moves the producer position.
 func TestTheHeaderBeforeThePositionIsSeenToBeOverwritten(t *testing.T) {
 	f := newFakeKernel(t, os.Getpagesize(), false)
 	for f.ring.producer() < f.ring.size-64 {
@@ -416,8 +418,8 @@ func TestTheHeaderBeforeThePositionIsSeenToBeOverwritten(t *testing.T) {
 	}
 }
 
-// disguised returns a sample that is full of what looks like headers, each of a record that
-// ends where the sample's own does.
+// disguised returns a sample full of bytes that look like headers. Each of them seems to be of
+// a record that ends where the sample ends.
 func disguised(f *fakeKernel, size int) []byte {
 	pos := f.ring.producer() + recordHeaderSize
 	var sample []byte
@@ -430,14 +432,14 @@ func disguised(f *fakeKernel, size int) []byte {
 	return sample
 }
 
-// TestNoScribblingMakesAWatcherBeginWithinARecord sets the consumer position to everything, also
-// where a sample looks like records that lead to the producer position.
+// TestNoScribblingMakesAWatcherBeginWithinARecord sets the consumer position to every value in
+// reach, also within samples that look like records up to the producer position.
 func TestNoScribblingMakesAWatcherBeginWithinARecord(t *testing.T) {
 	f := newFakeKernel(t, 2*os.Getpagesize(), false)
 	for f.ring.producer() < 3*f.ring.size {
 		f.submit(disguised(f, 64))
 		f.discard(24)
-		clear(f.bytes(f.ring.producer()-24, 24)) // else there is more that looks like headers
+		clear(f.bytes(f.ring.producer()-24, 24)) // otherwise it has more that looks like headers
 		f.submit(disguised(f, 8*(1+f.written%20)))
 	}
 	busy := f.reserve(16)
@@ -457,7 +459,7 @@ func TestNoScribblingMakesAWatcherBeginWithinARecord(t *testing.T) {
 		if boundaries[pos] {
 			want = pos
 		}
-		// What the one record was that is half overwritten nobody can tell.
+		// One record is half overwritten: nobody can tell what it was.
 		if producer-pos < f.ring.size && pos < oldest {
 			continue
 		}
@@ -487,7 +489,7 @@ func TestWatcherDoesNotFollowTooManySuspects(t *testing.T) {
 	f := newFakeKernel(t, 16*os.Getpagesize(), false)
 	f.submit(make([]byte, f.ring.size/2))
 	f.submit(make([]byte, f.ring.size/4))
-	// All of it looks like records that end behind the last one.
+	// All suspects look like records that end behind the last one.
 	last := f.ring.producer()
 	f.submit(nil)
 	f.submit(nil)
@@ -507,8 +509,8 @@ func TestWatcherDoesNotFollowTooManySuspects(t *testing.T) {
 	}
 }
 
-// TestWatcherDoesNotFollowLongChains has suspects that each lead through a sample full of what
-// looks like empty records.
+// TestWatcherDoesNotFollowLongChains has suspects that each lead through a sample that looks
+// like many empty records.
 func TestWatcherDoesNotFollowLongChains(t *testing.T) {
 	f := newFakeKernel(t, 16*os.Getpagesize(), false)
 	f.submit(make([]byte, f.ring.size/2))
@@ -520,7 +522,7 @@ func TestWatcherDoesNotFollowLongChains(t *testing.T) {
 		f.setHeader(pos, 0)
 		f.setPage(pos)
 	}
-	// Each leads size/32 steps far, of maxSteps*size/8.
+	// Each suspect leads size/32 steps far. The limit is maxSteps*size/8 steps.
 	for suspects := range uint64(20) {
 		pos := last - 8*(2+suspects)
 		f.setHeader(pos, uint32(sample-pos-recordHeaderSize))
@@ -532,8 +534,8 @@ func TestWatcherDoesNotFollowLongChains(t *testing.T) {
 	}
 }
 
-// TestAHeaderThatGrowsIsNotFollowed has somebody write over a header between the look at it and
-// the copy, which a kernel allows that does not guard records from a forged consumer position.
+// TestAHeaderThatGrowsIsNotFollowed overwrites a header between the look at it and the copy.
+// This can happen with a kernel that does not guard records from a forged consumer position.
 func TestAHeaderThatGrowsIsNotFollowed(t *testing.T) {
 	f := newFakeKernel(t, os.Getpagesize(), false)
 	w := f.watcher(t, watchOptions{})

@@ -21,8 +21,8 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// These tests watch rings that BPF programs write into. watch_ring_test.go has those that need
-// no kernel.
+// These tests watch rings that BPF programs write to. watch_ring_test.go has tests that need no
+// kernel.
 
 func mustWatch(t testing.TB, m Map, opts ...WatchOption) *Watcher {
 	t.Helper()
@@ -34,7 +34,7 @@ func mustWatch(t testing.TB, m Map, opts ...WatchOption) *Watcher {
 	return w
 }
 
-// wantSeen drains a Watcher, which must have these samples.
+// wantSeen drains a Watcher. It fails unless the Watcher yields exactly these samples.
 func wantSeen(t testing.TB, w *Watcher, want ...string) {
 	t.Helper()
 	var got []string
@@ -178,7 +178,8 @@ func TestWatchersDoNotConcernTheReader(t *testing.T) {
 	}
 }
 
-// watchAlong starts Watchers that see all that comes until stop is called, which checks that.
+// watchAlong starts n Watchers. stop waits until they have seen or missed all that was
+// produced, and closes them.
 func watchAlong(t *testing.T, ring *bpftest.Ring, n int) (stop func()) {
 	watchers := make([]*Watcher, n)
 	for i := range watchers {
@@ -216,12 +217,13 @@ func watchAlong(t *testing.T, ring *bpftest.Ring, n int) (stop func()) {
 	}
 }
 
-// TestWatchersThatAreLappedYieldWhatWasSubmitted has producers write flat out, a Reader read, and
-// Watchers that are slower, each for as long as -stress says.
+// TestWatchersThatAreLappedYieldWhatWasSubmitted has producers that write as fast as they can,
+// a Reader, and Watchers that are slower, for as long as -stress says.
 func TestWatchersThatAreLappedYieldWhatWasSubmitted(t *testing.T) {
 	ring := bpftest.NewStress(t, 64<<10, *stressSeed)
-	// It must not depend on notifications: the kernel gives none of some of these records, and may
-	// refuse all that come after them, because they are too large for what is left.
+	// The Reader must not depend on notifications. The kernel does not notify of some of these
+	// records, and may refuse all that come after them, because they are too large for the room
+	// that is left.
 	r := mustNewReader(t, ring, WithMaxDelay(10*time.Millisecond))
 	stop := make(chan struct{})
 	var working group
@@ -244,8 +246,8 @@ func TestWatchersThatAreLappedYieldWhatWasSubmitted(t *testing.T) {
 	watchStress(t, ring, *stressFor)
 }
 
-// TestNoScribblingMakesAWatcherYieldGarbage has nobody read: the consumer position is put where
-// the producer is, and now and then elsewhere.
+// TestNoScribblingMakesAWatcherYieldGarbage has no Reader. The test sets the consumer position
+// to the producer position and to wrong values, by turns.
 func TestNoScribblingMakesAWatcherYieldGarbage(t *testing.T) {
 	ring := bpftest.NewStress(t, 64<<10, *stressSeed)
 	position := consumerPosition(t, ring)
@@ -283,7 +285,7 @@ func TestNoScribblingMakesAWatcherYieldGarbage(t *testing.T) {
 	watchStress(t, ring, *stressFor)
 }
 
-// watchStress watches a ring in several ways, and checks what comes.
+// watchStress watches a ring in several ways, and checks the samples.
 func watchStress(t *testing.T, ring *bpftest.StressRing, during time.Duration) {
 	end := time.Now().Add(during)
 	ctx, cancel := context.WithDeadline(context.Background(), end)
@@ -356,8 +358,8 @@ func watchStress(t *testing.T, ring *bpftest.StressRing, during time.Duration) {
 	}
 }
 
-// A watchedOrder checks that samples are those that were submitted, in order, and that none is left
-// out but where there is a gap.
+// A watchedOrder checks that samples are those that were submitted, in order, and that none is
+// left out except at a gap.
 type watchedOrder struct {
 	t    *testing.T
 	ring *bpftest.StressRing
@@ -387,7 +389,7 @@ func (o *watchedOrder) see(sample []byte) {
 		o.t.Errorf("%v came after a later one", id)
 	}
 	for seq := *last; *last > 0 && seq < id.Seq(); seq++ {
-		// Those that cannot be told apart, and what was discarded.
+		// Only samples that are too small to tell apart, and discarded ones, may be missing.
 		if size, discarded := o.ring.Planned(bpftest.ID(id.Producer(), seq)); !discarded &&
 			size >= bpftest.IDSize {
 			o.t.Errorf("%v came, and %d did not", id, seq)
@@ -408,7 +410,7 @@ func TestSnapshotOfAnOverwritingRingHasTheNewest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Of 24 bytes each, and at least 8 bytes are free.
+		// Each record has 24 bytes, and at least 8 bytes of the ring are free.
 		want := min(int(seq)+10, (os.Getpagesize()-8)/24)
 		if len(records) != want {
 			t.Fatalf("after %d samples a snapshot has %d, want %d", seq+10, len(records), want)

@@ -16,10 +16,10 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// These tests disturb a Writer, or take away what it needs.
+// These tests disturb a Writer, or take away something that it needs.
 
-// TestTheDrainProgramIsRunAgainBehindDiscardedRecords has as many of these as one drain takes,
-// which does not count them.
+// TestTheDrainProgramIsRunAgainBehindDiscardedRecords has as many discarded records as one
+// drain takes. The drain does not count them.
 func TestTheDrainProgramIsRunAgainBehindDiscardedRecords(t *testing.T) {
 	const most = 128 << 10
 	ring := bpftest.NewUser(t, 2*most*recordHeaderSize, os.Getpagesize())
@@ -38,7 +38,7 @@ func TestTheDrainProgramIsRunAgainBehindDiscardedRecords(t *testing.T) {
 	}
 }
 
-// TestAGarbageWriterOutlivesItsDrain drops a Writer while a goroutine of its own drains.
+// TestAGarbageWriterOutlivesItsDrain drops a Writer while a goroutine of the Writer drains.
 func TestAGarbageWriterOutlivesItsDrain(t *testing.T) {
 	ring := bpftest.NewUser(t, os.Getpagesize(), os.Getpagesize())
 	before := resources()
@@ -54,7 +54,7 @@ func TestAGarbageWriterOutlivesItsDrain(t *testing.T) {
 		wrote := make(chan error)
 		go func() { wrote <- w.WriteContext(context.Background(), nil) }()
 		<-d.begun
-		mustWrite(t, w, nil) // leads to one more call, by no Write
+		mustWrite(t, w, nil) // leads to one more call, which no Write makes
 		d.end <- nil
 		if err := <-wrote; err != nil {
 			t.Error(err)
@@ -83,7 +83,8 @@ func TestAGarbageWriterOutlivesItsDrain(t *testing.T) {
 	}
 }
 
-// TestADrainForGarbageHoldsUpNoFinalizer has a drain that does not end.
+// TestADrainForGarbageHoldsUpNoFinalizer drops a reservation. The drain that follows does not
+// end.
 func TestADrainForGarbageHoldsUpNoFinalizer(t *testing.T) {
 	ring := bpftest.NewUser(t, os.Getpagesize(), os.Getpagesize())
 	d := newFakeDrain()
@@ -124,8 +125,8 @@ func mappingOf(t *testing.T, p *byte) string {
 	return ""
 }
 
-// TestCloseTakesTheWholeRingAwayAtOnce has reservations on many pages: of mappings a process may
-// have only so many.
+// TestCloseTakesTheWholeRingAwayAtOnce has reservations on many pages. Close must not split the
+// mapping of the ring, because a process may have only so many mappings.
 func TestCloseTakesTheWholeRingAwayAtOnce(t *testing.T) {
 	const pages = 16
 	ring := bpftest.NewUser(t, pages*os.Getpagesize(), os.Getpagesize())
@@ -154,7 +155,7 @@ func TestCloseTakesTheWholeRingAwayAtOnce(t *testing.T) {
 	}
 }
 
-// TestCloseSaysIfItCannotTakeTheRingAway has it ask for more memory than there can be.
+// TestCloseSaysIfItCannotTakeTheRingAway has Close ask for more memory than there can be.
 func TestCloseSaysIfItCannotTakeTheRingAway(t *testing.T) {
 	wire := newWire(t, os.Getpagesize())
 	w, err := NewWriter(wire)
@@ -177,7 +178,7 @@ func TestCloseSaysIfItCannotTakeTheRingAway(t *testing.T) {
 	wantSample(t, wire.r, "behind")
 }
 
-// TestCloseAfterAPanicOfTheDrain recovers from one in each place where there is a call.
+// TestCloseAfterAPanicOfTheDrain recovers from a panic in each place that calls the drain.
 func TestCloseAfterAPanicOfTheDrain(t *testing.T) {
 	ring := bpftest.NewUser(t, os.Getpagesize(), os.Getpagesize())
 	var panics atomic.Bool
@@ -237,7 +238,8 @@ func TestCloseAfterAPanicOfTheDrain(t *testing.T) {
 	}
 }
 
-// TestDeadlinesLeaveNoTimers sets many while two calls wait: one for the kernel, one for that.
+// TestDeadlinesLeaveNoTimers sets many deadlines while two calls wait: one for the kernel, and
+// one for the first call.
 func TestDeadlinesLeaveNoTimers(t *testing.T) {
 	wire := newWire(t, os.Getpagesize())
 	fill(t, wire.w)
@@ -256,7 +258,7 @@ func TestDeadlinesLeaveNoTimers(t *testing.T) {
 	before := objects()
 	for range 10_000 {
 		wire.w.SetDeadline(time.Now().Add(forever))
-		runtime.Gosched() // to who waits
+		runtime.Gosched() // lets the calls that wait run
 	}
 	if grown := objects() - before; grown > 2000 {
 		t.Errorf("10000 deadlines have left %d objects", grown)
@@ -306,7 +308,7 @@ func TestAWaitFindsThatADescriptorIsAnother(t *testing.T) {
 	}
 }
 
-// TestDiscardKeepsEachErrorOfTheDrain has one of which Discard could think that it is its own.
+// TestDiscardKeepsEachErrorOfTheDrain has a drain whose error Discard could take for its own.
 func TestDiscardKeepsEachErrorOfTheDrain(t *testing.T) {
 	ring := bpftest.NewUser(t, os.Getpagesize(), os.Getpagesize())
 	var err error
@@ -321,7 +323,7 @@ func TestDiscardKeepsEachErrorOfTheDrain(t *testing.T) {
 	}
 }
 
-// TestNewWriterBesideOneThatWritesDoesNotSayCorrupt opens while the positions move.
+// TestNewWriterBesideOneThatWritesDoesNotSayCorrupt opens Writers while the positions move.
 func TestNewWriterBesideOneThatWritesDoesNotSayCorrupt(t *testing.T) {
 	wire := newWire(t, os.Getpagesize())
 	wire.Control().Quiet = 1

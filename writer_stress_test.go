@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// A writerBook is what one goroutine did, and what came of it.
+// A writerBook counts what one goroutine wrote, and what came back.
 type writerBook struct {
 	submitted uint64 // samples, numbered from 0 on
 	discarded uint64
@@ -25,7 +25,8 @@ const (
 	stressMaxSample = 2000
 )
 
-// stressSample is a sample that says whose it is, its number, and what else is in it.
+// stressSample writes a sample to buf: the number of its writer, its size, its own number, and
+// bytes that follow from these.
 func stressSample(buf []byte, writer int, seq uint64) {
 	if len(buf) < 16 {
 		return
@@ -38,10 +39,10 @@ func stressSample(buf []byte, writer int, seq uint64) {
 	}
 }
 
-// TestStressWriter writes from several goroutines, by all methods, while the kernel drains as far
-// as the Reader of what comes back keeps up, interrupts them by deadlines and contexts, closes the
-// Writer in the middle, and counts: what was submitted comes back, once, in order, and nothing
-// else.
+// TestStressWriter writes from several goroutines, by all methods. The kernel drains as far as
+// the Reader of the replies keeps up. The test interrupts the goroutines by deadlines and
+// contexts, and closes the Writer in the middle. What was submitted must come back, once and in
+// order, and nothing else.
 func TestStressWriter(t *testing.T) {
 	t.Run("drained by others", func(t *testing.T) { stressWriter(t, false) })
 	t.Run("drained by the Writer", func(t *testing.T) { stressWriter(t, true) })
@@ -77,13 +78,14 @@ func stressWriter(t *testing.T, drains bool) {
 }
 
 func stressRound(t *testing.T, round int, drains bool) (sum writerBook, stats WriterStats) {
-	wire := newWire(t, 4*os.Getpagesize()) // of which each sample is up to an eighth
+	wire := newWire(t, 4*os.Getpagesize()) // a sample is up to an eighth of it
 	defer wire.Close()
 	defer wire.r.Close()
 	wire.w.Close()
 	wire.Control().Limit = 16 // 32 KiB, of 1 MiB for replies
 	var opts []WriterOption
-	// How much the program may do: what is drained must have room among the replies.
+	// keepsUp reports whether the program may drain. What it drains must have room among the
+	// replies.
 	keepsUp := func() bool { return wire.r.AvailableBytes() < 512<<10 }
 	if drains {
 		opts = append(opts, WithDrain(func() error {

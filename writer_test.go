@@ -23,6 +23,8 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
+// These tests cover all files of the Writer, writer*.go.
+
 var _ io.WriteCloser = (*Writer)(nil)
 
 func mustNewWriter(t testing.TB, m Map, opts ...WriterOption) *Writer {
@@ -39,7 +41,8 @@ func mustNewWriter(t testing.TB, m Map, opts ...WriterOption) *Writer {
 	return w
 }
 
-// A wire is a Writer, the program that drains it, and a Reader of what that sends back.
+// A wire is a Writer, the program that drains its ring, and a Reader of what the program sends
+// back.
 type wire struct {
 	*bpftest.UserRing
 	w *Writer
@@ -72,7 +75,7 @@ func mustReserve(t testing.TB, w *Writer, sample string) *Reservation {
 	return r
 }
 
-// wantDrain drains once, and compares what that says.
+// wantDrain drains once and compares what the drain returns.
 func (w wire) wantDrain(t testing.TB, want int) {
 	t.Helper()
 	if got := w.Drain(); got != want {
@@ -80,7 +83,7 @@ func (w wire) wantDrain(t testing.TB, want int) {
 	}
 }
 
-// wantNoReply checks that there is nothing more in the ring for replies.
+// wantNoReply checks that the ring for replies is empty.
 func (w wire) wantNoReply(t testing.TB) {
 	t.Helper()
 	var rec Record
@@ -89,7 +92,7 @@ func (w wire) wantNoReply(t testing.TB) {
 	}
 }
 
-// fill writes samples of 56 bytes, records of 64, until there is no room.
+// fill writes samples of 56 bytes, in records of 64, until there is no room.
 func fill(t testing.TB, w *Writer) {
 	t.Helper()
 	for range w.BufferSize() / 64 {
@@ -110,7 +113,7 @@ func awaitWaits(t testing.TB, w *Writer, n uint64) {
 	}
 }
 
-// awaitParked waits until one of them is in the netpoller.
+// awaitParked waits until one of these calls is in the netpoller.
 func awaitParked(t testing.TB, w *Writer) {
 	t.Helper()
 	buf := make([]byte, 1<<20)
@@ -268,7 +271,7 @@ func TestWriteWaitsForRoom(t *testing.T) {
 			for i := range uint64(20) {
 				fill(t, wire.w)
 				var g group
-				g.Go(func() { mustWrite(t, wire.w, make([]byte, 100)) }) // 112 of the ring
+				g.Go(func() { mustWrite(t, wire.w, make([]byte, 100)) }) // 112 bytes of the ring
 				awaitWaits(t, wire.w, i+1)
 				if i%2 == 0 {
 					awaitParked(t, wire.w)
@@ -284,7 +287,8 @@ func TestWriteWaitsForRoom(t *testing.T) {
 	}
 }
 
-// TestANotificationEndsAWait has the timer out of the way.
+// TestANotificationEndsAWait parks until a time that does not come, so only the notification
+// ends the wait.
 func TestANotificationEndsAWait(t *testing.T) {
 	wire := newWire(t, os.Getpagesize())
 	wire.Control().Quiet = 1
@@ -298,7 +302,8 @@ func TestANotificationEndsAWait(t *testing.T) {
 	}
 }
 
-// TestADrainOfItsOwnEndsAWait has neither the timer nor the kernel tell of the drain.
+// TestADrainOfItsOwnEndsAWait has a drain of the Writer, of which neither the timer nor the
+// kernel tells.
 func TestADrainOfItsOwnEndsAWait(t *testing.T) {
 	wire := newWire(t, os.Getpagesize())
 	wire.w.Close()
@@ -341,7 +346,8 @@ func TestWaitingWithTooLittleRoomDoesNotSpin(t *testing.T) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
 	}
-	// Pauses of 1, 2, 4 … 64 ms, with three each: the wait, its first look, and one when armed.
+	// There are pauses of 1, 2, 4 … 64 ms, with three looks each: the wait, its first look, and
+	// one when armed.
 	if looks > 50 {
 		t.Errorf("it looked %d times in 300 ms", looks)
 	}
@@ -436,7 +442,8 @@ func TestWithAPastDeadlineWriteDoesNotWait(t *testing.T) {
 	mustWrite(t, wire.w, []byte("x"))
 }
 
-// TestALargeSampleIsNotStarved has small ones come all the time, for which there would be room.
+// TestALargeSampleIsNotStarved has small samples wait behind a large one. There would be room
+// for them earlier.
 func TestALargeSampleIsNotStarved(t *testing.T) {
 	wire := newWire(t, os.Getpagesize())
 	wire.Control().Quiet, wire.Control().Limit = 1, 1
@@ -462,7 +469,7 @@ func TestALargeSampleIsNotStarved(t *testing.T) {
 		}
 		mu.Unlock()
 		wire.wantDrain(t, 1)
-		if i == 0 { // nor does one come first that finds room
+		if i == 0 { // a Write that finds room does not come first either
 			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 			if err := wire.w.WriteContext(ctx, nil); err != context.DeadlineExceeded {
 				t.Errorf("a later Write returned %v", err)
@@ -591,7 +598,8 @@ func TestCloseDiscardsReservations(t *testing.T) {
 	wantSample(t, wire.r, "between")
 	wantSample(t, wire.r, "last")
 
-	// Others have the ring now, of which the owners of the reservations can change nothing.
+	// Another Writer has the ring now. The owners of the reservations must not be able to
+	// change it.
 	next := mustNewWriter(t, wire)
 	for range next.BufferSize() / 64 {
 		mustWrite(t, next, bytes.Repeat([]byte("n"), 56))
@@ -662,7 +670,7 @@ func TestASecondWriterIsFound(t *testing.T) {
 	}
 	wire.wantDrain(t, 2)
 
-	// It is also found by who waits.
+	// A Write that waits also finds it.
 	fill(t, other)
 	errs := make(chan error)
 	go func() {
@@ -743,7 +751,7 @@ func TestAWatcherSeesWhatAWriterHasWritten(t *testing.T) {
 	}
 }
 
-// A fakeDrain is a drain function whose calls the test sees.
+// A fakeDrain is a drain function. The test sees each call and says when it ends.
 type fakeDrain struct {
 	running atomic.Int32
 	begun   chan struct{}
@@ -835,7 +843,7 @@ func TestCloseWaitsForTheDrainAndDrains(t *testing.T) {
 	if err := <-wrote; err != nil {
 		t.Error(err)
 	}
-	<-d.begun // since r is discarded
+	<-d.begun // because r is discarded
 	last := errors.New("the last one")
 	d.end <- last
 	if err := <-closed; err != last {
@@ -859,7 +867,7 @@ func TestTheDrainProgramDrainsAllThatIsSubmitted(t *testing.T) {
 	ring := bpftest.NewUser(t, os.Getpagesize(), 1<<20)
 	w := mustNewWriter(t, ring, WithDrainProgram(ring.Program()))
 	r := mustNewReader(t, ring.Replies(), WithMaxDelay(0))
-	for i := range 1000 { // many times the ring: nobody waits, as each is drained at once
+	for i := range 1000 { // many times the ring; no call waits: each sample is drained at once
 		mustWrite(t, w, fmt.Append(nil, i))
 		wantSample(t, r, fmt.Sprint(i))
 	}
@@ -942,7 +950,7 @@ func TestWhatAKilledWriterReservedIsRepaired(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		runtime.LockOSThread() // the process ends with it
+		runtime.LockOSThread() // the kernel kills the process when this thread ends
 		cmd := testCommand("^"+t.Name()+"$", writerPin+"="+pin)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -958,7 +966,7 @@ func TestWhatAKilledWriterReservedIsRepaired(t *testing.T) {
 				t.Fatalf("%v\n%s", err, said)
 			}
 		}
-		// While it lives it is named.
+		// While the process lives, the error names it.
 		_, err = NewWriter(wire)
 		pid := fmt.Sprintf("pid %d", cmd.Process.Pid)
 		if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), pid) {
@@ -1016,7 +1024,7 @@ func writeUntilKilled(t *testing.T, pin string) {
 	select {}
 }
 
-// openAnyPinned is OpenMap for user ring buffers too.
+// openAnyPinned returns a descriptor of the ring that is pinned at path.
 func openAnyPinned(path string) (int, error) {
 	m, err := OpenMap(path)
 	if err != nil {
@@ -1025,7 +1033,7 @@ func openAnyPinned(path string) (int, error) {
 	return dup(m.FileDescriptor())
 }
 
-// TestNewWriterRefusesACorruptRing has somebody scribble in it.
+// TestNewWriterRefusesACorruptRing writes wrong values to the ring.
 func TestNewWriterRefusesACorruptRing(t *testing.T) {
 	page := os.Getpagesize()
 	for _, tt := range []struct {
