@@ -21,7 +21,7 @@ func ExampleOpenMap() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	events.Close() // reader does not need it
+	events.Close() // reader no longer needs it
 	defer reader.Close()
 }
 
@@ -35,6 +35,6 @@ func ExampleOpenMapID() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	events.Close() // reader does not need it
+	events.Close() // reader no longer needs it
 	defer reader.Close()
 }

@@ -293,7 +293,7 @@ func (m *batchModel) takeAll() {
 	m.drop(n)
 }
 
-// check compares what can be seen without a change.
+// check compares the results of calls that change nothing.
 func (m *batchModel) check() {
 	m.t.Helper()
 	if m.u.empty() != (len(m.samples) == 0) {
@@ -456,7 +456,7 @@ var readerSeeds = [][]byte{
 		largeRing, readerEmit, 0, 5, 0, readerEmit, 6, 88, 0, readerReadAll, readerOpen, 0,
 		readerEmit, 0, 5, 0, readerEmit, 6, 89, 0, readerEmit, 6, 90, 0, readerReadAll,
 	},
-	// Close loses the drained samples and no others.
+	// Close loses the samples that were drained and not read, and no others.
 	{
 		largeRing, readerFill, 0, 200, readerRead, 5, readerEmit, 0, 8, 0, readerClose, readerClose,
 		readerReadIfClosed, readerEmit, 0, 9, 0, readerOpen, 1,
@@ -841,7 +841,7 @@ func (m *readerModel) reopen(options []Option) {
 	m.counted = -1
 }
 
-// check compares what can be seen without a change.
+// check compares the results of calls that change nothing.
 func (m *readerModel) check() {
 	if m.closed {
 		m.wantAvailable(0)
@@ -963,7 +963,7 @@ func fuzzWatcher(t *testing.T, s *script) {
 			case 5:
 				k.setHeader(pos, uint32(number()))
 				k.setPage(pos)
-			default: // a record that leads to a given place
+			default: // a record that ends at any place
 				k.setHeader(pos, uint32(8*number()%size))
 				k.setPage(pos)
 			}

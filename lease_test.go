@@ -16,6 +16,8 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
+// These tests cover lease.go, loan.go and queue_loans.go.
+
 func mustLease(t *testing.T, r *Reader) *Lease {
 	t.Helper()
 	l, err := r.Lease(t.Context())

@@ -36,7 +36,7 @@ func measureFootprint(t *testing.T) footprint {
 	if f.cHeap, ok = malloc.InUse(); !ok {
 		t.Log("the C library does not tell how much it has allocated")
 	}
-	runtime.GC() // what finalizers let go of
+	runtime.GC() // collects what finalizers released
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)
 	f.liveBytes = int(stats.HeapAlloc)

@@ -12,6 +12,8 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
+// The tests of the moderator itself need no kernel.
+
 const recordSize = 72 // of a sample of 64 bytes
 
 // pacedDrains notes n drains, one every interval, with the given number of samples each, and

@@ -354,7 +354,7 @@ func (s *stress) read(t *testing.T, r *Reader, rng *rand.Rand, last, lending boo
 		s.progress.Add(1)
 		if len(rec.RawSample) >= bpftest.IDSize {
 			id := bpftest.IDOf(rec.RawSample)
-			if n := &next[id.Producer()]; id.Seq() < *n && !lending { // else some come again
+			if n := &next[id.Producer()]; id.Seq() < *n && !lending { // lent ones may come again
 				t.Errorf("a goroutine read %v after %d", id, *n-1)
 			} else {
 				*n = id.Seq() + 1

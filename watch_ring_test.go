@@ -17,7 +17,7 @@ import (
 )
 
 // These tests need no kernel. A fake kernel writes to memory with the layout of a ring, at the
-// moments that a test chooses.
+// moments that a test chooses. They cover watch_ring.go and watch_boundary.go.
 
 // A fakeKernel does what kernel/bpf/ringbuf.c does.
 type fakeKernel struct {

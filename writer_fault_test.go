@@ -54,7 +54,7 @@ func TestAGarbageWriterOutlivesItsDrain(t *testing.T) {
 		wrote := make(chan error)
 		go func() { wrote <- w.WriteContext(context.Background(), nil) }()
 		<-d.begun
-		mustWrite(t, w, nil) // leads to one more call, which no Write makes
+		mustWrite(t, w, nil) // leads to one more call, in the background
 		d.end <- nil
 		if err := <-wrote; err != nil {
 			t.Error(err)
