@@ -9,7 +9,7 @@ import (
 type batch struct {
 	memory  *[]byte // C writes to it, Go only reads
 	entries []byte  // copied samples, in memory
-	lent    window  // samples that are still in the ring
+	window    window  // samples that are still in the ring
 
 	ring     int    // of all of these samples
 	last     uint64 // position where the last one ends
@@ -34,7 +34,7 @@ const keptMemory = 2 * maxBatchSize
 
 // reset empties b for the next fetch.
 func (b *batch) reset() {
-	b.entries, b.lent = nil, window{}
+	b.entries, b.window = nil, window{}
 	if b.memory != nil && len(*b.memory) > keptMemory {
 		b.memory = nil
 	}

@@ -384,8 +384,8 @@ func testLostDescriptors(t *testing.T) {
 			prepare func(r *libbpfRings)
 		}{
 			{"nobody reads", nil},
-			{"blocked", func(r *libbpfRings) { r.active = time.Now() }},
-			{"parked", func(r *libbpfRings) { r.active, r.found = time.Time{}, false }},
+			{"blocked", func(r *libbpfRings) { r.sampleDone = time.Now() }},
+			{"parked", func(r *libbpfRings) { r.sampleDone, r.hadSamples = time.Time{}, false }},
 			{"before a tick", func(r *libbpfRings) { r.moderator.interval = 8 * time.Millisecond }},
 			{"long before a tick", func(r *libbpfRings) { r.moderator.interval = 50 * time.Millisecond }},
 		} {
@@ -411,7 +411,7 @@ func testLostDescriptors(t *testing.T) {
 						loss.whileReading = true
 						loss.prepare = func() {
 							r := r.queue.rings.(*libbpfRings)
-							r.moderator.ticking, r.moderator.interval, r.moderator.caughtUp = false, 0, time.Now()
+							r.moderator.ticking, r.moderator.interval, r.moderator.lastDrain = false, 0, time.Now()
 							tt.prepare(r)
 							r.moderator.ticking = r.moderator.interval > 0
 						}

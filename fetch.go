@@ -16,11 +16,11 @@ func (r *libbpfRings) fetch(b *batch, req request) error {
 	q := &r.request // on the heap anyway
 	// Reading the clock takes a sixth of a fetch. So in a flood only every ninth fetch reads it.
 	now := r.now
-	if r.untimed--; r.untimed < 0 || !r.seen.more {
+	if r.untimed--; r.untimed < 0 || !r.seen.cut {
 		now, r.untimed = time.Now(), 8
 	}
-	if r.found {
-		r.active = now
+	if r.hadSamples {
+		r.sampleDone = now
 	}
 	if now.Sub(r.yielded) > yieldAfter {
 		runtime.Gosched()
@@ -32,15 +32,15 @@ func (r *libbpfRings) fetch(b *batch, req request) error {
 	if !q.deadline.IsZero() {
 		left = q.deadline.Sub(now)
 	}
-	if r.moderator.unprompted() && left > r.moderator.maxDelay {
+	if r.moderator.looksUnprompted() && left > r.moderator.maxDelay {
 		left, q.deadline = r.moderator.maxDelay, now.Add(r.moderator.maxDelay)
 	}
 	pause, tick := r.moderator.next(now)
 	pause = min(pause, left)
 	var err error
 	switch {
-	case !q.rest.IsZero() && left > 0:
-		err = r.rest(min(left, q.rest.Sub(now)))
+	case !q.notBefore.IsZero() && left > 0:
+		err = r.waitNotBefore(min(left, q.notBefore.Sub(now)))
 	case !tick || left <= 0:
 		err = r.findOrWait(b, q, now, left)
 	case pause <= 0:
@@ -49,7 +49,7 @@ func (r *libbpfRings) fetch(b *batch, req request) error {
 		err = r.pauseParked(b, q, now.Add(pause-netpollGrain))
 	case block():
 		listen := deaf
-		if r.moderator.unprompted() {
+		if r.moderator.looksUnprompted() {
 			listen = untilEighth
 		}
 		err = r.door.pause(max(pause-timerSlack, 1), listen)
@@ -63,7 +63,7 @@ func (r *libbpfRings) fetch(b *batch, req request) error {
 	default: // no thread may block, and ticks by the netpoller would come late
 		err = r.findOrWait(b, q, now, left)
 	}
-	r.found = len(b.entries) > 0 || b.lent.samples > 0
+	r.hadSamples = len(b.entries) > 0 || b.window.samples > 0
 	if r.losses != nil {
 		r.lookForLosses(b)
 	}
@@ -74,8 +74,8 @@ func (r *libbpfRings) fetch(b *batch, req request) error {
 
 // findOrWait takes what is in any ring, or waits until the kernel notifies.
 func (r *libbpfRings) findOrWait(b *batch, q *request, now time.Time, left time.Duration) error {
-	r.unticked = 0
-	if q.lent {
+	r.ringsLeft = 0
+	if q.anyLoans {
 		// Set before the rings are looked at: see caughtUp.
 		r.looking.Store(1)
 		defer r.looking.Store(0)
@@ -84,10 +84,10 @@ func (r *libbpfRings) findOrWait(b *batch, q *request, now time.Time, left time.
 	if any || more || err != nil || left <= 0 {
 		return err
 	}
-	if q.lent {
-		return r.waitLent(q, left)
+	if q.anyLoans {
+		return r.waitBesideLoans(q, left)
 	}
-	wait := min(left, r.blockFor-now.Sub(r.active))
+	wait := min(left, r.blockFor-now.Sub(r.sampleDone))
 	if left <= netpollGrain {
 		wait = left
 	}
@@ -100,12 +100,12 @@ func (r *libbpfRings) findOrWait(b *batch, q *request, now time.Time, left time.
 		unblock()
 		r.now = time.Now()
 		if at := r.door.at(); at >= 0 {
-			return r.fed(b, at, err)
+			return r.finishPoll(b, at, err)
 		}
 		if err != nil {
 			return r.waitError(err)
 		}
-		r.sync()
+		r.notePassed()
 		if !r.door.busy() || r.door.woken() {
 			return nil
 		}
@@ -116,28 +116,28 @@ func (r *libbpfRings) findOrWait(b *batch, q *request, now time.Time, left time.
 	return r.waitParked(q.deadline)
 }
 
-// fed completes b with the sample that ring_buffer__poll found in ring i.
-func (r *libbpfRings) fed(b *batch, i int, err error) error {
+// finishPoll completes b with the sample that ring_buffer__poll found in ring i.
+func (r *libbpfRings) finishPoll(b *batch, i int, err error) error {
 	g := &r.rings[i]
 	g.produced = g.producer()
-	r.door.looked(i, g.produced)
-	r.noteFill(g, g.produced-g.lent)
-	start := g.lent
-	r.sync()
-	if err = r.took(b, i, err, 0); err != nil {
+	r.door.setProducer(i, g.produced)
+	r.noteFill(g, g.produced-g.lookedTo)
+	start := g.lookedTo
+	r.notePassed()
+	if err = r.finishBatch(b, i, err, 0); err != nil {
 		return err
 	}
-	f := found{moved: g.lent - start, any: true}
+	f := found{moved: g.lookedTo - start, any: true}
 	f.ring, f.samples, f.bytes = i, 1, uint64(len(b.entries))-entryHeaderSize
-	r.note(&f, g.produced > g.lent, false)
+	r.tellModerator(&f, g.produced > g.lookedTo, false)
 	return nil
 }
 
-// sync notes discarded records that libbpf passed in a wait.
-func (r *libbpfRings) sync() {
+// notePassed notes discarded records that libbpf passed in a wait.
+func (r *libbpfRings) notePassed() {
 	for i := range r.rings {
 		g := &r.rings[i]
-		g.lent = r.door.consumed(i)
+		g.lookedTo = r.door.consumed(i)
 		discards := r.door.discards(i)
 		g.discards.Add(discards - g.passed)
 		g.passed = discards
@@ -156,7 +156,7 @@ func (r *libbpfRings) findAny(b *batch, q *request) (any, more bool, err error) 
 	if err != nil {
 		return f.any, false, err
 	}
-	r.note(f, f.more, false)
+	r.tellModerator(f, f.cut, false)
 	return f.any, f.moved > 0, nil
 }
 
@@ -164,20 +164,20 @@ func (r *libbpfRings) findAny(b *batch, q *request) (any, more bool, err error) 
 // record in each ring, so that the kernel does not notify of the next one. If a ring has no other
 // sample, it takes that one too.
 func (r *libbpfRings) tick(b *batch, q *request) error {
-	if r.unticked == 0 {
-		r.unticked, r.idle = len(r.rings), true
+	if r.ringsLeft == 0 {
+		r.ringsLeft, r.nothingNew = len(r.rings), true
 		r.ticks.Add(1)
 	}
 	f := &r.seen
 	*f = found{}
 	var err error
-	for r.unticked > 0 && err == nil && !f.any {
-		r.unticked--
+	for r.ringsLeft > 0 && err == nil && !f.any {
+		r.ringsLeft--
 		i := r.next
 		before := r.rings[i].produced
 		err = r.find(f, b, q, true)
 		if f.any || r.rings[i].produced != before {
-			r.idle = false
+			r.nothingNew = false
 		}
 		if err == nil && !f.any {
 			r.next = i
@@ -187,19 +187,19 @@ func (r *libbpfRings) tick(b *batch, q *request) error {
 	if err != nil {
 		return err
 	}
-	if f.more { // go around once more for the ring that has more
-		r.unticked = len(r.rings)
+	if f.cut { // go around once more for the ring that has more
+		r.ringsLeft = len(r.rings)
 	}
-	r.note(f, f.more || r.unticked > 0, r.idle && r.unticked == 0)
+	r.tellModerator(f, f.cut || r.ringsLeft > 0, r.nothingNew && r.ringsLeft == 0)
 	return nil
 }
 
-// note tells the moderator what was found.
-func (r *libbpfRings) note(f *found, more, idle bool) {
-	if f.more {
+// tellModerator tells the moderator what was found.
+func (r *libbpfRings) tellModerator(f *found, more, idle bool) {
+	if f.cut {
 		r.limit = min(2*r.limit, maxBatchSize)
 	}
-	d := drained{ring: f.ring, moved: f.moved, more: more, idle: idle}
+	d := drained{ring: f.ring, moved: f.moved, unfinished: more, idle: idle}
 	if f.any {
 		d.samples = uint64(f.samples)
 		d.bytes = f.bytes + d.samples*recordHeaderSize
@@ -221,8 +221,8 @@ func (r *libbpfRings) find(f *found, b *batch, q *request, leave bool) error {
 	i := r.next
 	r.next = (r.next + 1) % len(r.rings)
 	g := &r.rings[i]
-	lent := q.lent && q.lentOf[i]
-	if err := r.begin(i, lent); err != nil {
+	lent := q.anyLoans && q.hasLoans[i]
+	if err := r.checkPosition(i, lent); err != nil {
 		return err
 	}
 	until := uint64(math.MaxUint64)
@@ -234,27 +234,27 @@ func (r *libbpfRings) find(f *found, b *batch, q *request, leave bool) error {
 		limit = g.lease
 	}
 	w := &f.window
-	g.look(w, g.lent, until, limit, leave)
+	g.look(w, g.lookedTo, until, limit, leave)
 	w.ring = i
 	g.produced = w.producer
-	r.door.looked(i, w.producer)
+	r.door.setProducer(i, w.producer)
 	r.noteFill(g, w.producer-g.consumer())
 	var err error
 	switch {
 	case w.bad:
 		return r.unsound(i, g.consumer())
 	case w.samples > 0 && q.lend:
-		b.lent = *w
-		g.lent = w.end
+		b.window = *w
+		g.lookedTo = w.end
 	case w.samples > 0:
 		room := b.room(max(r.limit, int(w.bytes)+w.samples*(entryHeaderSize+7)))
-		err = r.took(b, i, r.door.consume(i, w.samples, w.end, room), w.discards)
+		err = r.finishBatch(b, i, r.door.consume(i, w.samples, w.end, room), w.discards)
 	case w.discards > 0 && !lent:
-		err = r.took(b, i, r.door.skip(i, w.discards, w.end, b.room(r.limit)), w.discards)
+		err = r.finishBatch(b, i, r.door.skip(i, w.discards, w.end, b.room(r.limit)), w.discards)
 	default:
 		return nil
 	}
-	f.moved += g.lent - w.start
+	f.moved += g.lookedTo - w.start
 	f.any = w.samples > 0 || len(b.entries) > 0
 	return err
 }
@@ -265,21 +265,21 @@ func (r *libbpfRings) noteFill(g *ringState, bytes uint64) {
 	g.peak.note(r.now.Sub(r.opened), min(bytes, g.size))
 }
 
-// took completes b with what libbpf consumed of ring i and C copied. Samples before an error are
+// finishBatch completes b with what libbpf consumed of ring i and C copied. Samples before an error are
 // delivered. The next call finds the error again.
-func (r *libbpfRings) took(b *batch, i int, err error, discards int) error {
+func (r *libbpfRings) finishBatch(b *batch, i int, err error, discards int) error {
 	g := &r.rings[i]
 	if large := r.door.large(); large != nil {
 		b.set(large)
 	} else if n := r.door.filled(); n > 0 {
 		b.entries = (*b.memory)[:n]
 	}
-	g.lent = r.door.consumed(i)
+	g.lookedTo = r.door.consumed(i)
 	r.drains.Add(1)
-	if g.produced < g.lent { // libbpf found one more record than look
+	if g.produced < g.lookedTo { // libbpf found one more record than look
 		g.produced = g.producer()
 	}
-	b.ring, b.last, b.producer = i, g.lent, g.produced
+	b.ring, b.last, b.producer = i, g.lookedTo, g.produced
 	g.discards.Add(uint64(discards))
 	g.passed = r.door.discards(i)
 	r.count(i)
@@ -291,16 +291,16 @@ func (r *libbpfRings) took(b *batch, i int, err error, discards int) error {
 
 // lookForLosses notes in b what was lost since the last call.
 func (r *libbpfRings) lookForLosses(b *batch) {
-	before := r.lookedAt
+	before := r.lossesLookedAt
 	if len(r.maps) == 1 {
-		r.lookedAt.consumer, r.lookedAt.producer = r.rings[0].consumer(), r.rings[0].produced
+		r.lossesLookedAt.consumer, r.lossesLookedAt.producer = r.rings[0].consumer(), r.rings[0].produced
 	}
-	lost, position := r.losses.look(before.consumer)
+	lost, position := r.losses.newLosses(before.consumer)
 	if lost > 0 {
 		// The loss is behind everything that was produced before the last call. And a program
 		// may write anything into the counter.
-		position = min(max(position, before.producer), r.lookedAt.producer)
-		if n := len(b.refused); n > 0 && len(b.entries) == 0 && b.lent.samples == 0 {
+		position = min(max(position, before.producer), r.lossesLookedAt.producer)
+		if n := len(b.refused); n > 0 && len(b.entries) == 0 && b.window.samples == 0 {
 			b.refused[n-1].records += lost // b.refused must not grow while no sample comes
 		} else {
 			b.refused = append(b.refused, refused{position, lost})
@@ -308,11 +308,11 @@ func (r *libbpfRings) lookForLosses(b *batch) {
 	}
 }
 
-// begin checks that the consumer position of ring i is where this Reader left it. It is not if
+// checkPosition checks that the consumer position of ring i is where this Reader left it. It is not if
 // another process reads the ring or writes to the position. libbpf would follow the position
 // anywhere. While records of the ring are lent, another goroutine may be consuming at this moment,
 // and checks the position itself.
-func (r *libbpfRings) begin(i int, lent bool) error {
+func (r *libbpfRings) checkPosition(i int, lent bool) error {
 	g := &r.rings[i]
 	switch {
 	case !g.begun:
@@ -321,9 +321,9 @@ func (r *libbpfRings) begin(i int, lent bool) error {
 			return r.unsound(i, consumer)
 		}
 		r.door.setConsumed(i, consumer)
-		g.begun, g.lent = true, consumer
+		g.begun, g.lookedTo = true, consumer
 	case !lent:
-		if consumer := g.consumer(); consumer != g.lent || g.producer()-consumer > g.size {
+		if consumer := g.consumer(); consumer != g.lookedTo || g.producer()-consumer > g.size {
 			return r.unsound(i, consumer)
 		}
 	}

@@ -67,7 +67,7 @@ func (q *queue) lendTo(ctx context.Context, l *loan,
 	switch end = l.each(q.rings, stopper{ctx.Done(), &q.closing}, &read, yield); end {
 	case contextDone:
 		return false, ctx.Err()
-	case readerClosed:
+	case stopped:
 		return false, errClosed
 	}
 	return false, nil

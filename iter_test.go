@@ -148,8 +148,8 @@ func TestRecordsLeavesTheRestToOthers(t *testing.T) {
 	wantSample(t, r, "b")
 	wantSample(t, r, "c")
 	wantSample(t, r, "d")
-	if r.queue.lent != 0 {
-		t.Errorf("%d loops that ended have a loan", r.queue.lent)
+	if r.queue.windowsOut != 0 {
+		t.Errorf("%d loops that ended have a loan", r.queue.windowsOut)
 	}
 }
 

@@ -54,7 +54,7 @@ func (l *Lease) Len() int { return l.loan.samples }
 func (l *Lease) Records() iter.Seq[Record] {
 	return func(yield func(Record) bool) {
 		var read uint64
-		l.loan.each(l.q.rings, stopper{closing: &l.returned}, &read,
+		l.loan.each(l.q.rings, stopper{flag: &l.returned}, &read,
 			func(rec Record, _ error) bool { return yield(rec) })
 		runtime.KeepAlive(l)
 	}

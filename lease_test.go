@@ -632,13 +632,13 @@ func TestATickLendsUpToADiscardedRecord(t *testing.T) {
 	ring.Emit(text("a"), discarded(8), text("b"))
 	lib := r.queue.rings.(*libbpfRings)
 	var b batch
-	if err := lib.tick(&b, &request{lend: true, lentOf: []bool{false}}); err != nil {
+	if err := lib.tick(&b, &request{lend: true, hasLoans: []bool{false}}); err != nil {
 		t.Fatal(err)
 	}
-	if w := b.lent; w.samples != 1 || w.end-w.start != 16 || w.discards != 0 {
+	if w := b.window; w.samples != 1 || w.end-w.start != 16 || w.discards != 0 {
 		t.Fatalf("a tick lends %+v, want one record of 16 bytes", w)
 	}
-	if err := lib.consume(0, b.lent.samples, 0, b.lent.end); err != nil {
+	if err := lib.consume(0, b.window.samples, 0, b.window.end); err != nil {
 		t.Error(err)
 	}
 }

@@ -130,7 +130,7 @@ func testOpenAndClose(t *testing.T) {
 // startTicking makes r drain at ticks, as it does when samples flow.
 func startTicking(r *Reader) {
 	m := &r.queue.rings.(*libbpfRings).moderator
-	m.ticking, m.interval, m.caughtUp = true, m.usual(), time.Now()
+	m.ticking, m.interval, m.lastDrain = true, m.longestInterval(), time.Now()
 }
 
 // TestReaderWaitsAfterItsModuleIsClosed has a BPF program, which outlives the module too, write

@@ -103,18 +103,18 @@ const (
 	allRead loopEnd = iota
 	loopLeft
 	contextDone
-	readerClosed
+	stopped
 )
 
 // A stopper says whether to end a loop. Each field may be nil.
 type stopper struct {
 	done    <-chan struct{} // of a context
-	closing *atomic.Bool    // the Reader is closed, or the lease was given back
+	flag *atomic.Bool    // the Reader is closed, or the lease was given back
 }
 
 func (s stopper) now() loopEnd {
-	if s.closing != nil && s.closing.Load() {
-		return readerClosed
+	if s.flag != nil && s.flag.Load() {
+		return stopped
 	}
 	if s.done != nil {
 		select {

@@ -61,7 +61,7 @@ func openLossCounter(m Map) (*lossCounter, error) {
 	c := &lossCounter{mem: mem, seen: make([]seenSlot, slots)}
 	// SAFETY: the mapping is page-aligned, has that many slots and stays until close.
 	c.slots = unsafe.Slice((*lossSlot)(unsafe.Pointer(&mem[0])), slots)
-	c.base, _ = c.look(0)
+	c.base, _ = c.newLosses(0)
 	for i := range c.seen {
 		c.seen[i].position = 0 // it may be of another ring that was read before
 	}
@@ -98,7 +98,7 @@ func afterLastCPU(list string) int {
 	return last + 1
 }
 
-// look returns how many records were refused since the last call, and the producer position at the
+// newLosses returns how many records were refused since the last call, and the producer position at the
 // first of these losses. The lost records are missing before the record that begins there. The
 // position is 0 if it is not known for each CPU.
 //
@@ -107,12 +107,12 @@ func afterLastCPU(list string) int {
 // consumer is the consumer position at the last call.
 //
 // A position is too high only if, since the last call, the consumer got to the first loss and the
-// ring was full again. A call after each look at the ring excludes that, because a program counts a
+// ring was full again. A call after each newLosses at the ring excludes that, because a program counts a
 // loss before it notes the producer position. There is one exception: the program was interrupted
 // between the two, and the ring was empty just then.
 //
-// One goroutine at a time may call look, until close.
-func (c *lossCounter) look(consumer uint64) (lost, position uint64) {
+// One goroutine at a time may call newLosses, until close.
+func (c *lossCounter) newLosses(consumer uint64) (lost, position uint64) {
 	for i := range c.slots {
 		slot, seen := &c.slots[i], &c.seen[i]
 		// The order matters: see ringbuf_lose() in bpf/ringbuf.bpf.h.

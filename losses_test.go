@@ -34,7 +34,7 @@ func mustOpenLossCounter(t *testing.T, m Map) *lossCounter {
 
 func wantLook(t *testing.T, c *lossCounter, lost, position uint64) {
 	t.Helper()
-	if n, p := c.look(math.MaxUint64); n != lost || p != position {
+	if n, p := c.newLosses(math.MaxUint64); n != lost || p != position {
 		t.Errorf("look returned %d lost at %d, want %d at %d", n, p, lost, position)
 	}
 }
@@ -182,7 +182,7 @@ func TestLookKnowsWhichPositionToTrust(t *testing.T) {
 		{5, 1500, 900, 1500}, // it was at the last one already
 	} {
 		ring.SetSlot(0, step.lost, step.position, 0)
-		if lost, position := c.look(step.consumer); lost != 1 || position != step.want {
+		if lost, position := c.newLosses(step.consumer); lost != 1 || position != step.want {
 			t.Errorf("%+v: look returned %d lost at %d", step, lost, position)
 		}
 	}
@@ -202,7 +202,7 @@ func TestEachRefusedRecordIsCountedOnce(t *testing.T) {
 	if want := numberedCapacity(size); accepted != want {
 		t.Errorf("%d were accepted, want %d", accepted, want)
 	}
-	looked, position := c.look(math.MaxUint64)
+	looked, position := c.newLosses(math.MaxUint64)
 	if want := uint64(numberedCapacity(size) * numberedRecord); position != want {
 		t.Errorf("the position is %d, want %d", position, want)
 	}
@@ -221,14 +221,14 @@ func TestEachRecordIsReadOrCountedAsLost(t *testing.T) {
 	go func() {
 		var looked uint64
 		for {
-			lost, position := c.look(math.MaxUint64)
+			lost, position := c.newLosses(math.MaxUint64)
 			if produced := r.queue.rings.producerPos(0); position > produced {
 				t.Errorf("a loss at %d, beyond the producer position, %d", position, produced)
 			}
 			looked += lost
 			select {
 			case <-stop:
-				lost, _ = c.look(math.MaxUint64)
+				lost, _ = c.newLosses(math.MaxUint64)
 				looks <- looked + lost
 				return
 			default:

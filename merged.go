@@ -67,14 +67,14 @@ type merger struct {
 
 	heap   []head
 	spare  []*heldLoan
-	found  uint64 // number of loans so far
+	arrivalCount  uint64 // number of loans so far
 	held   []int  // for each ring, the number of loans of its memory
 	until  []uint64
 	taking *loan // its keys are being taken
 
 	// For each loan in the heap, in the order of time: when it was found, and its highest key. When
 	// hold has passed since then, no record with a lower key should come.
-	finds []find
+	arrivals []arrival
 	due   bound // records up to this key are due
 	last  bound // the highest key that was yielded
 
@@ -82,7 +82,7 @@ type merger struct {
 	untold []*loan // the loans that these are from
 }
 
-type find struct {
+type arrival struct {
 	at  time.Time
 	key uint64
 }
@@ -119,7 +119,7 @@ func (m *merger) run(ctx context.Context, yield func(Record, error) bool) error 
 	grain := min(max(m.hold/4, minInterval), time.Millisecond)
 	for {
 		now := m.now()
-		full, err := m.look(ctx)
+		full, err := m.collect(ctx)
 		if err == nil {
 			// Records are due only if a look that began after that found no lower key.
 			m.expire(now)
@@ -135,9 +135,9 @@ func (m *merger) run(ctx context.Context, yield func(Record, error) bool) error 
 		}
 		w := wish{lend: true}
 		if len(m.heap) > 0 {
-			w.rest = now.Add(grain)
-			if due := m.finds[0].at.Add(m.hold); due.After(w.rest) {
-				w.rest = due
+			w.notBefore = now.Add(grain)
+			if due := m.arrivals[0].at.Add(m.hold); due.After(w.notBefore) {
+				w.notBefore = due
 			}
 		}
 		l, err := m.q.lend(ctx, w)
@@ -155,9 +155,9 @@ func (m *merger) run(ctx context.Context, yield func(Record, error) bool) error 
 	}
 }
 
-// look takes what is in the rings, if any records are held back. It reports whether a ring has more
+// collect takes what is in the rings, if any records are held back. It reports whether a ring has more
 // records than may be held back.
-func (m *merger) look(ctx context.Context) (full bool, err error) {
+func (m *merger) collect(ctx context.Context) (full bool, err error) {
 	if len(m.heap) == 0 {
 		return false, nil
 	}
@@ -215,7 +215,7 @@ func (m *merger) take(l *loan) {
 	highest, ordered := bound{}, true
 	var end uint64 // of the previous entry
 	l.each(m.q.rings, stopper{}, &end, func(rec Record, _ error) bool {
-		e := keyed{size: uint32(len(rec.RawSample))}
+		e := keyedRecord{size: uint32(len(rec.RawSample))}
 		if l.entries != nil {
 			e.end = uint32(end + entrySize(len(rec.RawSample)))
 		} else {
@@ -234,7 +234,7 @@ func (m *merger) take(l *loan) {
 		return
 	}
 	if !ordered {
-		slices.SortFunc(r.keyed, func(a, b keyed) int {
+		slices.SortFunc(r.keyed, func(a, b keyedRecord) int {
 			switch {
 			case a.key < b.key:
 				return -1
@@ -248,19 +248,19 @@ func (m *merger) take(l *loan) {
 		m.lost += l.lost
 		m.untold = append(m.untold, l)
 	}
-	m.finds = append(m.finds, find{m.now(), highest.key})
-	m.found++
-	m.heap = append(m.heap, head{r.keyed[0].key, m.found, r})
+	m.arrivals = append(m.arrivals, arrival{m.now(), highest.key})
+	m.arrivalCount++
+	m.heap = append(m.heap, head{r.keyed[0].key, m.arrivalCount, r})
 	m.up(len(m.heap) - 1)
 }
 
 // expire notes which records are due at this time.
 func (m *merger) expire(now time.Time) {
 	n := 0
-	for ; n < len(m.finds) && (m.hold == 0 || now.Sub(m.finds[n].at) >= m.hold); n++ {
-		m.due.raise(m.finds[n].key)
+	for ; n < len(m.arrivals) && (m.hold == 0 || now.Sub(m.arrivals[n].at) >= m.hold); n++ {
+		m.due.raise(m.arrivals[n].key)
 	}
-	m.finds = slices.Delete(m.finds, 0, n)
+	m.arrivals = slices.Delete(m.arrivals, 0, n)
 }
 
 // deliver yields the records that are due, or all of them. With full, a ring has more records than
@@ -269,7 +269,7 @@ func (m *merger) expire(now time.Time) {
 func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, error) bool,
 	full, all bool) error {
 	for len(m.heap) > 0 {
-		r := m.heap[0].loan
+		r := m.heap[0].held
 		e := r.keyed[r.next]
 		if !full && !all && !(m.due.any && e.key <= m.due.key) {
 			break
@@ -277,7 +277,7 @@ func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, e
 		switch stop.now() {
 		case contextDone:
 			return ctx.Err()
-		case readerClosed:
+		case stopped:
 			return errClosed
 		}
 		if m.last.any && e.key < m.last.key {
@@ -312,10 +312,10 @@ func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, e
 	}
 	// Loans whose records have all been yielded need not become due.
 	n := 0
-	for n < len(m.finds) && m.due.any && m.finds[n].key <= m.due.key {
+	for n < len(m.arrivals) && m.due.any && m.arrivals[n].key <= m.due.key {
 		n++
 	}
-	m.finds = slices.Delete(m.finds, 0, n)
+	m.arrivals = slices.Delete(m.arrivals, 0, n)
 	return nil
 }
 
@@ -356,7 +356,7 @@ func (m *merger) release() {
 		m.q.giveBack(m.taking, part{})
 	}
 	for _, h := range m.heap {
-		r := h.loan
+		r := h.held
 		if r.next == 0 {
 			m.q.giveBack(r.loan, part{})
 			continue
@@ -366,7 +366,7 @@ func (m *merger) release() {
 			unread = append(unread, e.end)
 		}
 		slices.Sort(unread)
-		m.q.giveBackRest(r.loan, unread)
+		m.q.giveBackAllBut(r.loan, unread)
 	}
 	m.taking, m.heap = nil, nil
 }

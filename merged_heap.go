@@ -6,7 +6,7 @@ import "unsafe"
 type heldLoan struct {
 	loan  *loan
 	view  *ring   // of the loan; nil if it has entries
-	keyed []keyed // its records, in the order of their keys
+	keyed []keyedRecord // its records, in the order of their keys
 	next  int     // index in keyed of the next one to yield
 }
 
@@ -14,20 +14,20 @@ type heldLoan struct {
 type head struct {
 	key    uint64
 	number uint64 // of the loan
-	loan   *heldLoan
+	held   *heldLoan
 }
 
 func (a *head) less(b *head) bool { return a.key < b.key || a.key == b.key && a.number < b.number }
 
-// A keyed is a record of a loan: its key, the offset in the loan where it ends, the size of its
+// A keyedRecord is a record of a loan: its key, the offset in the loan where it ends, the size of its
 // sample.
-type keyed struct {
+type keyedRecord struct {
 	key       uint64
 	end, size uint32
 }
 
 // record returns the record e of the loan.
-func (a *heldLoan) record(e keyed) Record {
+func (a *heldLoan) record(e keyedRecord) Record {
 	l := a.loan
 	if l.entries != nil {
 		sample, end := firstOf(l.entries[e.end-(e.size+7)&^7-entryHeaderSize:])
@@ -71,7 +71,7 @@ func (m *merger) down(i int) {
 func (m *merger) pop() {
 	last := len(m.heap) - 1
 	m.heap[0] = m.heap[last]
-	m.heap[last].loan = nil
+	m.heap[last].held = nil
 	m.heap = m.heap[:last]
 	m.down(0)
 }

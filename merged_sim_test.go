@@ -104,10 +104,10 @@ func (g *simulatedRing) reserve(sample []byte) (commit func(discard bool)) {
 }
 
 func (s *simulatedRings) fetch(b *batch, q request) error {
-	if !q.rest.IsZero() {
+	if !q.notBefore.IsZero() {
 		// A rest may end early.
 		longest := time.Duration(s.rng.Int64N(int64(time.Millisecond)))
-		s.pass(max(0, min(q.rest.Sub(s.now), longest)))
+		s.pass(max(0, min(q.notBefore.Sub(s.now), longest)))
 		return nil
 	}
 	for {
@@ -123,11 +123,11 @@ func (s *simulatedRings) fetch(b *batch, q request) error {
 			g.look(&w, g.lent, until, g.size/8, false)
 			w.ring = i
 			if w.samples > 0 {
-				b.lent = w
+				b.window = w
 				g.lent = w.end
 				return nil
 			}
-			if w.discards > 0 && !(q.lent && q.lentOf[i]) {
+			if w.discards > 0 && !(q.anyLoans && q.hasLoans[i]) {
 				g.consumed, g.lent = w.end, w.end
 			}
 		}
@@ -154,7 +154,7 @@ func (s *simulatedRings) consume(i, samples, discards int, end uint64) error {
 	return nil
 }
 
-func (s *simulatedRings) caughtUp(int)             {}
+func (s *simulatedRings) allConsumed(int)             {}
 func (s *simulatedRings) wake()                    { s.woken = true }
 func (s *simulatedRings) lookedTo(i int) uint64    { return s.all[i].lent }
 func (s *simulatedRings) view(i int) *ring         { return &s.all[i].ring }

@@ -324,7 +324,7 @@ func TestCloseWhileMergedHoldsWhatWasDrained(t *testing.T) {
 	m.take(l)
 	defer m.release()
 	r.Close()
-	if _, err := m.look(t.Context()); !errors.Is(err, ErrClosed) {
+	if _, err := m.collect(t.Context()); !errors.Is(err, ErrClosed) {
 		t.Errorf("look after Close returned %v", err)
 	}
 }
@@ -391,7 +391,7 @@ func TestAPanicInMergedLosesNothing(t *testing.T) {
 		t.Errorf("after the panics %q were left", got)
 	}
 	wantReadError(t, r, ErrFlushed)
-	if n := r.queue.lent; n != 0 {
+	if n := r.queue.windowsOut; n != 0 {
 		t.Errorf("%d loans are out", n)
 	}
 }
@@ -554,7 +554,7 @@ func TestMergedRestsNoLongerThanAFloodTakes(t *testing.T) {
 		rest := time.Duration(math.MaxInt64)
 		for range 10 {
 			began := time.Now()
-			if err := r.queue.rings.(*libbpfRings).rest(forever); err != nil {
+			if err := r.queue.rings.(*libbpfRings).waitNotBefore(forever); err != nil {
 				t.Fatal(err)
 			}
 			rest = min(rest, time.Since(began))
@@ -574,7 +574,7 @@ func TestMergedRestsNoLongerThanAFloodTakes(t *testing.T) {
 	}
 	// A ring with less room is left alone for a shorter time than an empty one.
 	g := ringFlow{size: 1 << 20, record: 72}
-	if full, empty := g.flood(1<<18), g.flood(1<<20); full >= empty/2 || full <= 0 {
+	if full, empty := g.timeToFill(1<<18), g.timeToFill(1<<20); full >= empty/2 || full <= 0 {
 		t.Errorf("a flood of what there is room for takes %v, and %v in a ring that is empty", full,
 			empty)
 	}

@@ -48,19 +48,19 @@ const (
 // goroutine at a time may use it.
 type moderator struct {
 	maxDelay time.Duration // no record is held back for longer; 0: never tick
-	given    bool          // by the user: the size of the rings does not limit it
+	explicit    bool          // by the user: the size of the rings does not limit it
 	rings    []ringFlow
 
 	ticking  bool
 	interval time.Duration // of ticks
-	caughtUp time.Time     // end of the last drain that was not stopped by a full batch
+	lastDrain time.Time     // end of the last drain that was not stopped by a full batch
 	records  uint64        // drained since then, discarded ones included
 	fullest  float64       // part of a ring that was filled, of the fullest one
 	ticks    int           // since gathered was 0
 	gathered uint64        // records
 
-	notified int       // drains since first that caught up, while not ticking
-	first    time.Time // the first of these
+	drainsToEmpty int       // drains since first that caught up, while not ticking
+	firstToEmpty    time.Time // the first of these
 }
 
 // A ringFlow is what a moderator knows of the flow through one ring.
@@ -76,7 +76,7 @@ func newModerator(o options, sizes ...int) moderator {
 		m.rings = append(m.rings, ringFlow{size: uint64(size)})
 	}
 	if o.maxDelay >= 0 {
-		m.maxDelay, m.given = o.maxDelay, true
+		m.maxDelay, m.explicit = o.maxDelay, true
 	}
 	return m
 }
@@ -90,7 +90,7 @@ func (m *moderator) next(now time.Time) (pause time.Duration, tick bool) {
 	case m.fullest > 0: // there is more
 		return 0, true
 	}
-	return m.interval - now.Sub(m.caughtUp), true
+	return m.interval - now.Sub(m.lastDrain), true
 }
 
 // drained says what one or more successive drains of a ring did.
@@ -99,7 +99,7 @@ type drained struct {
 	moved   uint64 // bytes by which the consumer position moved
 	samples uint64
 	bytes   uint64 // of the samples' records; the rest of moved were discarded ones
-	more    bool   // a full batch stopped the drain, or it is the turn of the other rings
+	unfinished    bool   // a full batch stopped the drain, or it is the turn of the other rings
 	idle    bool   // nothing was produced since the previous drain
 }
 
@@ -116,10 +116,10 @@ func (m *moderator) note(now time.Time, d drained) {
 	r.bytes += d.moved
 	m.records += d.moved / max(r.record, recordHeaderSize)
 	m.fullest = max(m.fullest, float64(r.bytes)/float64(r.size))
-	if d.more {
+	if d.unfinished {
 		return
 	}
-	interval := m.usual()
+	interval := m.longestInterval()
 	if m.ticking {
 		m.ticking = !d.idle && interval >= minInterval && m.worthwhile()
 	} else if m.fullest > 0 && m.frequent(now, interval) {
@@ -128,14 +128,14 @@ func (m *moderator) note(now time.Time, d drained) {
 	}
 	m.interval = interval
 	if m.fullest > maxFill {
-		elapsed := now.Sub(m.caughtUp)
+		elapsed := now.Sub(m.lastDrain)
 		sooner := time.Duration(float64(elapsed) * maxFill / m.fullest)
 		m.interval = min(interval, max(minInterval, sooner))
 	}
 	for i := range m.rings {
 		m.rings[i].bytes = 0
 	}
-	m.records, m.fullest, m.caughtUp = 0, 0, now
+	m.records, m.fullest, m.lastDrain = 0, 0, now
 }
 
 // worthwhile counts a tick and reports whether ticks gather enough records.
@@ -153,37 +153,37 @@ func (m *moderator) worthwhile() bool {
 // frequent counts a notification and reports whether notifications come so often that ticks at
 // this interval are better.
 func (m *moderator) frequent(now time.Time, interval time.Duration) bool {
-	if m.notified == 0 {
-		m.first = now
+	if m.drainsToEmpty == 0 {
+		m.firstToEmpty = now
 	}
-	m.notified++
-	if m.notified <= startCount {
+	m.drainsToEmpty++
+	if m.drainsToEmpty <= startCount {
 		return false
 	}
-	m.notified = 0
-	return interval >= minInterval && now.Sub(m.first)/startIntervals <= interval
+	m.drainsToEmpty = 0
+	return interval >= minInterval && now.Sub(m.firstToEmpty)/startIntervals <= interval
 }
 
-// usual returns the interval of ticks while no ring fills up.
-func (m *moderator) usual() time.Duration {
+// longestInterval returns the interval of ticks while no ring fills up.
+func (m *moderator) longestInterval() time.Duration {
 	interval := m.maxDelay / 2
-	if m.given {
+	if m.explicit {
 		return interval
 	}
 	for _, r := range m.rings {
-		interval = min(interval, r.flood(r.size))
+		interval = min(interval, r.timeToFill(r.size))
 	}
 	return interval
 }
 
-// flood returns how long the ring may be left alone while it has room for so many bytes. A flood
+// timeToFill returns how long the ring may be left alone while it has room for so many bytes. A timeToFill
 // takes longer than that to fill them.
-func (r *ringFlow) flood(room uint64) time.Duration {
+func (r *ringFlow) timeToFill(room uint64) time.Duration {
 	records := room / max(r.record, recordHeaderSize)
 	return time.Duration(records*(minRecordTime+r.record/copiedPerNs)) - wakeLatency
 }
 
-// unprompted reports whether the Reader does not depend on notifications. Then it looks at the
+// looksUnprompted reports whether the Reader does not depend on notifications. Then it looks at the
 // rings at least every maxDelay, and a wakeup that a program forces while a ring fills up ends a
 // pause.
-func (m *moderator) unprompted() bool { return m.given && m.maxDelay >= unpromptedDelay }
+func (m *moderator) looksUnprompted() bool { return m.explicit && m.maxDelay >= unpromptedDelay }

@@ -156,7 +156,7 @@ func TestModeratorStops(t *testing.T) {
 
 func TestModeratorDoesNotPauseAfterAFullBatch(t *testing.T) {
 	m, now := tickingModerator(t)
-	m.note(now, drained{moved: 100 * recordSize, samples: 100, bytes: 100 * recordSize, more: true})
+	m.note(now, drained{moved: 100 * recordSize, samples: 100, bytes: 100 * recordSize, unfinished: true})
 	if pause, tick := m.next(now); pause > 0 || !tick {
 		t.Errorf("pause %v, tick %v, want none and true", pause, tick)
 	}
@@ -232,7 +232,7 @@ func TestTickLeavesTheNewestRecord(t *testing.T) {
 			if !slices.Equal(got, tt.want) {
 				t.Errorf("drained %q, want %q", got, tt.want)
 			}
-			if idle := lib.idle && lib.unticked == 0; idle != (tt.name == "nothing") {
+			if idle := lib.nothingNew && lib.ringsLeft == 0; idle != (tt.name == "nothing") {
 				t.Errorf("idle: %v", idle)
 			}
 			if left := int(lib.producerPos(0) - lib.consumerPos(0)); left != tt.left {
@@ -579,7 +579,7 @@ func TestModeratorGoesByTheFullestRing(t *testing.T) {
 		now = now.Add(time.Hour)
 		for ring, n := range bytes {
 			m.note(now, drained{ring: ring, moved: n, samples: n / recordSize, bytes: n,
-				more: ring < len(bytes)-1})
+				unfinished: ring < len(bytes)-1})
 		}
 		return m.interval
 	}
@@ -600,7 +600,7 @@ func TestModeratorDelaysForTheRingThatAFloodFillsFirst(t *testing.T) {
 		for ring, record := range records {
 			m.note(time.Now(), drained{ring: ring, moved: 10 * record, samples: 10, bytes: 10 * record})
 		}
-		return m.usual()
+		return m.longestInterval()
 	}
 	small, large := delay([]int{1 << 18}, 72), delay([]int{1 << 21}, 1032)
 	if small == large || small <= 0 || large <= 0 {

@@ -24,8 +24,8 @@ type rings interface {
 	fetch(b *batch, q request) error
 	// consume consumes lent samples of ring i, in order, up to the position end.
 	consume(i, samples, discards int, end uint64) error
-	// caughtUp must be called when all lent records of ring i are consumed.
-	caughtUp(i int)
+	// allConsumed must be called when all lent records of ring i are consumed.
+	allConsumed(i int)
 	// lookedTo returns the position up to which records of ring i were consumed or lent.
 	lookedTo(i int) uint64
 	// wake ends the current wait of fetch, or the next one.
@@ -43,10 +43,10 @@ type request struct {
 	deadline time.Time // zero: none
 	lend     bool      // leave the samples in the ring
 	copied   bool      // with lend: the caller copies them at once
-	lent     bool      // older records are still lent, so the kernel does not notify
-	lentOf   []bool    // for each ring, whether records of it are lent
+	anyLoans     bool      // older records are still lent, so the kernel does not notify
+	hasLoans   []bool    // for each ring, whether records of it are lent
 	until    []uint64  // for each ring, the position to stop at; nil: none
-	rest     time.Time // not zero: do not look before this time, unless a ring fills up
+	notBefore     time.Time // not zero: do not look before this time, unless a ring fills up
 }
 
 var errClosed = fmt.Errorf("ringbuf: reader: %w", ErrClosed)
@@ -82,8 +82,8 @@ type queue struct {
 	flushes  [][]uint64 // producer positions at each call of flush that is not yet answered
 	unreadTo uint64     // end of the last entry that was added to unread
 	loans    [][]*loan  // for each ring, loans that libbpf has not consumed, in order
-	lentOf   []bool     // for each ring, whether it has loans; passed to fetch
-	lent     int        // number of loans that are out
+	hasLoans   []bool     // for each ring, whether it has loans; passed to fetch
+	windowsOut     int        // number of loans that are out
 	spare    *loan      // to use again, or nil
 	drained  []*loan    // loans of entries that were drained, in order
 	closed   bool
@@ -94,7 +94,7 @@ func newQueue(r rings) *queue {
 	q := &queue{rings: r, sizes: r.sizes(), turn: make(chan *batch, 1), done: make(chan struct{})}
 	q.pos = make([]uint64, len(q.sizes))
 	q.loans = make([][]*loan, len(q.sizes))
-	q.lentOf = make([]bool, len(q.sizes))
+	q.hasLoans = make([]bool, len(q.sizes))
 	q.turn <- new(batch)
 	return q
 }
@@ -104,7 +104,7 @@ type wish struct {
 	lend  bool      // lend the records
 	now   bool      // wait neither for records nor for the turn, and ignore the deadline
 	until []uint64  // with now: for each ring, the position to stop at; then flushes are ignored
-	rest  time.Time // not zero: the caller holds records back, and wants no look before this time
+	notBefore  time.Time // not zero: the caller holds records back, and wants no look before this time
 }
 
 // errHeldBack tells a caller who holds records back that a flush or the deadline wants these. All
@@ -125,8 +125,8 @@ func (q *queue) receive(ctx context.Context, w wish) (*batch, error) {
 		return nil, errClosed
 	case w.now:
 		return nil, nil
-	case !w.rest.IsZero():
-		timer := time.NewTimer(time.Until(w.rest))
+	case !w.notBefore.IsZero():
+		timer := time.NewTimer(time.Until(w.notBefore))
 		defer timer.Stop()
 		late = timer.C
 	}
@@ -157,7 +157,7 @@ func (q *queue) read(ctx context.Context, rec *Record, own bool) (err error) {
 		if l, err := q.fetch(ctx, b, wish{}); err != nil {
 			return err
 		} else if l != nil {
-			if err := q.keep(b, l); err != nil {
+			if err := q.copyToUnread(b, l); err != nil {
 				return err
 			}
 		}
@@ -177,7 +177,7 @@ func (q *queue) tryRead(rec *Record) (ok bool, err error) {
 	for !q.take(rec, false) {
 		l, err := q.fetch(context.Background(), b, w)
 		if err == nil && l != nil {
-			err = q.keep(b, l)
+			err = q.copyToUnread(b, l)
 		}
 		if err != nil {
 			return false, err
@@ -189,9 +189,9 @@ func (q *queue) tryRead(rec *Record) (ok bool, err error) {
 	return true, nil
 }
 
-// keep makes the entries of a loan unread. Read gets loans of two kinds: records that libbpf cannot
+// copyToUnread makes the entries of a loan unread. Read gets loans of two kinds: records that libbpf cannot
 // consume yet, because earlier ones are lent, and entries that were drained and released.
-func (q *queue) keep(b *batch, l *loan) error {
+func (q *queue) copyToUnread(b *batch, l *loan) error {
 	read := part{} // read nothing, if the Reader is closed
 	defer func() { q.giveBack(l, read) }()
 	if l.entries != nil {
@@ -227,7 +227,7 @@ func (q *queue) lend(ctx context.Context, w wish) (l *loan, err error) {
 		if l != nil || err != nil {
 			return l, err
 		}
-		if (w.now || !w.rest.IsZero()) && q.unread.empty() {
+		if (w.now || !w.notBefore.IsZero()) && q.unread.empty() {
 			return nil, nil
 		}
 	}
@@ -251,13 +251,13 @@ func (q *queue) fetch(ctx context.Context, b *batch, w wish) (*loan, error) {
 			q.pos[i] = q.rings.consumerPos(i)
 		}
 	}
-	if l, err := q.released(); l != nil || err != nil {
+	if l, err := q.lendReleased(); l != nil || err != nil {
 		return l, err
 	}
 	// Only a flush or an expired deadline that was seen before the rings were found empty counts.
 	// So all samples that came earlier are returned first.
-	req := request{deadline: q.deadline, lent: q.lending(), lentOf: q.lentOf, copied: !w.lend}
-	req.lend = w.lend || req.lent
+	req := request{deadline: q.deadline, anyLoans: q.noteLoans(), hasLoans: q.hasLoans, copied: !w.lend}
+	req.lend = w.lend || req.anyLoans
 	flushed := len(q.flushes) > 0 && w.until == nil
 	expired := !q.deadline.IsZero() && !time.Now().Before(q.deadline) && !w.now
 	switch {
@@ -271,7 +271,7 @@ func (q *queue) fetch(ctx context.Context, b *batch, w wish) (*loan, error) {
 		}
 		req.until = q.passed
 	default:
-		req.rest = w.rest
+		req.notBefore = w.notBefore
 	}
 
 	b.reset()
@@ -289,12 +289,12 @@ func (q *queue) fetch(ctx context.Context, b *batch, w wish) (*loan, error) {
 		q.pos[i] = q.rings.lookedTo(i) // discarded records are behind now
 	}
 	switch {
-	case b.lent.samples > 0:
-		return q.borrow(b), nil
+	case b.window.samples > 0:
+		return q.lendWindow(b), nil
 	case len(b.entries) > 0:
 		q.pos[b.ring] = b.last
 		q.add(b)
-	case (flushed || expired) && !w.rest.IsZero():
+	case (flushed || expired) && !w.notBefore.IsZero():
 		return nil, errHeldBack
 	case flushed:
 		q.flushes = q.flushes[1:]
@@ -425,7 +425,7 @@ func (q *queue) close() error {
 	q.unread.clear()
 	final := q.rings.stats()
 	q.final = &final
-	if q.lent > 0 {
+	if q.windowsOut > 0 {
 		return nil // giving back the last loan closes the rings
 	}
 	return q.rings.close()

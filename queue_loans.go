@@ -26,18 +26,18 @@ func (q *queue) lendUnread(b *batch) *loan {
 	return l
 }
 
-// lending reports whether any ring has loans, and notes in q.lentOf which. libbpf cannot consume
+// noteLoans reports whether any ring has loans, and notes in q.lentOf which. libbpf cannot consume
 // records behind a loan. The caller must hold q.mu.
-func (q *queue) lending() (any bool) {
+func (q *queue) noteLoans() (any bool) {
 	for i, loans := range q.loans {
-		q.lentOf[i] = len(loans) > 0
-		any = any || q.lentOf[i]
+		q.hasLoans[i] = len(loans) > 0
+		any = any || q.hasLoans[i]
 	}
 	return any
 }
 
-// released lends the first loan that was released, if there is one. The caller must hold q.mu.
-func (q *queue) released() (*loan, error) {
+// lendReleased lends the first loan that was lendReleased, if there is one. The caller must hold q.mu.
+func (q *queue) lendReleased() (*loan, error) {
 	for i, l := range q.drained {
 		if l.state == loanReleased {
 			again := *l // a copy, since the goroutine that released l may still have it
@@ -54,7 +54,7 @@ func (q *queue) released() (*loan, error) {
 			again := *l // a copy, as above
 			again.state, again.reusable = loanOut, false
 			loans[j] = &again
-			q.lent++
+			q.windowsOut++
 			return &again, nil
 		}
 		if err := q.settle(i); err != nil { // after an earlier error, loans may be left to consume
@@ -64,16 +64,16 @@ func (q *queue) released() (*loan, error) {
 	return nil, nil
 }
 
-// borrow makes a loan of the window that b has. The caller must hold q.mu.
-func (q *queue) borrow(b *batch) *loan {
+// lendWindow makes a loan of the window that b has. The caller must hold q.mu.
+func (q *queue) lendWindow(b *batch) *loan {
 	l := q.spare
 	if q.spare = nil; l == nil {
 		l = new(loan)
 	}
-	*l = loan{window: b.lent}
+	*l = loan{window: b.window}
 	l.lostAt, l.lost = b.lost(l.end)
 	q.loans[l.ring] = append(q.loans[l.ring], l)
-	q.lent++
+	q.windowsOut++
 	return l
 }
 
@@ -116,15 +116,15 @@ func (q *queue) noLongerLent(l *loan) {
 	if l.entries != nil {
 		return
 	}
-	q.lent--
-	if q.final != nil && q.lent == 0 {
+	q.windowsOut--
+	if q.final != nil && q.windowsOut == 0 {
 		q.rings.close()
 	}
 }
 
-// giveBackRest ends a loan of which some samples, anywhere in it, were not read. unread has the
+// giveBackAllBut ends a loan of which some samples, anywhere in it, were not read. unread has the
 // offsets in the loan where these end, in order.
-func (q *queue) giveBackRest(l *loan, unread []uint32) {
+func (q *queue) giveBackAllBut(l *loan, unread []uint32) {
 	pieces := l.carve(q.rings, unread)
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -202,7 +202,7 @@ func (q *queue) settle(i int) error {
 	}
 	q.loans[i] = slices.Delete(loans, 0, n)
 	if n == len(loans) {
-		q.rings.caughtUp(i)
+		q.rings.allConsumed(i)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func eachQuietWait(t *testing.T, test func(t *testing.T, prepare func(*Reader)))
 		t.Run(name, func(t *testing.T) {
 			test(t, func(r *Reader) {
 				lib := r.queue.rings.(*libbpfRings)
-				lib.moderator.ticking, lib.moderator.notified = false, 0
+				lib.moderator.ticking, lib.moderator.drainsToEmpty = false, 0
 				prepare(r, lib)
 			})
 		})

@@ -62,7 +62,7 @@ type window struct {
 	samples    int
 	bytes      uint64 // of the samples
 	discards   int    // discarded records before the last sample, or all if there is no sample
-	more       bool   // the limit ended the window
+	cut       bool   // the limit ended the window
 	bad        bool   // the first bytes are not a valid record
 }
 
@@ -110,7 +110,7 @@ func (g *ring) look(w *window, from, until, limit uint64, leave bool) {
 			continue
 		}
 		if samples > 0 {
-			w.more = true
+			w.cut = true
 			leave = false
 			break
 		}

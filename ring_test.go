@@ -90,7 +90,7 @@ func TestLook(t *testing.T) {
 				continue
 			}
 			if want.samples > 0 && r.end > min(limit, until) {
-				want.more = true
+				want.cut = true
 				break
 			}
 			followed := i+1 < len(records) && records[i+1].header&busyBit == 0

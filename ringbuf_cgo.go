@@ -100,8 +100,8 @@ func (d door) view(i int) ring {
 func (d door) consumed(i int) uint64         { return uint64(d.rings[i].consumer) }
 func (d door) setConsumed(i int, pos uint64) { d.rings[i].consumer = C.__u64(pos) }
 
-// looked tells C the producer position of ring i at the last look.
-func (d door) looked(i int, producer uint64) { d.rings[i].producer = C.__u64(producer) }
+// setProducer tells C the producer position of ring i at the last look.
+func (d door) setProducer(i int, producer uint64) { d.rings[i].producer = C.__u64(producer) }
 
 func (d door) badPosition(i int) uint64 { return uint64(d.rings[i].bad) }
 func (d door) samples(i int) uint64     { return uint64(d.rings[i].samples) }

@@ -173,11 +173,11 @@ func TestATickLeavesTheNewestRecordOfEachRing(t *testing.T) {
 		for sample, ok := takeOne(&u); ok; sample, ok = takeOne(&u) {
 			got = append(got, string(sample))
 		}
-		idle := lib.idle && lib.unticked == 0
+		idle := lib.nothingNew && lib.ringsLeft == 0
 		if !slices.Equal(got, want.samples) || len(got) > 0 && batch.ring != want.ring ||
-			lib.unticked != want.unticked || idle != want.idle {
+			lib.ringsLeft != want.unticked || idle != want.idle {
 			t.Errorf("call %d: drained %q of ring %d, %d rings to go, idle %v; want %+v",
-				i, got, batch.ring, lib.unticked, idle, want)
+				i, got, batch.ring, lib.ringsLeft, idle, want)
 		}
 	}
 	if ticks := r.Stats().Ticks; ticks != 3 {

@@ -71,9 +71,9 @@ func (r *recorder) fetch(b *batch, q request) error {
 		r.drained = append(r.drained, identify(sample))
 		entries = entries[entrySize(len(sample)):]
 	}
-	if b.lent.samples > 0 {
+	if b.window.samples > 0 {
 		// The queue does not call consume before fetch returns.
-		r.view(0).each(b.lent, func(_ uint64, sample []byte) { r.lentNow(identify(sample)) })
+		r.view(0).each(b.window, func(_ uint64, sample []byte) { r.lentNow(identify(sample)) })
 	}
 	return err
 }

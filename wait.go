@@ -59,8 +59,8 @@ type waiter struct {
 
 	now       time.Time // about when the rings were looked at, or a wait ended; never later
 	untimed   int       // number of fetches that may still use now
-	active    time.Time // time of the last fetch after one that had found samples
-	found     bool      // the last fetch found samples
+	sampleDone    time.Time // time of the last fetch after one that had found samples
+	hadSamples     bool      // the last fetch found samples
 	yielded   time.Time
 	lentPause time.Duration
 
@@ -110,51 +110,51 @@ func (w *waiter) open(d door) error {
 	return nil
 }
 
-// waitLent waits until the pause is over, something was produced, or caughtUp calls wake.
-func (r *libbpfRings) waitLent(q *request, left time.Duration) error {
+// waitBesideLoans waits until the pause is over, something was produced, or caughtUp calls wake.
+func (r *libbpfRings) waitBesideLoans(q *request, left time.Duration) error {
 	// The last commit may have come after the queue counted its loans, and before looking was set.
 	caughtUp := true
 	for i := range r.rings {
-		caughtUp = caughtUp && r.rings[i].consumer() == r.rings[i].lent
+		caughtUp = caughtUp && r.rings[i].consumer() == r.rings[i].lookedTo
 	}
 	if caughtUp {
 		return nil
 	}
-	if r.found { // the previous fetch
+	if r.hadSamples { // the previous fetch
 		r.lentPause = 0
 	}
 	pause := min(max(r.lentPause, minLentPause), maxLentPause)
 	r.lentPause = 2 * pause
-	return r.pause(min(pause, left), untilAny, r.onAny)
+	return r.timedWait(min(pause, left), untilAny, r.onAny)
 }
 
-// rest waits for a caller who holds records back, of which the kernel does not notify. Like the
+// waitNotBefore waits for a caller who holds records back, of which the kernel does not notify. Like the
 // interval of ticks, the wait is no longer than a flood needs to fill what is free of a ring. A
 // wakeup that a program forces while a ring fills up ends it.
-func (r *libbpfRings) rest(pause time.Duration) error {
+func (r *libbpfRings) waitNotBefore(pause time.Duration) error {
 	longest := r.moderator.maxDelay / 2
-	if !r.moderator.given || longest == 0 {
+	if !r.moderator.explicit || longest == 0 {
 		longest = defaultMaxDelay / 2
 		for i := range r.rings {
 			g := &r.rings[i]
 			room := g.size - min(g.size, g.producer()-g.consumer())
-			longest = min(longest, r.moderator.rings[i].flood(room))
+			longest = min(longest, r.moderator.rings[i].timeToFill(room))
 		}
 	}
 	if pause = min(pause, max(longest, minInterval)); pause <= 0 {
 		return nil
 	}
 	listen := deaf
-	if r.moderator.unprompted() {
+	if r.moderator.looksUnprompted() {
 		listen = untilEighth
 	}
-	err := r.pause(pause, listen, r.onEighth)
+	err := r.timedWait(pause, listen, r.onEighth)
 	r.now = time.Now()
 	return err
 }
 
-// pause waits while records are lent.
-func (r *libbpfRings) pause(pause time.Duration, listen listening, ready func(uintptr) bool) error {
+// timedWait waits while records are lent.
+func (r *libbpfRings) timedWait(pause time.Duration, listen listening, ready func(uintptr) bool) error {
 	if block() {
 		defer unblock()
 		if err := r.door.pause(pause, listen); err != nil {
@@ -171,9 +171,9 @@ func (r *libbpfRings) pause(pause time.Duration, listen listening, ready func(ui
 	return r.park(time.Now().Add(pause), ready)
 }
 
-// caughtUp implements rings: libbpf has consumed the last lent record of ring i. The kernel did not
+// allConsumed implements rings: libbpf has consumed the last lent record of ring i. The kernel did not
 // notify of records that came while these were lent.
-func (r *libbpfRings) caughtUp(i int) {
+func (r *libbpfRings) allConsumed(i int) {
 	// Add is a full barrier. So either this sees looking, or waitLent sees the consumer position.
 	if r.looking.Add(0) > 0 && r.door.readyRing(i) {
 		r.wake()
@@ -196,7 +196,7 @@ func (r *libbpfRings) waitParked(deadline time.Time) error {
 // pauseParked waits in Go's netpoller until the given time or wake. If the kernel notifies earlier
 // because a ring fills up, it ticks.
 func (r *libbpfRings) pauseParked(b *batch, q *request, until time.Time) error {
-	if !r.moderator.unprompted() {
+	if !r.moderator.looksUnprompted() {
 		return r.park(until, func(uintptr) bool { return false })
 	}
 	if err := r.door.arm(true); err != nil {
