@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -247,17 +248,55 @@ func TestWatchersThatAreLappedYieldWhatWasSubmitted(t *testing.T) {
 }
 
 // TestNoScribblingMakesAWatcherYieldGarbage has no Reader. The test sets the consumer position
-// to the producer position and to wrong values, by turns.
+// to the producer position and to wrong values, by turns. A wrong value that stays for longer than
+// settleTime may deceive a Watcher: see settled. That happens when the scribbling goroutine is not
+// scheduled. Then failures prove nothing, and the test tries again.
 func TestNoScribblingMakesAWatcherYieldGarbage(t *testing.T) {
+	for range 5 {
+		f := &collectedFailures{TB: t}
+		stayed := watchBesideScribbling(t, f)
+		if len(f.messages) == 0 {
+			return
+		}
+		if stayed < settleTime/2 {
+			t.Fatal(strings.Join(f.messages, "\n"))
+		}
+		t.Logf("a wrong position stayed for %v: %s", stayed, f.messages[0])
+	}
+	t.Error("a wrong position stayed for too long in each try")
+}
+
+// collectedFailures is a testing.TB that collects failures.
+type collectedFailures struct {
+	testing.TB
+	mu       sync.Mutex
+	messages []string
+}
+
+func (f *collectedFailures) Errorf(format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.messages = append(f.messages, fmt.Sprintf(format, args...))
+}
+
+func (f *collectedFailures) Error(args ...any) { f.Errorf("%s", fmt.Sprint(args...)) }
+
+func (f *collectedFailures) Failed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.messages) > 0 || f.TB.Failed()
+}
+
+// watchBesideScribbling watches a ring while wrong consumer positions are written. It returns the
+// longest time for which one of them stayed.
+func watchBesideScribbling(t *testing.T, failures testing.TB) (stayed time.Duration) {
 	ring := bpftest.NewStress(t, 64<<10, *stressSeed)
 	position := consumerPosition(t, ring)
 	stop := make(chan struct{})
 	var working group
-	defer working.Wait()
 	for producer := range ring.Producers {
 		working.Go(func() { ring.Produce(producer, stop) })
 	}
-	defer close(stop)
 	producer := mustWatch(t, ring).view.producer
 	working.Go(func() {
 		rng := rand.New(rand.NewPCG(3, 3))
@@ -276,17 +315,23 @@ func TestNoScribblingMakesAWatcherYieldGarbage(t *testing.T) {
 			// In the older half of the ring nothing is certain: see settled.
 			wrong := [...]uint64{sound + near, sound - near, sound - 31<<10 + near, sound - 64<<10 - near,
 				sound + 1, 0, 1<<64 - 8}
+			began := time.Now()
 			atomic.StoreUint64(position, wrong[rng.IntN(len(wrong))])
 			for range rng.IntN(2000) {
 				producer()
 			}
+			atomic.StoreUint64(position, producer())
+			stayed = max(stayed, time.Since(began))
 		}
 	})
-	watchStress(t, ring, *stressFor)
+	watchStress(failures, ring, *stressFor)
+	close(stop)
+	working.Wait()
+	return stayed
 }
 
 // watchStress watches a ring in several ways, and checks the samples.
-func watchStress(t *testing.T, ring *bpftest.StressRing, during time.Duration) {
+func watchStress(t testing.TB, ring *bpftest.StressRing, during time.Duration) {
 	end := time.Now().Add(during)
 	ctx, cancel := context.WithDeadline(context.Background(), end)
 	defer cancel()
@@ -361,13 +406,13 @@ func watchStress(t *testing.T, ring *bpftest.StressRing, during time.Duration) {
 // A watchedOrder checks that samples are those that were submitted, in order, and that none is
 // left out except at a gap.
 type watchedOrder struct {
-	t    *testing.T
+	t    testing.TB
 	ring *bpftest.StressRing
 	last []uint64 // number of each producer's next record, or 0
 	gap  bool
 }
 
-func newWatchedOrder(t *testing.T, ring *bpftest.StressRing) *watchedOrder {
+func newWatchedOrder(t testing.TB, ring *bpftest.StressRing) *watchedOrder {
 	return &watchedOrder{t: t, ring: ring, last: make([]uint64, ring.Producers)}
 }
 
