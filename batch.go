@@ -9,7 +9,7 @@ import (
 type batch struct {
 	memory  *[]byte // C writes to it, Go only reads
 	entries []byte  // copied samples, in memory
-	window    window  // samples that are still in the ring
+	window  window  // samples that are still in the ring
 
 	ring     int    // of all of these samples
 	last     uint64 // position where the last one ends

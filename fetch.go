@@ -10,59 +10,12 @@ import (
 	"time"
 )
 
-// fetch implements rings: it decides whether to look, to tick, or to pause before a tick.
+// fetch implements rings.
 func (r *libbpfRings) fetch(b *batch, req request) error {
+	// A field, because a variable whose address is taken would be allocated for each fetch.
 	r.request = req
-	q := &r.request // on the heap anyway
-	// Reading the clock takes a sixth of a fetch. So in a flood only every ninth fetch reads it.
-	now := r.now
-	if r.untimed--; r.untimed < 0 || !r.seen.cut {
-		now, r.untimed = time.Now(), 8
-	}
-	if r.hadSamples {
-		r.sampleDone = now
-	}
-	if now.Sub(r.yielded) > yieldAfter {
-		runtime.Gosched()
-		now = time.Now() // other goroutines may have run for long
-		r.yielded = now
-	}
-	r.now = now
-	left := time.Duration(math.MaxInt64)
-	if !q.deadline.IsZero() {
-		left = q.deadline.Sub(now)
-	}
-	if r.moderator.looksUnprompted() && left > r.moderator.maxDelay {
-		left, q.deadline = r.moderator.maxDelay, now.Add(r.moderator.maxDelay)
-	}
-	pause, tick := r.moderator.next(now)
-	pause = min(pause, left)
-	var err error
-	switch {
-	case !q.notBefore.IsZero() && left > 0:
-		err = r.waitNotBefore(min(left, q.notBefore.Sub(now)))
-	case !tick || left <= 0:
-		err = r.findOrWait(b, q, now, left)
-	case pause <= 0:
-		err = r.tick(b, q)
-	case pause > parkingPause:
-		err = r.pauseParked(b, q, now.Add(pause-netpollGrain))
-	case block():
-		listen := deaf
-		if r.moderator.looksUnprompted() {
-			listen = untilEighth
-		}
-		err = r.door.pause(max(pause-timerSlack, 1), listen)
-		unblock()
-		if err != nil {
-			err = r.waitError(err)
-		} else if !r.door.woken() {
-			r.now = time.Now()
-			err = r.tick(b, q)
-		}
-	default: // no thread may block, and ticks by the netpoller would come late
-		err = r.findOrWait(b, q, now, left)
-	}
+	r.readClock()
+	err := r.act(b, &r.request)
 	r.hadSamples = len(b.entries) > 0 || b.window.samples > 0
 	if r.losses != nil {
 		r.lookForLosses(b)
@@ -72,28 +25,72 @@ func (r *libbpfRings) fetch(b *batch, req request) error {
 	return err
 }
 
+// readClock sets r.now. It also yields the processor from time to time.
+func (r *libbpfRings) readClock() {
+	// Reading the clock takes a sixth of a fetch. So in a flood only every ninth fetch reads it.
+	if r.untimed--; r.untimed < 0 || !r.seen.cut {
+		r.now, r.untimed = time.Now(), 8
+	}
+	if r.hadSamples {
+		r.sampleDone = r.now
+	}
+	if r.now.Sub(r.yielded) > yieldAfter {
+		runtime.Gosched()
+		r.now = time.Now() // other goroutines may have run for long
+		r.yielded = r.now
+	}
+}
+
+// act does what is due: it looks at the rings, ticks, or waits for one of these.
+func (r *libbpfRings) act(b *batch, req *request) error {
+	now, left := r.now, time.Duration(math.MaxInt64)
+	if !req.deadline.IsZero() {
+		left = req.deadline.Sub(now)
+	}
+	if r.moderator.looksUnprompted() && left > r.moderator.maxDelay {
+		left, req.deadline = r.moderator.maxDelay, now.Add(r.moderator.maxDelay)
+	}
+	pause, tick := r.moderator.next(now)
+	pause = min(pause, left)
+	switch {
+	case !req.notBefore.IsZero() && left > 0:
+		return r.waitNotBefore(min(left, req.notBefore.Sub(now)))
+	case !tick || left <= 0:
+		return r.findOrWait(b, req, left)
+	case pause <= 0:
+		return r.tick(b, req)
+	case pause > parkingPause:
+		return r.pauseParked(b, req, now.Add(pause-netpollGrain))
+	case block():
+		return r.pauseBlocked(b, req, pause)
+	default: // no thread may block, and ticks by the netpoller would come late
+		return r.findOrWait(b, req, left)
+	}
+}
+
 // findOrWait takes what is in any ring, or waits until the kernel notifies.
-func (r *libbpfRings) findOrWait(b *batch, q *request, now time.Time, left time.Duration) error {
+func (r *libbpfRings) findOrWait(b *batch, req *request, left time.Duration) error {
+	// A deadline, a flush or the end of ticking ends a tick before it has visited all rings.
 	r.ringsLeft = 0
-	if q.anyLoans {
-		// Set before the rings are looked at: see caughtUp.
+	if req.anyLoans {
+		// Set before the rings are looked at: see allConsumed.
 		r.looking.Store(1)
 		defer r.looking.Store(0)
 	}
-	any, more, err := r.findAny(b, q)
-	if any || more || err != nil || left <= 0 {
+	got, passed, err := r.findAny(b, req)
+	if got || passed || err != nil || left <= 0 {
 		return err
 	}
-	if q.anyLoans {
-		return r.waitBesideLoans(q, left)
+	if req.anyLoans {
+		return r.waitBesideLoans(left)
 	}
-	wait := min(left, r.blockFor-now.Sub(r.sampleDone))
+	wait := min(left, r.blockFor-r.now.Sub(r.sampleDone))
 	if left <= netpollGrain {
 		wait = left
 	}
 	if wait > 0 && block() {
 		var buf []byte
-		if !q.lend {
+		if !req.lend {
 			buf = b.room(r.limit)
 		}
 		err := r.door.wait(wait, buf)
@@ -110,10 +107,10 @@ func (r *libbpfRings) findOrWait(b *batch, q *request, now time.Time, left time.
 			return nil
 		}
 	}
-	if left > netpollGrain && !q.deadline.IsZero() {
-		q.deadline = q.deadline.Add(-netpollGrain)
+	if left > netpollGrain && !req.deadline.IsZero() {
+		req.deadline = req.deadline.Add(-netpollGrain)
 	}
-	return r.waitParked(q.deadline)
+	return r.waitParked(req.deadline)
 }
 
 // finishPoll completes b with the sample that ring_buffer__poll found in ring i.
@@ -146,12 +143,13 @@ func (r *libbpfRings) notePassed() {
 
 // findAny looks at one ring after the other until one has samples. It begins behind the ring that
 // had samples last, so each ring gets as many batches as the others, however much is in it. It
-// reports whether a ring had samples, and whether there may be more without a wait.
-func (r *libbpfRings) findAny(b *batch, q *request) (any, more bool, err error) {
+// reports whether it got samples, and whether it passed any records. If it only passed discarded
+// ones, there may be samples behind them.
+func (r *libbpfRings) findAny(b *batch, req *request) (got, passed bool, err error) {
 	f := &r.seen
 	*f = found{}
 	for n := 0; n < len(r.rings) && err == nil && !f.any; n++ {
-		err = r.find(f, b, q, false)
+		err = r.find(f, b, req, false)
 	}
 	if err != nil {
 		return f.any, false, err
@@ -163,7 +161,7 @@ func (r *libbpfRings) findAny(b *batch, q *request) (any, more bool, err error) 
 // tick makes or continues a tick of all rings, until a ring has samples. It leaves the newest
 // record in each ring, so that the kernel does not notify of the next one. If a ring has no other
 // sample, it takes that one too.
-func (r *libbpfRings) tick(b *batch, q *request) error {
+func (r *libbpfRings) tick(b *batch, req *request) error {
 	if r.ringsLeft == 0 {
 		r.ringsLeft, r.nothingNew = len(r.rings), true
 		r.ticks.Add(1)
@@ -175,31 +173,32 @@ func (r *libbpfRings) tick(b *batch, q *request) error {
 		r.ringsLeft--
 		i := r.next
 		before := r.rings[i].produced
-		err = r.find(f, b, q, true)
+		err = r.find(f, b, req, true)
 		if f.any || r.rings[i].produced != before {
 			r.nothingNew = false
 		}
 		if err == nil && !f.any {
 			r.next = i
-			err = r.find(f, b, q, false)
+			err = r.find(f, b, req, false)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	if f.cut { // go around once more for the ring that has more
+	if f.cut { // this ring has more, so the tick goes around once more
 		r.ringsLeft = len(r.rings)
 	}
 	r.tellModerator(f, f.cut || r.ringsLeft > 0, r.nothingNew && r.ringsLeft == 0)
 	return nil
 }
 
-// tellModerator tells the moderator what was found.
-func (r *libbpfRings) tellModerator(f *found, more, idle bool) {
+// tellModerator tells the moderator what was found. With several rings, everything is booked to the
+// one that was looked at last: the others had discarded records at most.
+func (r *libbpfRings) tellModerator(f *found, unfinished, idle bool) {
 	if f.cut {
 		r.limit = min(2*r.limit, maxBatchSize)
 	}
-	d := drained{ring: f.ring, moved: f.moved, unfinished: more, idle: idle}
+	d := drained{ring: f.ring, moved: f.moved, unfinished: unfinished, idle: idle}
 	if f.any {
 		d.samples = uint64(f.samples)
 		d.bytes = f.bytes + d.samples*recordHeaderSize
@@ -210,27 +209,27 @@ func (r *libbpfRings) tellModerator(f *found, more, idle bool) {
 // A found says what a look at one or more rings found.
 type found struct {
 	window
-	moved uint64 // bytes by which the position of all these rings moved
+	moved uint64 // bytes that were copied, lent or passed, in all of these rings
 	any   bool   // there are samples in the batch, copied or lent
 }
 
 // find looks at the next ring, and takes what is there for b. It says in f whether there were
 // samples. It consumes discarded records, so that the kernel notifies of the next record. In a
 // ring with loans it cannot.
-func (r *libbpfRings) find(f *found, b *batch, q *request, leave bool) error {
+func (r *libbpfRings) find(f *found, b *batch, req *request, leave bool) error {
 	i := r.next
 	r.next = (r.next + 1) % len(r.rings)
 	g := &r.rings[i]
-	lent := q.anyLoans && q.hasLoans[i]
-	if err := r.checkPosition(i, lent); err != nil {
+	hasLoans := req.anyLoans && req.hasLoans[i]
+	if err := r.checkPosition(i, hasLoans); err != nil {
 		return err
 	}
 	until := uint64(math.MaxUint64)
-	if q.until != nil {
-		until = q.until[i]
+	if req.until != nil {
+		until = req.until[i]
 	}
 	limit := uint64(r.limit)
-	if q.lend && !q.copied {
+	if req.lend && !req.copied {
 		limit = g.lease
 	}
 	w := &f.window
@@ -243,14 +242,16 @@ func (r *libbpfRings) find(f *found, b *batch, q *request, leave bool) error {
 	switch {
 	case w.bad:
 		return r.unsound(i, g.consumer())
-	case w.samples > 0 && q.lend:
+	case w.samples > 0 && req.lend:
 		b.window = *w
 		g.lookedTo = w.end
 	case w.samples > 0:
 		room := b.room(max(r.limit, int(w.bytes)+w.samples*(entryHeaderSize+7)))
-		err = r.finishBatch(b, i, r.door.consume(i, w.samples, w.end, room), w.discards)
-	case w.discards > 0 && !lent:
-		err = r.finishBatch(b, i, r.door.skip(i, w.discards, w.end, b.room(r.limit)), w.discards)
+		err = r.door.consume(i, w.samples, w.end, room)
+		err = r.finishBatch(b, i, err, w.discards)
+	case w.discards > 0 && !hasLoans:
+		err = r.door.skip(i, w.discards, w.end, b.room(r.limit))
+		err = r.finishBatch(b, i, err, w.discards)
 	default:
 		return nil
 	}
@@ -265,8 +266,8 @@ func (r *libbpfRings) noteFill(g *ringState, bytes uint64) {
 	g.peak.note(r.now.Sub(r.opened), min(bytes, g.size))
 }
 
-// finishBatch completes b with what libbpf consumed of ring i and C copied. Samples before an error are
-// delivered. The next call finds the error again.
+// finishBatch completes b with what libbpf consumed of ring i and C copied. Samples before an
+// error are delivered. The next call finds the error again.
 func (r *libbpfRings) finishBatch(b *batch, i int, err error, discards int) error {
 	g := &r.rings[i]
 	if large := r.door.large(); large != nil {
@@ -308,11 +309,11 @@ func (r *libbpfRings) lookForLosses(b *batch) {
 	}
 }
 
-// checkPosition checks that the consumer position of ring i is where this Reader left it. It is not if
-// another process reads the ring or writes to the position. libbpf would follow the position
-// anywhere. While records of the ring are lent, another goroutine may be consuming at this moment,
-// and checks the position itself.
-func (r *libbpfRings) checkPosition(i int, lent bool) error {
+// checkPosition checks that the consumer position of ring i is where this Reader left it. It is
+// not if another process reads the ring or writes to the position. libbpf would follow the
+// position anywhere. While records of the ring are lent, another goroutine may be consuming at
+// this moment, and checks the position itself.
+func (r *libbpfRings) checkPosition(i int, hasLoans bool) error {
 	g := &r.rings[i]
 	switch {
 	case !g.begun:
@@ -322,7 +323,7 @@ func (r *libbpfRings) checkPosition(i int, lent bool) error {
 		}
 		r.door.setConsumed(i, consumer)
 		g.begun, g.lookedTo = true, consumer
-	case !lent:
+	case !hasLoans:
 		if consumer := g.consumer(); consumer != g.lookedTo || g.producer()-consumer > g.size {
 			return r.unsound(i, consumer)
 		}

@@ -77,8 +77,8 @@ func (l *loan) each(r rings, stop stopper, read *uint64, yield func(Record, erro
 		if header&discardBit != 0 {
 			continue
 		}
-		if end := stop.now(); end != allRead {
-			return end
+		if why := stop.now(); why != goOn {
+			return why
 		}
 		lost := uint64(0)
 		if pos > lostAt {
@@ -96,22 +96,24 @@ func (l *loan) each(r rings, stop stopper, read *uint64, yield func(Record, erro
 	return allRead
 }
 
-// A loopEnd says why a loop over a loan ended.
+// A loopEnd says why a loop over records ended.
 type loopEnd int
 
 const (
-	allRead loopEnd = iota
+	goOn    loopEnd = iota // it has not ended
+	allRead                // there are no more records
 	loopLeft
 	contextDone
-	stopped
+	stopped // the Reader was closed, or the lease given back
 )
 
 // A stopper says whether to end a loop. Each field may be nil.
 type stopper struct {
-	done    <-chan struct{} // of a context
+	done <-chan struct{} // of a context
 	flag *atomic.Bool    // the Reader is closed, or the lease was given back
 }
 
+// now returns why the loop must end now, or goOn.
 func (s stopper) now() loopEnd {
 	if s.flag != nil && s.flag.Load() {
 		return stopped
@@ -123,14 +125,14 @@ func (s stopper) now() loopEnd {
 		default:
 		}
 	}
-	return allRead
+	return goOn
 }
 
 // eachEntry is each for a loan of entries. There, lostAt and *read are offsets.
 func (l *loan) eachEntry(stop stopper, read *uint64, yield func(Record, error) bool) loopEnd {
 	for offset := uint64(0); offset < uint64(len(l.entries)); {
-		if end := stop.now(); end != allRead {
-			return end
+		if why := stop.now(); why != goOn {
+			return why
 		}
 		sample, end := firstOf(l.entries[offset:])
 		rec := Record{sample, int(l.producer - end), l.ring, 0}

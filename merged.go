@@ -6,6 +6,7 @@ import (
 	"iter"
 	"slices"
 	"time"
+	"unsafe"
 )
 
 // Merged returns an iterator over the records of all rings in the order of a key. The function key
@@ -57,6 +58,34 @@ func (r *Reader) Merged(ctx context.Context, key func(Record) uint64,
 	}
 }
 
+// A heldLoan is a loan with records that are held back.
+type heldLoan struct {
+	loan  *loan
+	view  *ring         // of the loan; nil if it has entries
+	keyed []keyedRecord // its records, in the order of their keys
+	next  int           // index in keyed of the next one to yield
+}
+
+// A keyedRecord is a record of a loan.
+type keyedRecord struct {
+	key  uint64
+	end  uint32 // offset in the loan where the record ends
+	size uint32 // of the sample
+}
+
+// record returns the record e of the loan.
+func (h *heldLoan) record(e keyedRecord) Record {
+	l := h.loan
+	if l.entries != nil {
+		sample, end := firstOf(l.entries[e.end-(e.size+7)&^7-entryHeaderSize:])
+		return Record{sample, int(l.producer - end), l.ring, 0}
+	}
+	end := l.start + uint64(e.end)
+	sample := unsafe.Add(h.view.at(end-recordEnd(0, e.size)), recordHeaderSize)
+	// SAFETY: take found the record in the window. It is mapped while the loan is out.
+	return Record{unsafe.Slice((*byte)(sample), e.size), int(l.producer - end), l.ring, 0}
+}
+
 // A merger holds records back. It sorts the records of each loan by their keys, and has the loans
 // in a heap. The first loan of the heap is the one whose next record has the lowest key.
 type merger struct {
@@ -65,35 +94,37 @@ type merger struct {
 	hold time.Duration
 	now  func() time.Time // time.Now, except in tests
 
-	heap   []head
-	spare  []*heldLoan
-	arrivalCount  uint64 // number of loans so far
-	held   []int  // for each ring, the number of loans of its memory
-	until  []uint64
-	taking *loan // its keys are being taken
+	heap         []head
+	spare        []*heldLoan
+	arrivalCount uint64 // number of loans so far
+	held         []int  // for each ring, the number of loans of its memory
+	until        []uint64
+	taking       *loan // its keys are being taken
 
 	// For each loan in the heap, in the order of time: when it was found, and its highest key. When
 	// hold has passed since then, no record with a lower key should come.
 	arrivals []arrival
-	due   bound // records up to this key are due
-	last  bound // the highest key that was yielded
+	due      bound // records up to this key are due
+	last     bound // the highest key that was yielded
 
 	lost   uint64  // lost records that were not reported yet
 	untold []*loan // the loans that these are from
 }
 
+// An arrival says when a loan was found, and its highest key.
 type arrival struct {
 	at  time.Time
 	key uint64
 }
 
-// A bound is a key, or, without any, below all keys.
+// A bound is a key. Without any, it is below all keys.
 type bound struct {
 	key uint64
 	any bool
 }
 
-func (b *bound) raise(key uint64) { b.key, b.any = max(b.key, key), true }
+func (b *bound) raise(key uint64)       { b.key, b.any = max(b.key, key), true }
+func (b *bound) covers(key uint64) bool { return b.any && key <= b.key }
 
 func newMerger(q *queue, key func(Record) uint64, hold time.Duration) *merger {
 	return &merger{q: q, key: key, hold: max(hold, 0), now: time.Now,
@@ -115,7 +146,7 @@ var errLeft = errors.New("ringbuf: the loop was left")
 
 func (m *merger) run(ctx context.Context, yield func(Record, error) bool) error {
 	stop := stopper{ctx.Done(), &m.q.closing}
-	// To look more often is of no use: this is how late a record may be that is due.
+	// A record may come up to this long after it is due. So to look more often is of no use.
 	grain := min(max(m.hold/4, minInterval), time.Millisecond)
 	for {
 		now := m.now()
@@ -123,7 +154,11 @@ func (m *merger) run(ctx context.Context, yield func(Record, error) bool) error 
 		if err == nil {
 			// Records are due only if a look that began after that found no lower key.
 			m.expire(now)
-			err = m.deliver(ctx, stop, yield, full, false)
+			what := whatIsDue
+			if full {
+				what = untilRoom
+			}
+			err = m.deliver(ctx, stop, yield, what)
 		} else {
 			err = m.deliverAll(ctx, stop, yield, err)
 		}
@@ -144,12 +179,13 @@ func (m *merger) run(ctx context.Context, yield func(Record, error) bool) error 
 		if l != nil {
 			m.take(l)
 		}
-		if err == errHeldBack {
-			err = m.deliverAll(ctx, stop, yield, nil)
-		} else if err != nil {
-			err = m.deliverAll(ctx, stop, yield, err)
+		if err == nil {
+			continue
 		}
-		if err != nil {
+		if err == errHeldBack {
+			err = nil
+		}
+		if err = m.deliverAll(ctx, stop, yield, err); err != nil {
 			return err
 		}
 	}
@@ -171,45 +207,19 @@ func (m *merger) collect(ctx context.Context) (full bool, err error) {
 	}
 }
 
-// horizon sets the position in each ring up to which to look: the producer position, or that of
-// the flush or deadline that is to be answered next. In a ring with held records it is at most a
-// quarter of the ring. horizon reports whether there is more in a ring.
-func (q *queue) horizon(until []uint64, held []int) (more bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.closed {
-		return false // the rings may be gone, and all held records in memory of the Reader
-	}
-	for i := range until {
-		switch {
-		case len(q.flushes) > 0:
-			until[i] = q.flushes[0][i]
-		case q.expired:
-			until[i] = q.passed[i]
-		default:
-			until[i] = q.rings.producerPos(i)
-		}
-		most := q.rings.consumerPos(i) + uint64(q.sizes[i])/4
-		if held[i] > 0 && most < until[i] {
-			until[i], more = most, true
-		}
-	}
-	return more
-}
-
 // take adds a loan to those that are held back.
 func (m *merger) take(l *loan) {
-	var r *heldLoan
+	var h *heldLoan
 	if n := len(m.spare); n > 0 {
-		r, m.spare = m.spare[n-1], m.spare[:n-1]
+		h, m.spare = m.spare[n-1], m.spare[:n-1]
 	} else {
-		r = new(heldLoan)
+		h = new(heldLoan)
 	}
 	m.taking = l
-	*r = heldLoan{loan: l, keyed: r.keyed[:0]}
+	*h = heldLoan{loan: l, keyed: h.keyed[:0]}
 	if l.entries == nil {
 		l.reusable = true
-		r.view = m.q.rings.view(l.ring)
+		h.view = m.q.rings.view(l.ring)
 		m.held[l.ring]++
 	}
 	highest, ordered := bound{}, true
@@ -225,16 +235,16 @@ func (m *merger) take(l *loan) {
 		e.key = m.key(rec)
 		ordered = ordered && (!highest.any || e.key >= highest.key)
 		highest.raise(e.key)
-		r.keyed = append(r.keyed, e)
+		h.keyed = append(h.keyed, e)
 		return true
 	})
 	m.taking = nil
-	if len(r.keyed) == 0 { // the records were overwritten; giving the loan back will find that
-		m.giveBack(r)
+	if len(h.keyed) == 0 { // the records were overwritten; giving the loan back will find that
+		m.giveBack(h)
 		return
 	}
 	if !ordered {
-		slices.SortFunc(r.keyed, func(a, b keyedRecord) int {
+		slices.SortFunc(h.keyed, func(a, b keyedRecord) int {
 			switch {
 			case a.key < b.key:
 				return -1
@@ -250,7 +260,7 @@ func (m *merger) take(l *loan) {
 	}
 	m.arrivals = append(m.arrivals, arrival{m.now(), highest.key})
 	m.arrivalCount++
-	m.heap = append(m.heap, head{r.keyed[0].key, m.arrivalCount, r})
+	m.heap = append(m.heap, head{h.keyed[0].key, m.arrivalCount, h})
 	m.up(len(m.heap) - 1)
 }
 
@@ -263,15 +273,20 @@ func (m *merger) expire(now time.Time) {
 	m.arrivals = slices.Delete(m.arrivals, 0, n)
 }
 
-// deliver yields the records that are due, or all of them. With full, a ring has more records than
-// may be held back. Then deliver yields until it gives a loan back, which makes room to look
-// further.
+// What deliver yields.
+type extent int
+
+const (
+	whatIsDue  extent = iota
+	untilRoom         // also what is not due, until a loan is given back and there is room to look further
+	everything        // all records that are held back
+)
+
+// deliver yields records in the order of their keys.
 func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, error) bool,
-	full, all bool) error {
+	what extent) error {
 	for len(m.heap) > 0 {
-		r := m.heap[0].held
-		e := r.keyed[r.next]
-		if !full && !all && !(m.due.any && e.key <= m.due.key) {
+		if what == whatIsDue && !m.due.covers(m.heap[0].key) {
 			break
 		}
 		switch stop.now() {
@@ -280,52 +295,69 @@ func (m *merger) deliver(ctx context.Context, stop stopper, yield func(Record, e
 		case stopped:
 			return errClosed
 		}
-		if m.last.any && e.key < m.last.key {
-			m.q.late.Add(1)
-		}
-		m.last.raise(e.key)
-		m.due.raise(m.last.key)
-		rec := r.record(e)
-		rec.Lost = m.lost
-		more := yield(rec, nil)
+		more := yield(m.first(), nil)
 		if m.lost > 0 {
 			m.told()
 		}
-		r.next++
-		var err error
-		done := r.next == len(r.keyed)
-		if done {
-			m.pop()
-			err = m.giveBack(r)
-		} else {
-			m.heap[0].key = r.keyed[r.next].key
-			m.down(0)
-		}
+		gaveBack, err := m.advance()
 		switch {
 		case !more:
 			return errLeft
 		case err != nil:
 			return err
-		case done && full && !all:
+		case gaveBack && what == untilRoom:
 			return nil
 		}
 	}
-	// Loans whose records have all been yielded need not become due.
-	n := 0
-	for n < len(m.arrivals) && m.due.any && m.arrivals[n].key <= m.due.key {
-		n++
-	}
-	m.arrivals = slices.Delete(m.arrivals, 0, n)
+	m.forget()
 	return nil
 }
 
-// deliverAll yields all records that are held back, unless err is one that ends the loop at once.
+// first returns the first record of the heap, which is about to be yielded.
+func (m *merger) first() Record {
+	h := m.heap[0].held
+	e := h.keyed[h.next]
+	if m.last.any && e.key < m.last.key {
+		m.q.late.Add(1)
+	}
+	m.last.raise(e.key)
+	// The record may not have been due. Records with lower keys are late now, and must not wait.
+	m.due.raise(m.last.key)
+	rec := h.record(e)
+	rec.Lost = m.lost
+	return rec
+}
+
+// advance removes the first record of the heap. It reports whether it gave a loan back.
+func (m *merger) advance() (gaveBack bool, err error) {
+	h := m.heap[0].held
+	h.next++
+	if h.next == len(h.keyed) {
+		m.pop()
+		return true, m.giveBack(h)
+	}
+	m.heap[0].key = h.keyed[h.next].key
+	m.down(0)
+	return false, nil
+}
+
+// forget removes the arrivals of loans whose records have all been yielded, or are due already.
+func (m *merger) forget() {
+	n := 0
+	for n < len(m.arrivals) && m.due.covers(m.arrivals[n].key) {
+		n++
+	}
+	m.arrivals = slices.Delete(m.arrivals, 0, n)
+}
+
+// deliverAll yields everything before err ends the loop, unless err is one that ends it at once. It
+// returns err, which may be nil, or another error that ended the loop first.
 func (m *merger) deliverAll(ctx context.Context, stop stopper, yield func(Record, error) bool,
 	err error) error {
 	if errors.Is(err, errClosed) || err != nil && err == ctx.Err() {
 		return err
 	}
-	if e := m.deliver(ctx, stop, yield, false, true); e != nil {
+	if e := m.deliver(ctx, stop, yield, everything); e != nil {
 		return e
 	}
 	return err
@@ -340,13 +372,13 @@ func (m *merger) told() {
 }
 
 // giveBack gives back a loan that was read to its end.
-func (m *merger) giveBack(r *heldLoan) error {
-	l := r.loan
+func (m *merger) giveBack(h *heldLoan) error {
+	l := h.loan
 	if l.entries == nil {
 		m.held[l.ring]--
 	}
-	r.loan = nil
-	m.spare = append(m.spare, r)
+	h.loan = nil
+	m.spare = append(m.spare, h)
 	return m.q.giveBack(l, l.all())
 }
 
@@ -355,18 +387,18 @@ func (m *merger) release() {
 	if m.taking != nil {
 		m.q.giveBack(m.taking, part{})
 	}
-	for _, h := range m.heap {
-		r := h.held
-		if r.next == 0 {
-			m.q.giveBack(r.loan, part{})
+	for _, first := range m.heap {
+		h := first.held
+		if h.next == 0 {
+			m.q.giveBack(h.loan, part{})
 			continue
 		}
 		var unread []uint32
-		for _, e := range r.keyed[r.next:] {
+		for _, e := range h.keyed[h.next:] {
 			unread = append(unread, e.end)
 		}
 		slices.Sort(unread)
-		m.q.giveBackAllBut(r.loan, unread)
+		m.q.giveBackAllBut(h.loan, unread)
 	}
 	m.taking, m.heap = nil, nil
 }

@@ -154,7 +154,7 @@ func (s *simulatedRings) consume(i, samples, discards int, end uint64) error {
 	return nil
 }
 
-func (s *simulatedRings) allConsumed(int)             {}
+func (s *simulatedRings) allConsumed(int)          {}
 func (s *simulatedRings) wake()                    { s.woken = true }
 func (s *simulatedRings) lookedTo(i int) uint64    { return s.all[i].lent }
 func (s *simulatedRings) view(i int) *ring         { return &s.all[i].ring }

@@ -11,18 +11,19 @@ const (
 	// and be the one that the next tick leaves.
 	defaultMaxDelay = 2 * time.Millisecond
 
-	// Ticking starts after startCount drains within startIntervals times the interval of ticks.
-	// Only drains count that caught up, after which the kernel notifies of the next record.
+	// Ticking starts after more than startCount drains within startIntervals times the interval of
+	// ticks. Only drains count that left the rings empty. After these the kernel notifies of the
+	// next record.
 	startCount     = 8
 	startIntervals = 6
 
-	// Ticking stops at a tick before which nothing was produced. It also stops when stopTicks ticks
-	// in succession gathered one record each or fewer, on average. This is less than what starts
-	// it, so that a steady flow that starts it does not stop it.
+	// Ticking stops at a tick before which nothing was produced. After every stopTicks ticks, it
+	// also stops if these gathered one record each or fewer, on average. This is less than what
+	// starts it, so that a steady flow that starts it does not stop it.
 	stopTicks = 4
 
 	// With an explicit delay of this or more, the Reader looks at the rings without being notified:
-	// see moderator.unprompted. To look ten times a second takes 0.3 % of a processor.
+	// see looksUnprompted. To look ten times a second takes 0.3 % of a processor.
 	unpromptedDelay = 10 * time.Millisecond
 
 	// A tick that finds more than this part of a ring filled makes the next one come sooner.
@@ -48,26 +49,27 @@ const (
 // goroutine at a time may use it.
 type moderator struct {
 	maxDelay time.Duration // no record is held back for longer; 0: never tick
-	explicit    bool          // by the user: the size of the rings does not limit it
+	explicit bool          // maxDelay is of the user: the size of the rings does not limit it
 	rings    []ringFlow
 
-	ticking  bool
-	interval time.Duration // of ticks
-	lastDrain time.Time     // end of the last drain that was not stopped by a full batch
-	records  uint64        // drained since then, discarded ones included
-	fullest  float64       // part of a ring that was filled, of the fullest one
-	ticks    int           // since gathered was 0
-	gathered uint64        // records
+	ticking    bool
+	unfinished bool          // the last drain was; the next one must follow at once
+	interval   time.Duration // of ticks
+	lastDrain  time.Time     // end of the last finished drain
+	records    uint64        // drained since then, discarded ones included
+	fullest    float64       // highest part of a ring that was drained since then
+	ticks      int           // since gathered was 0
+	gathered   uint64        // records
 
-	drainsToEmpty int       // drains since first that caught up, while not ticking
-	firstToEmpty    time.Time // the first of these
+	drainsToEmpty int       // drains that left the rings empty, while not ticking
+	firstToEmpty  time.Time // the time of the first of these
 }
 
 // A ringFlow is what a moderator knows of the flow through one ring.
 type ringFlow struct {
 	size   uint64 // in bytes
 	record uint64 // mean size of a record; it grows at once and shrinks slowly
-	bytes  uint64 // drained since caughtUp
+	bytes  uint64 // drained since lastDrain
 }
 
 func newModerator(o options, sizes ...int) moderator {
@@ -87,7 +89,7 @@ func (m *moderator) next(now time.Time) (pause time.Duration, tick bool) {
 	switch {
 	case !m.ticking:
 		return 0, false
-	case m.fullest > 0: // there is more
+	case m.unfinished:
 		return 0, true
 	}
 	return m.interval - now.Sub(m.lastDrain), true
@@ -95,12 +97,12 @@ func (m *moderator) next(now time.Time) (pause time.Duration, tick bool) {
 
 // drained says what one or more successive drains of a ring did.
 type drained struct {
-	ring    int
-	moved   uint64 // bytes by which the consumer position moved
-	samples uint64
-	bytes   uint64 // of the samples' records; the rest of moved were discarded ones
-	unfinished    bool   // a full batch stopped the drain, or it is the turn of the other rings
-	idle    bool   // nothing was produced since the previous drain
+	ring       int
+	moved      uint64 // bytes of records that were copied, lent or passed
+	samples    uint64
+	bytes      uint64 // of the samples' records; the rest of moved were discarded ones
+	unfinished bool   // a full batch stopped the drain, or it is the turn of the other rings
+	idle       bool   // nothing was produced since the previous drain
 }
 
 // note records a drain that ended now.
@@ -116,7 +118,7 @@ func (m *moderator) note(now time.Time, d drained) {
 	r.bytes += d.moved
 	m.records += d.moved / max(r.record, recordHeaderSize)
 	m.fullest = max(m.fullest, float64(r.bytes)/float64(r.size))
-	if d.unfinished {
+	if m.unfinished = d.unfinished; m.unfinished {
 		return
 	}
 	interval := m.longestInterval()
@@ -150,8 +152,8 @@ func (m *moderator) worthwhile() bool {
 	return enough
 }
 
-// frequent counts a notification and reports whether notifications come so often that ticks at
-// this interval are better.
+// frequent counts a drain that left the rings empty, so that the kernel notifies of the next
+// record. It reports whether that happens so often that ticks at this interval are better.
 func (m *moderator) frequent(now time.Time, interval time.Duration) bool {
 	if m.drainsToEmpty == 0 {
 		m.firstToEmpty = now
@@ -176,8 +178,8 @@ func (m *moderator) longestInterval() time.Duration {
 	return interval
 }
 
-// timeToFill returns how long the ring may be left alone while it has room for so many bytes. A timeToFill
-// takes longer than that to fill them.
+// timeToFill returns how long the ring may be left alone while it has room for so many bytes. A
+// timeToFill takes longer than that to fill them.
 func (r *ringFlow) timeToFill(room uint64) time.Duration {
 	records := room / max(r.record, recordHeaderSize)
 	return time.Duration(records*(minRecordTime+r.record/copiedPerNs)) - wakeLatency

@@ -40,13 +40,13 @@ type rings interface {
 
 // A request says what fetch is to do.
 type request struct {
-	deadline time.Time // zero: none
-	lend     bool      // leave the samples in the ring
-	copied   bool      // with lend: the caller copies them at once
-	anyLoans     bool      // older records are still lent, so the kernel does not notify
-	hasLoans   []bool    // for each ring, whether records of it are lent
-	until    []uint64  // for each ring, the position to stop at; nil: none
-	notBefore     time.Time // not zero: do not look before this time, unless a ring fills up
+	deadline  time.Time // zero: none
+	lend      bool      // leave the samples in the ring
+	copied    bool      // with lend: the caller copies them at once
+	anyLoans  bool      // older records are still lent, so the kernel does not notify
+	hasLoans  []bool    // for each ring, whether records of it are lent
+	until     []uint64  // for each ring, the position to stop at; nil: none
+	notBefore time.Time // not zero: do not look before this time, unless a ring fills up
 }
 
 var errClosed = fmt.Errorf("ringbuf: reader: %w", ErrClosed)
@@ -68,26 +68,26 @@ type queue struct {
 	done    chan struct{} // closed when close begins
 	closing atomic.Bool   // set at the same time
 
-	unread unread // the entries of the batch; empty during a fetch
-	slab   slab   // for samples that callers may keep
-	late   atomic.Uint64
+	unread unread        // the entries of the batch; empty during a fetch
+	slab   slab          // for samples that callers may keep
+	late   atomic.Uint64 // Stats.Late
 
-	mu       sync.Mutex // never held during a fetch
-	pos      []uint64   // for each ring without unread entries: end of the last record handed out
-	begun    bool       // pos is valid, because there was a fetch
-	fetching bool       // fetch may be waiting
-	deadline time.Time
-	expired  bool       // the deadline was found to have passed
-	passed   []uint64   // producer positions at that time
-	flushes  [][]uint64 // producer positions at each call of flush that is not yet answered
-	unreadTo uint64     // end of the last entry that was added to unread
-	loans    [][]*loan  // for each ring, loans that libbpf has not consumed, in order
+	mu         sync.Mutex // never held during a fetch
+	pos        []uint64   // for each ring without unread entries: end of the last record handed out
+	begun      bool       // pos is valid, because there was a fetch
+	fetching   bool       // fetch may be waiting
+	deadline   time.Time
+	expired    bool       // the deadline was found to have passed
+	passed     []uint64   // producer positions at that time
+	flushes    [][]uint64 // producer positions at each call of flush that is not yet answered
+	unreadTo   uint64     // end of the last entry that was added to unread
+	loans      [][]*loan  // for each ring, loans that libbpf has not consumed, in order
 	hasLoans   []bool     // for each ring, whether it has loans; passed to fetch
-	windowsOut     int        // number of loans that are out
-	spare    *loan      // to use again, or nil
-	drained  []*loan    // loans of entries that were drained, in order
-	closed   bool
-	final    *Stats // set when the rings are closed
+	windowsOut int        // number of loans that are out
+	spare      *loan      // to use again, or nil
+	drained    []*loan    // loans of entries that were drained, in order
+	closed     bool
+	final      *Stats // set when the rings are closed
 }
 
 func newQueue(r rings) *queue {
@@ -101,11 +101,14 @@ func newQueue(r rings) *queue {
 
 // A wish says what a caller wants of a fetch.
 type wish struct {
-	lend  bool      // lend the records
-	now   bool      // wait neither for records nor for the turn, and ignore the deadline
-	until []uint64  // with now: for each ring, the position to stop at; then flushes are ignored
-	notBefore  time.Time // not zero: the caller holds records back, and wants no look before this time
+	lend      bool      // lend the records
+	now       bool      // wait neither for records nor for the turn, and ignore the deadline
+	until     []uint64  // with now: for each ring, the position to stop at; then ignore flushes, too
+	notBefore time.Time // not zero: the caller holds records back, and wants no look before this time
 }
+
+// holding reports whether the caller holds records back.
+func (w wish) holding() bool { return !w.notBefore.IsZero() }
 
 // errHeldBack tells a caller who holds records back that a flush or the deadline wants these. All
 // other records were returned.
@@ -119,19 +122,19 @@ func (q *queue) receive(ctx context.Context, w wish) (*batch, error) {
 		return b, nil
 	default:
 	}
-	var late <-chan time.Time
+	var timeIsUp <-chan time.Time
 	switch {
 	case w.now && q.closing.Load():
 		return nil, errClosed
 	case w.now:
 		return nil, nil
-	case !w.notBefore.IsZero():
+	case w.holding():
 		timer := time.NewTimer(time.Until(w.notBefore))
 		defer timer.Stop()
-		late = timer.C
+		timeIsUp = timer.C
 	}
 	select {
-	case <-late:
+	case <-timeIsUp:
 		return nil, nil
 	case <-q.done:
 		return nil, errClosed
@@ -163,6 +166,30 @@ func (q *queue) read(ctx context.Context, rec *Record, own bool) (err error) {
 		}
 	}
 	return nil
+}
+
+// take copies the oldest unread sample to rec, into memory of its own or into what RawSample
+// has. It reports false if there is none.
+func (q *queue) take(rec *Record, own bool) bool {
+	buf := rec.RawSample
+	for {
+		sample, remaining, at, ok := q.unread.peek()
+		if !ok {
+			return false
+		}
+		if own {
+			buf = q.slab.copy(sample)
+		} else {
+			buf = append(buf[:0], sample...)
+		}
+		ring, lost := q.unread.origin(at)
+		if q.unread.take(at, sample) {
+			// One by one: a copy of a whole Record takes 5 ns.
+			rec.RawSample, rec.Remaining = buf, remaining
+			rec.Ring, rec.Lost = ring, lost
+			return true
+		}
+	}
 }
 
 // tryRead is read without a wait. It reports whether there was a sample.
@@ -227,7 +254,7 @@ func (q *queue) lend(ctx context.Context, w wish) (l *loan, err error) {
 		if l != nil || err != nil {
 			return l, err
 		}
-		if (w.now || !w.notBefore.IsZero()) && q.unread.empty() {
+		if (w.now || w.holding()) && q.unread.empty() {
 			return nil, nil
 		}
 	}
@@ -254,26 +281,7 @@ func (q *queue) fetch(ctx context.Context, b *batch, w wish) (*loan, error) {
 	if l, err := q.lendReleased(); l != nil || err != nil {
 		return l, err
 	}
-	// Only a flush or an expired deadline that was seen before the rings were found empty counts.
-	// So all samples that came earlier are returned first.
-	req := request{deadline: q.deadline, anyLoans: q.noteLoans(), hasLoans: q.hasLoans, copied: !w.lend}
-	req.lend = w.lend || req.anyLoans
-	flushed := len(q.flushes) > 0 && w.until == nil
-	expired := !q.deadline.IsZero() && !time.Now().Before(q.deadline) && !w.now
-	switch {
-	case flushed:
-		req.until, req.deadline = q.flushes[0], time.Unix(0, 0)
-	case w.now:
-		req.until, req.deadline = w.until, time.Unix(0, 0)
-	case expired:
-		if !q.expired {
-			q.expired, q.passed = true, q.produced(q.passed)
-		}
-		req.until = q.passed
-	default:
-		req.notBefore = w.notBefore
-	}
-
+	req, flushed, expired := q.plan(w)
 	b.reset()
 	q.fetching = true
 	q.mu.Unlock()
@@ -294,7 +302,7 @@ func (q *queue) fetch(ctx context.Context, b *batch, w wish) (*loan, error) {
 	case len(b.entries) > 0:
 		q.pos[b.ring] = b.last
 		q.add(b)
-	case (flushed || expired) && !w.notBefore.IsZero():
+	case (flushed || expired) && w.holding():
 		return nil, errHeldBack
 	case flushed:
 		q.flushes = q.flushes[1:]
@@ -304,6 +312,30 @@ func (q *queue) fetch(ctx context.Context, b *batch, w wish) (*loan, error) {
 		return nil, os.ErrDeadlineExceeded
 	}
 	return nil, nil
+}
+
+// plan returns the request for a fetch, and whether it is to answer a flush or the deadline. Only a
+// flush or an expired deadline that was seen before the rings were found empty counts. So all
+// samples that came earlier are returned first. The caller must hold q.mu.
+func (q *queue) plan(w wish) (req request, flushed, expired bool) {
+	req = request{deadline: q.deadline, anyLoans: q.noteLoans(), hasLoans: q.hasLoans, copied: !w.lend}
+	req.lend = w.lend || req.anyLoans
+	flushed = len(q.flushes) > 0 && w.until == nil
+	expired = !q.deadline.IsZero() && !time.Now().Before(q.deadline) && !w.now
+	switch {
+	case flushed:
+		req.until, req.deadline = q.flushes[0], time.Unix(0, 0)
+	case w.now:
+		req.until, req.deadline = w.until, time.Unix(0, 0)
+	case expired:
+		if !q.expired {
+			q.expired, q.passed = true, q.produced(q.passed)
+		}
+		req.until = q.passed
+	default:
+		req.notBefore = w.notBefore
+	}
+	return req, flushed, expired
 }
 
 // add makes the entries of b unread. The caller must hold q.mu.
@@ -319,6 +351,32 @@ func (q *queue) produced(buf []uint64) []uint64 {
 		buf = append(buf, q.rings.producerPos(i))
 	}
 	return buf
+}
+
+// horizon sets the position in each ring up to which to look: the producer position, or that of
+// the flush or deadline that is to be answered next. In a ring with held records it is at most a
+// quarter of the ring. horizon reports whether there is more in a ring.
+func (q *queue) horizon(until []uint64, held []int) (more bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return false // the rings may be gone, and all held records in memory of the Reader
+	}
+	for i := range until {
+		switch {
+		case len(q.flushes) > 0:
+			until[i] = q.flushes[0][i]
+		case q.expired:
+			until[i] = q.passed[i]
+		default:
+			until[i] = q.rings.producerPos(i)
+		}
+		most := q.rings.consumerPos(i) + uint64(q.sizes[i])/4
+		if held[i] > 0 && most < until[i] {
+			until[i], more = most, true
+		}
+	}
+	return more
 }
 
 // wake makes the goroutine that fetches look at the state of the queue again. The caller must hold

@@ -57,7 +57,7 @@ func (f *fakeRing) fetch(b *batch, q request) error {
 func (f *fakeRing) wake()               { f.wakes.Add(1) }
 func (f *fakeRing) lookedTo(int) uint64 { return f.consumer.Load() }
 func (f *fakeRing) view(int) *ring      { panic("there is nothing to lend") }
-func (f *fakeRing) allConsumed(int)        {}
+func (f *fakeRing) allConsumed(int)     {}
 
 func (f *fakeRing) consume(int, int, int, uint64) error { panic("nothing was lent") }
 

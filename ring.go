@@ -62,7 +62,7 @@ type window struct {
 	samples    int
 	bytes      uint64 // of the samples
 	discards   int    // discarded records before the last sample, or all if there is no sample
-	cut       bool   // the limit ended the window
+	cut        bool   // the limit ended the window
 	bad        bool   // the first bytes are not a valid record
 }
 

@@ -174,30 +174,6 @@ func (r *Reader) TryReadInto(rec *Record) (ok bool, err error) {
 	return true, nil
 }
 
-// take copies the oldest unread sample to rec, into memory of its own or into what RawSample
-// has. It reports false if there is none.
-func (q *queue) take(rec *Record, own bool) bool {
-	buf := rec.RawSample
-	for {
-		sample, remaining, at, ok := q.unread.peek()
-		if !ok {
-			return false
-		}
-		if own {
-			buf = q.slab.copy(sample)
-		} else {
-			buf = append(buf[:0], sample...)
-		}
-		ring, lost := q.unread.origin(at)
-		if q.unread.take(at, sample) {
-			// One by one: a copy of a whole Record takes 5 ns.
-			rec.RawSample, rec.Remaining = buf, remaining
-			rec.Ring, rec.Lost = ring, lost
-			return true
-		}
-	}
-}
-
 // SetDeadline sets the time after which Read does not wait for records. It also applies to calls
 // that are already waiting. The zero Time, which is the default, means no deadline. With a time in
 // the past, Read and Lease do not wait at all. SetDeadline itself never waits.

@@ -23,9 +23,9 @@ type libbpfRings struct {
 	others *holders
 
 	waiter
-	moderator moderator
-	losses    *lossCounter // or nil
-	lossesLookedAt  struct {     // positions of the only ring when losses were looked at
+	moderator      moderator
+	losses         *lossCounter // or nil
+	lossesLookedAt struct {     // positions of the only ring when losses were looked at
 		consumer, producer uint64
 	}
 
@@ -36,8 +36,8 @@ type libbpfRings struct {
 	next  int // index of the ring to look at next
 
 	// Of the current tick, which may take more than one fetch.
-	ringsLeft int  // number of rings that it has not looked at
-	nothingNew     bool // nothing was produced in the other rings since the previous tick
+	ringsLeft  int  // number of rings that it has not looked at
+	nothingNew bool // nothing was produced in the other rings since the previous tick
 
 	opened        time.Time
 	drains, ticks atomic.Uint64
@@ -48,7 +48,7 @@ type ringState struct {
 	ring
 	lease    uint64 // most bytes to lend at once
 	begun    bool   // a sound consumer position was found
-	lookedTo     uint64 // where to look next: all records before it were consumed or lent
+	lookedTo uint64 // where to look next: all records before it were consumed or lent
 	produced uint64 // producer position at the last look
 	passed   uint64 // discarded records that C had counted by then
 

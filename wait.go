@@ -11,8 +11,17 @@ import (
 	"time"
 )
 
-// A Reader waits for records in one of three ways: in libbpf's ring_buffer__poll; in ppoll, before
-// a tick or for less than a millisecond; or in Go's netpoller.
+// Why a Reader waits, and how:
+//
+//	wait for                         blocking the thread         parking the goroutine
+//	the kernel to notify             libbpf's ring_buffer__poll  waitParked
+//	  (less than a millisecond)      ppoll
+//	a tick                           pauseBlocked: ppoll         pauseParked
+//	more, while older are lent       waitBesideLoans: ppoll      the same: park
+//	a caller who holds records back  waitNotBefore: ppoll        the same: park
+//
+// A blocked wait answers faster, but only some threads may be blocked. Parking is waiting in Go's
+// netpoller.
 
 const (
 	// A wait that follows a sample blocks its OS thread for this long. Then it answers faster than
@@ -57,17 +66,17 @@ func unblock() { blocked.Add(-1) }
 type waiter struct {
 	blockFor time.Duration
 
-	now       time.Time // about when the rings were looked at, or a wait ended; never later
-	untimed   int       // number of fetches that may still use now
-	sampleDone    time.Time // time of the last fetch after one that had found samples
-	hadSamples     bool      // the last fetch found samples
-	yielded   time.Time
-	lentPause time.Duration
+	now        time.Time // when the rings were looked at or a wait ended, or a little before
+	untimed    int       // number of fetches that may still use now
+	sampleDone time.Time // when the caller came back after its last samples
+	hadSamples bool      // the last fetch found samples
+	yielded    time.Time
+	lentPause  time.Duration
 
 	parkFile *os.File // duplicate of park_fd in C
 	parked   syscall.RawConn
 	woken    atomic.Bool  // wake was called; fetch resets it when it returns
-	looking  atomic.Int32 // 1: a fetch looks or waits while older records are lent; see caughtUp
+	looking  atomic.Int32 // 1: a fetch looks or waits while older records are lent; see allConsumed
 
 	// Made once, because making a closure for each wait would allocate.
 	onReady, onEighth, onAny func(uintptr) bool
@@ -110,14 +119,15 @@ func (w *waiter) open(d door) error {
 	return nil
 }
 
-// waitBesideLoans waits until the pause is over, something was produced, or caughtUp calls wake.
-func (r *libbpfRings) waitBesideLoans(q *request, left time.Duration) error {
+// waitBesideLoans waits while records are lent, of whose ring the kernel does not notify. It ends
+// after a pause, when something was produced in another ring, or when allConsumed calls wake.
+func (r *libbpfRings) waitBesideLoans(left time.Duration) error {
 	// The last commit may have come after the queue counted its loans, and before looking was set.
-	caughtUp := true
+	nothingLent := true
 	for i := range r.rings {
-		caughtUp = caughtUp && r.rings[i].consumer() == r.rings[i].lookedTo
+		nothingLent = nothingLent && r.rings[i].consumer() == r.rings[i].lookedTo
 	}
-	if caughtUp {
+	if nothingLent {
 		return nil
 	}
 	if r.hadSamples { // the previous fetch
@@ -128,9 +138,10 @@ func (r *libbpfRings) waitBesideLoans(q *request, left time.Duration) error {
 	return r.timedWait(min(pause, left), untilAny, r.onAny)
 }
 
-// waitNotBefore waits for a caller who holds records back, of which the kernel does not notify. Like the
-// interval of ticks, the wait is no longer than a flood needs to fill what is free of a ring. A
-// wakeup that a program forces while a ring fills up ends it.
+// waitNotBefore waits for a caller who holds records back and wants no look before a time. The
+// kernel does not notify of records behind these. So the wait is no longer than the interval of
+// ticks with this maximum delay, or than a flood needs to fill what is free of a ring. A wakeup
+// that a program forces while a ring fills up ends it.
 func (r *libbpfRings) waitNotBefore(pause time.Duration) error {
 	longest := r.moderator.maxDelay / 2
 	if !r.moderator.explicit || longest == 0 {
@@ -153,7 +164,7 @@ func (r *libbpfRings) waitNotBefore(pause time.Duration) error {
 	return err
 }
 
-// timedWait waits while records are lent.
+// timedWait waits for a time. With listen, it ends early when ready reports true.
 func (r *libbpfRings) timedWait(pause time.Duration, listen listening, ready func(uintptr) bool) error {
 	if block() {
 		defer unblock()
@@ -171,10 +182,11 @@ func (r *libbpfRings) timedWait(pause time.Duration, listen listening, ready fun
 	return r.park(time.Now().Add(pause), ready)
 }
 
-// allConsumed implements rings: libbpf has consumed the last lent record of ring i. The kernel did not
-// notify of records that came while these were lent.
+// allConsumed implements rings: libbpf has consumed the last lent record of ring i. The kernel did
+// not notify of records that came while these were lent.
 func (r *libbpfRings) allConsumed(i int) {
-	// Add is a full barrier. So either this sees looking, or waitLent sees the consumer position.
+	// Add is a full barrier. So either this sees looking, or waitBesideLoans sees the consumer
+	// position.
 	if r.looking.Add(0) > 0 && r.door.readyRing(i) {
 		r.wake()
 	}
@@ -193,9 +205,27 @@ func (r *libbpfRings) waitParked(deadline time.Time) error {
 	return r.park(deadline, r.onReady)
 }
 
-// pauseParked waits in Go's netpoller until the given time or wake. If the kernel notifies earlier
-// because a ring fills up, it ticks.
-func (r *libbpfRings) pauseParked(b *batch, q *request, until time.Time) error {
+// pauseBlocked waits for a tick and makes it. The caller has called block.
+func (r *libbpfRings) pauseBlocked(b *batch, req *request, pause time.Duration) error {
+	listen := deaf
+	if r.moderator.looksUnprompted() {
+		listen = untilEighth
+	}
+	err := r.door.pause(max(pause-timerSlack, 1), listen)
+	unblock()
+	switch {
+	case err != nil:
+		return r.waitError(err)
+	case r.door.woken():
+		return nil
+	}
+	r.now = time.Now()
+	return r.tick(b, req)
+}
+
+// pauseParked waits for the last part of a pause before a tick, which blocks. If the kernel
+// notifies earlier because a ring fills up, it makes the tick.
+func (r *libbpfRings) pauseParked(b *batch, req *request, until time.Time) error {
 	if !r.moderator.looksUnprompted() {
 		return r.park(until, func(uintptr) bool { return false })
 	}
@@ -206,7 +236,7 @@ func (r *libbpfRings) pauseParked(b *batch, q *request, until time.Time) error {
 	r.door.arm(false)
 	if err == nil && r.door.produced(untilEighth) {
 		r.now = time.Now()
-		err = r.tick(b, q)
+		err = r.tick(b, req)
 	}
 	return err
 }

@@ -217,8 +217,8 @@ func (w *Watcher) look() (missed uint64, err error) {
 func (w *Watcher) yieldBatch(stop stopper, yield func(Record, error) bool) loopEnd {
 	b := &w.batch
 	for {
-		if end := stop.now(); end != allRead {
-			return end
+		if why := stop.now(); why != goOn {
+			return why
 		}
 		if len(b.records) == 0 {
 			return allRead
