@@ -20,16 +20,16 @@ import (
 	"github.com/libbpfgo/ringbuf/ship/natsd"
 )
 
-// These measure. They are run once each: make ship-bench.
+// Run these benchmarks with make ship-bench. Each runs once.
 
-// A broker is a server of a benchmark.
+// A broker is a server for a benchmark.
 type broker struct {
 	url     string
 	options []nats.Option
 }
 
-// brokers returns a server in this process, as of ringbuf ship without --to, and nats-servers with
-// and without a sync for each message, in processes of their own.
+// brokers returns a server in this process, as ringbuf ship without --to uses, and nats-servers
+// in processes of their own, with and without a sync for each message.
 func brokers(b *testing.B) map[string]func(b *testing.B) broker {
 	external := func(more string) func(b *testing.B) broker {
 		return func(b *testing.B) broker {
@@ -74,7 +74,7 @@ func (k broker) sink(b *testing.B, single bool) *jet.Sink {
 	return sink
 }
 
-// fill fills a ring with samples of 64 bytes, and returns how many.
+// fill submits n samples of 64 bytes.
 func fill(ring *bpftest.Ring, n int) {
 	samples := make([]bpftest.Sample, 256)
 	for i := range samples {
@@ -124,8 +124,8 @@ func BenchmarkShip(b *testing.B) {
 	}
 }
 
-// BenchmarkNaive does what agents do: it reads, publishes, and hopes. The time is that until the
-// stream has all.
+// BenchmarkNaive does what agents do: it reads and publishes without a guarantee. It measures
+// the time until the stream has all records.
 func BenchmarkNaive(b *testing.B) {
 	const n = 2000
 	eachBroker(b, func(b *testing.B, k broker) {
@@ -167,15 +167,15 @@ func report(b *testing.B, n int, took, cpu time.Duration) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// cpuTime is that of this process.
+// cpuTime returns the processor time of this process.
 func cpuTime() time.Duration {
 	var usage syscall.Rusage
 	syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// A timedSink notes how long it took from before a record was reserved until the stream
-// acknowledged it.
+// A timedSink measures the time from before a record is reserved until the stream acknowledges
+// it.
 type timedSink struct {
 	ship.Sink
 	took []time.Duration
@@ -190,7 +190,7 @@ func (s *timedSink) Append(ctx context.Context, batch *ship.Batch) (int, error) 
 	return n, err
 }
 
-// monotonic is bpf_ktime_get_ns().
+// monotonic returns the time of bpf_ktime_get_ns().
 func monotonic() uint64 {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
@@ -199,7 +199,7 @@ func monotonic() uint64 {
 	return uint64(now.Nano())
 }
 
-// BenchmarkLatency has 10,000 records a second, in groups of ten, for five seconds.
+// BenchmarkLatency ships 10,000 records a second, in groups of ten, for five seconds.
 func BenchmarkLatency(b *testing.B) {
 	const seconds, rate, group = 5, 10_000, 10
 	for _, single := range []bool{false, true} {
@@ -235,7 +235,8 @@ func BenchmarkLatency(b *testing.B) {
 	}
 }
 
-// paced submits records, and returns what one took its program, with the call that runs it.
+// paced submits records. It returns the time that a record costs its program, including the
+// call that runs the program.
 func paced(b *testing.B, ring *bpftest.Ring, rate, group, seconds int) float64 {
 	var inside time.Duration
 	n := 0
@@ -255,8 +256,8 @@ func paced(b *testing.B, ring *bpftest.Ring, rate, group, seconds int) float64 {
 	return float64(inside) / float64(n)
 }
 
-// BenchmarkSubmitNaive is what records cost their program with an agent that reads and publishes
-// each, for comparison with BenchmarkLatency.
+// BenchmarkSubmitNaive measures what records cost their program while an agent reads and
+// publishes each one, for comparison with BenchmarkLatency.
 func BenchmarkSubmitNaive(b *testing.B) {
 	k := brokers(b)["server-nosync"](b)
 	for range b.N {
@@ -289,8 +290,8 @@ func BenchmarkSubmitNaive(b *testing.B) {
 	}
 }
 
-// BenchmarkHosts has many hosts of which each has a message of one record under way, always: that
-// is how many messages a stream takes.
+// BenchmarkHosts measures how many messages a stream accepts. Each of many hosts always has a
+// message of one record in flight.
 func BenchmarkHosts(b *testing.B) {
 	const hosts, duration = 100, 3 * time.Second
 	eachBroker(b, func(b *testing.B, k broker) {

@@ -13,8 +13,8 @@ import (
 	"github.com/libbpfgo/ringbuf/ship/jet"
 )
 
-// TestTheServerIsAway stops it for so long that a ring is full. What the kernel refuses meanwhile
-// is told to a consumer, and nothing else is missing.
+// TestTheServerIsAway stops the server until a ring is full. The consumer learns how many
+// records the kernel refused, and nothing else is missing.
 func TestTheServerIsAway(t *testing.T) {
 	server, url := newServer(t, "one", "")
 	server.start()
@@ -50,7 +50,7 @@ func waitUntilRefused(h *host) {
 	h.produce(50_000)
 }
 
-// TestTheServerIsSlow has every byte be late.
+// TestTheServerIsSlow delays every byte.
 func TestTheServerIsSlow(t *testing.T) {
 	server, url := newServer(t, "one", "")
 	server.start()
@@ -66,7 +66,7 @@ func TestTheServerIsSlow(t *testing.T) {
 	h.finish()
 }
 
-// delayed returns the address of a proxy that keeps everything for some time, in both directions.
+// delayed returns the address of a proxy that delays everything, in both directions.
 func delayed(t *testing.T, to string, delay time.Duration) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -125,8 +125,8 @@ func forward(to io.WriteCloser, from io.Reader, delay time.Duration) {
 	}
 }
 
-// TestTheStreamIsFull has the server refuse messages by the stream's limits, large ones sooner than
-// small ones, until there is room.
+// TestTheStreamIsFull makes the server refuse messages because of the stream's limits, large
+// ones before small ones, until there is room.
 func TestTheStreamIsFull(t *testing.T) {
 	for name, env := range map[string][]string{"batched": nil, "single": {envSingle + "=1"}} {
 		t.Run(name, func(t *testing.T) {

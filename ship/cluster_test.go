@@ -12,8 +12,8 @@ import (
 	"github.com/libbpfgo/ringbuf/ship/jet"
 )
 
-// TestThreeHostsAndThreeServers has three hosts ship into one stream with three replicas, while
-// servers are killed, one at a time.
+// TestThreeHostsAndThreeServers ships from three hosts into one stream with three replicas,
+// while servers are killed one at a time.
 func TestThreeHostsAndThreeServers(t *testing.T) {
 	const n = 3
 	kills := 1
@@ -70,8 +70,8 @@ func TestThreeHostsAndThreeServers(t *testing.T) {
 	}
 }
 
-// awaitReplicas waits until all servers have all of the stream: else the next kill takes the
-// majority away.
+// awaitReplicas waits until all servers have the whole stream. Otherwise the next kill could
+// take away the majority.
 func awaitReplicas(t *testing.T, js jetstream.JetStream, n int) {
 	t.Helper()
 	eventually(t, func() error {

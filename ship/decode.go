@@ -8,30 +8,34 @@ import (
 	"time"
 )
 
-// Received is what a message has.
+// Received is the content of one message.
 type Received struct {
 	Ring    Ring
-	Time    time.Time // when the shipper found the first of the records
-	Missed  uint64    // bytes of the ring, before the first, of which the messages are missing
+	Time    time.Time // when the shipper found the first record
+	Missed  uint64    // bytes of the ring before the first record whose messages are missing
 	Again   int       // records that were left out, because an earlier message had them
 	Records []ReceivedRecord
 }
 
-// A ReceivedRecord is a record that was shipped.
+// A ReceivedRecord is one record of a message.
 type ReceivedRecord struct {
-	Sample   []byte // of the message
-	Position uint64 // at which it ended in the ring
-	Lost     uint64 // records that the kernel refused between the one before and this one
+	Sample   []byte // part of the message's data
+	Position uint64 // where the record ends in the ring
+	Lost     uint64 // records that the kernel refused between the previous record and this one
 }
 
-// A Decoder makes records of the messages of any number of rings. Each record comes once, in the
-// order of its ring, also if messages come again. It is not safe for concurrent use.
+// A Decoder turns messages back into records, for any number of rings. It returns each record
+// once, in the order of its ring, even if messages are repeated. The zero value is ready to
+// use. A Decoder is not safe for concurrent use.
 type Decoder struct {
 	ends map[Ring]Mark
 }
 
-// Decode decodes a message that Pack or Single made. get returns a header field, or "" if there
-// is none. What it returns is valid until the next call, but for the samples, which are in data.
+// Decode decodes a message that Pack or Single made. get returns the value of a header field,
+// or "" if there is none. The result is valid until the next call. Its samples are parts of
+// data, and are valid as long as data is.
+//
+// Decode returns an error if the message is malformed. The Decoder is then unchanged.
 func (d *Decoder) Decode(get func(field string) string, data []byte) (*Received, error) {
 	h, err := parseHeader(get)
 	if err != nil {
@@ -61,7 +65,7 @@ func (d *Decoder) Decode(get func(field string) string, data []byte) (*Received,
 			r.Again++
 			continue
 		}
-		if end.Lost > last.Lost { // what was told before is not lost again
+		if end.Lost > last.Lost { // losses that were reported before are not reported again
 			rec.Lost = end.Lost - last.Lost
 		}
 		last = Mark{end.Position, max(end.Lost, last.Lost)}
@@ -95,7 +99,7 @@ func nextFrame(data []byte) (sample []byte, step, lost uint64, rest []byte, err 
 	return data[:size:size], step, lost, data[size:], nil
 }
 
-// A header is what the header of a message says.
+// A header is the decoded header of a message.
 type header struct {
 	ring       Ring
 	after, end Mark
@@ -104,7 +108,7 @@ type header struct {
 	records    int
 }
 
-// parseHeader understands what Batch.message made.
+// parseHeader parses a header that Batch.message made.
 func parseHeader(get func(field string) string) (h header, err error) {
 	number := func(field string) uint64 {
 		n, numberErr := strconv.ParseUint(get(field), 10, 64)
@@ -125,8 +129,8 @@ func parseHeader(get func(field string) string) (h header, err error) {
 	return h, err
 }
 
-// MarkOf returns the Ring and the Mark at the end of a message, for Sinks that resume behind it.
-// get is that of Decode.
+// MarkOf returns the Ring of a message and the Mark at its end. Sinks use it to resume after
+// the last message that is stored. get is as in Decode.
 func MarkOf(get func(field string) string) (Ring, Mark, error) {
 	h, err := parseHeader(get)
 	return h.ring, h.end, err

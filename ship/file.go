@@ -15,20 +15,20 @@ import (
 	"time"
 )
 
-// A line is a record as JSON lines have it.
+// A line is a record in JSON lines.
 type line struct {
 	Time      time.Time `json:"time"` // when the shipper found it, or an earlier one of its batch
 	Host      string    `json:"host"`
 	Boot      string    `json:"boot"`
 	Ring      string    `json:"ring"`
 	ID        uint32    `json:"id"`
-	Position  uint64    `json:"position"` // at which it ends in the ring
+	Position  uint64    `json:"position"` // where the record ends in the ring
 	Lost      uint64    `json:"lost,omitempty"`
 	LostTotal uint64    `json:"lost_total"`
 	Data      hexBytes  `json:"data"`
 }
 
-// hexBytes are shown in hexadecimal.
+// hexBytes are written in hexadecimal.
 type hexBytes []byte
 
 func (b hexBytes) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%x", []byte(b)), nil }
@@ -38,28 +38,31 @@ type jsonSink struct {
 	mu   sync.Mutex
 	w    io.Writer
 	sync func() error
-	undo func(error) error // what an Append that failed has written
+	undo func(error) error // removes what a failed Append has written
 	ends map[Ring]Mark
 	buf  bytes.Buffer
 }
 
-// NewWriter returns a Sink that writes records to w as lines of JSON. They count as safe when w has
-// returned. If w fails, so does Run: what w has written of them cannot be taken back. A process
-// that goes on where another ended writes some again.
+// NewWriter returns a Sink that writes records to w as JSON lines. The records are acknowledged
+// when w.Write returns. If w fails, Run returns an error that wraps ErrPermanent, because lines
+// that were written cannot be taken back. A process that continues after another one may write
+// some records again.
 func NewWriter(w io.Writer) Sink {
 	return &jsonSink{w: w, ends: map[Ring]Mark{}, sync: func() error { return nil },
 		undo: func(err error) error { return fmt.Errorf("%w: %w", ErrPermanent, err) }}
 }
 
-// A FileSink is a Sink that appends lines of JSON to a file. It has each record once: it looks at
-// what is in the file.
+// A FileSink is a Sink that appends JSON lines to a file. It syncs the file before it
+// acknowledges records. The file has each record once, because Resume knows what is in the
+// file.
 type FileSink struct {
 	jsonSink
 	file *os.File
 }
 
-// NewFile opens or creates a file, which one FileSink at a time may use. It reads all of the file.
-// A line that was cut by a kill is removed; a file of anything but such lines is an error.
+// NewFile opens the file at path, or creates it with mode 0600, and reads all of it. It removes
+// an incomplete last line, which a killed process may have left. NewFile returns an error if
+// the file has anything other than such lines, or if another FileSink has it open.
 func NewFile(path string) (*FileSink, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -73,7 +76,7 @@ func NewFile(path string) (*FileSink, error) {
 	return f, nil
 }
 
-// open makes the file ready for more lines.
+// open locks the file and prepares it for more lines.
 func (f *FileSink) open() error {
 	if err := syscall.Flock(int(f.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return errors.New("it is used by another process: end that, or choose another file")
@@ -96,10 +99,10 @@ func (f *FileSink) open() error {
 	return f.cut(size)
 }
 
-// lineStart begins each line.
+// lineStart is the beginning of each line.
 const lineStart = `{"time":"`
 
-// scan finds where each ring ends, and how long all whole lines are.
+// scan finds the end of each ring, and the size of all complete lines.
 func (f *FileSink) scan() (size int64, err error) {
 	r := bufio.NewReaderSize(f.file, 1<<16)
 	for {
@@ -111,7 +114,7 @@ func (f *FileSink) scan() (size int64, err error) {
 			return 0, fmt.Errorf("it has other lines than records, at byte %d: choose another file",
 				size)
 		}
-		if err != nil { // the last line has no end
+		if err != nil { // the last line is incomplete
 			return size, nil
 		}
 		var head struct {
@@ -136,7 +139,7 @@ func (f *FileSink) cut(size int64) error {
 	return err
 }
 
-// Close closes the file.
+// Close closes the file, and so unlocks it.
 func (f *FileSink) Close() error { return f.file.Close() }
 
 // Append implements Sink.

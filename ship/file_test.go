@@ -22,7 +22,7 @@ func newFile(t *testing.T, path string) *ship.FileSink {
 	return f
 }
 
-// TestAFileGoesOnWhereItWasCut cuts a file at each byte, as a kill may, and goes on.
+// TestAFileGoesOnWhereItWasCut cuts a file at each byte, as a kill may do, and continues.
 func TestAFileGoesOnWhereItWasCut(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "events.jsonl")
 	b := testBatch(3)
@@ -75,7 +75,7 @@ func TestAFileGoesOnWhereItWasCut(t *testing.T) {
 	}
 }
 
-// TestNoOtherFileIsWritten has files of something else, and one that is in use.
+// TestNoOtherFileIsWritten opens files with other content, and a file that is in use.
 func TestNoOtherFileIsWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	for _, content := range []string{"something else\n", "without an end", "{}\n", "\n"} {
@@ -100,7 +100,7 @@ func TestNoOtherFileIsWritten(t *testing.T) {
 	newFile(t, path)
 }
 
-// A full writer takes some bytes, and then fails.
+// A full writer accepts some bytes, and then fails.
 type full struct{ bytes.Buffer }
 
 var errFull = errors.New("no space left")
@@ -110,7 +110,8 @@ func (f *full) Write(p []byte) (int, error) {
 	return n, errFull
 }
 
-// TestNoLineFollowsHalfOfOne has a writer fail in the middle of a line, which cannot be undone.
+// TestNoLineFollowsHalfOfOne uses a writer that fails in the middle of a line, which cannot be
+// undone.
 func TestNoLineFollowsHalfOfOne(t *testing.T) {
 	_, err := ship.NewWriter(new(full)).Append(t.Context(), testBatch(3))
 	if !errors.Is(err, errFull) || !errors.Is(err, ship.ErrPermanent) {
@@ -118,7 +119,7 @@ func TestNoLineFollowsHalfOfOne(t *testing.T) {
 	}
 }
 
-// TestAWriterHasLines also has it know where each ring ends.
+// TestAWriterHasLines also checks that Resume knows where each ring ends.
 func TestAWriterHasLines(t *testing.T) {
 	var out bytes.Buffer
 	s := ship.NewWriter(&out)

@@ -22,10 +22,10 @@ import (
 	"github.com/libbpfgo/ringbuf/ship/jet"
 )
 
-// patience is how long anything may take that must happen.
+// patience is the timeout for everything that must happen.
 const patience = 2 * time.Minute
 
-// A process is one that is killed and started again.
+// A process can be killed and started again.
 type process struct {
 	t    testing.TB
 	make func() *exec.Cmd
@@ -51,7 +51,7 @@ func (p *process) kill() {
 	}
 }
 
-// newServer returns a nats-server that is not yet started, and its URL. more is put into the
+// newServer returns a nats-server that is not yet started, and its URL. more is added to the
 // configuration.
 func newServer(t testing.TB, name, more string) (*process, string) {
 	t.Helper()
@@ -70,7 +70,7 @@ func newServer(t testing.TB, name, more string) (*process, string) {
 	return p, "nats://" + addr
 }
 
-// freeAddr returns an address on loopback at which nobody listens.
+// freeAddr returns a free address on loopback.
 func freeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -92,7 +92,7 @@ type host struct {
 	tried, accepted uint64
 	halt            func()
 
-	// Of what was received.
+	// What was received.
 	mu             sync.Mutex
 	received, lost uint64
 	next           uint64 // number of a record
@@ -126,7 +126,7 @@ func newHost(t testing.TB, name string, cpu, size int, url string, env ...string
 	return h
 }
 
-// produce submits so many records a second, until halt.
+// produce submits rate records a second, until halt.
 func (h *host) produce(rate int) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	h.halt = sync.OnceFunc(func() { close(stop); <-stopped })
@@ -144,7 +144,7 @@ func (h *host) produce(rate int) {
 			case <-ticker.C:
 			}
 			due := int(time.Since(begin).Seconds()*float64(rate)) - int(h.tried-before)
-			h.try(min(due, rate)) // a machine that was busy is not made busier
+			h.try(min(due, rate)) // do not add to the load of a busy machine
 		}
 	}()
 }
@@ -156,7 +156,7 @@ func (h *host) try(n int) {
 	}
 }
 
-// take checks that what was received is what comes next.
+// take checks that r continues what was received before.
 func (h *host) take(r *ship.Received) error {
 	if r.Missed > 0 || r.Again > 0 {
 		return fmt.Errorf("%d bytes are missing in the stream, and %d records are there again", r.Missed,
@@ -183,7 +183,7 @@ func (h *host) take(r *ship.Received) error {
 	return nil
 }
 
-// awaitNews waits until something more was received.
+// awaitNews waits until more was received.
 func (h *host) awaitNews() {
 	h.t.Helper()
 	select {
@@ -199,8 +199,8 @@ func (h *host) awaitNews() {
 	}
 }
 
-// finish submits a last record, waits for it, and checks that the totals add up. Nobody may be
-// killed any more.
+// finish submits a last record, waits for it, and checks the totals. No process may be killed
+// any more.
 func (h *host) finish() {
 	h.t.Helper()
 	eventually(h.t, func() error {
@@ -223,7 +223,7 @@ func (h *host) finish() {
 		h.lost)
 }
 
-// awaitNewsOr is awaitNews, unless all up to a number is there.
+// awaitNewsOr is like awaitNews, but returns if everything up to last has arrived.
 func (h *host) awaitNewsOr(last uint64) {
 	h.t.Helper()
 	select {
@@ -237,7 +237,7 @@ func (h *host) awaitNewsOr(last uint64) {
 	}
 }
 
-// mustConnect connects until the test ends.
+// mustConnect returns a connection that stays open until the test ends.
 func mustConnect(t testing.TB, url string) *nats.Conn {
 	t.Helper()
 	nc, err := connect(url)
@@ -248,7 +248,7 @@ func mustConnect(t testing.TB, url string) *nats.Conn {
 	return nc
 }
 
-// receive has the hosts take what is in the stream, until the test ends.
+// receive passes the messages of the stream to the hosts, until the test ends.
 func receive(t testing.TB, url string, hosts ...*host) {
 	t.Helper()
 	byName := map[string]*host{}
@@ -257,7 +257,7 @@ func receive(t testing.TB, url string, hosts ...*host) {
 	}
 	nc := mustConnect(t, url)
 	js := mustJetStream(t, nc)
-	eventually(t, func() error { // a shipper makes the stream
+	eventually(t, func() error { // a shipper creates the stream
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := js.Stream(ctx, stream)
@@ -285,7 +285,7 @@ func receive(t testing.TB, url string, hosts ...*host) {
 	t.Cleanup(func() { cancel(); <-done })
 }
 
-// eventually asks a server again and again until try succeeds: it tells nobody when it is ready.
+// eventually polls until try succeeds, because a server does not say when it is ready.
 func eventually(t testing.TB, try func() error) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
@@ -299,7 +299,7 @@ func eventually(t testing.TB, try func() error) {
 	}
 }
 
-// makeStream makes a stream when there is a server.
+// makeStream creates a stream once there is a server.
 func makeStream(t testing.TB, js jetstream.JetStream, config *jetstream.StreamConfig) (
 	s jetstream.Stream) {
 	t.Helper()

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// Sizes of rings: of one that is full in a second, and of one that is not.
+// Sizes of rings: one that is full in a second, and one that is not.
 const (
 	smallRing = 1 << 20
 	largeRing = 16 << 20
 )
 
-// TestKillsLoseNothing kills the shipper, the server and both, at random moments, while records
-// come. What is in the stream is each record that the kernel accepted, once and in order.
+// TestKillsLoseNothing kills the shipper, the server, or both at random moments while records
+// come. The stream then has each record that the kernel accepted, once and in order.
 func TestKillsLoseNothing(t *testing.T) {
 	for _, tt := range []struct {
 		name                   string
@@ -60,6 +60,6 @@ func TestKillsLoseNothing(t *testing.T) {
 	}
 }
 
-// atRandom returns at a random moment within a time. It waits for nothing: what the test finds must
-// be true whenever somebody is killed.
+// atRandom returns at a random moment within a time. It is not a wait for an event: the test
+// must hold whenever a process is killed.
 func atRandom(within time.Duration) { time.Sleep(rand.N(within)) }

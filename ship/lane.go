@@ -10,19 +10,19 @@ import (
 	"github.com/libbpfgo/ringbuf"
 )
 
-// A lane has what is under way of one ring.
+// A lane holds the records of one ring that are in flight.
 type lane struct {
 	shipper *Shipper
 	ring    Ring
-	work    chan struct{} // has something when there is something new, and is closed at the end
+	work    chan struct{} // holds a value when there is something new; closed at the end
 	pause   time.Duration // before the next Resume, if the next Append fails
 
 	mu       sync.Mutex
 	leases   []pending // in the order of the ring
-	records  []Record  // of these leases, but for those that are done
+	records  []Record  // of these leases, without those that are acknowledged
 	found    Mark      // the end of the last record
-	done     Mark      // the sink has all up to there
-	attempts int       // records of which an Append that failed may have stored some
+	done     Mark      // the sink has everything up to here
+	attempts int       // records of which a failed Append may have stored some
 	stats    RingStats
 }
 
@@ -30,12 +30,12 @@ type lane struct {
 type pending struct {
 	lease *ringbuf.Lease
 	end   uint64
-	bytes int // in the ring, but for discarded records
+	bytes int // in the ring, without discarded records
 	found time.Time
-	room  chan<- struct{} // gets something when it is done
+	room  chan<- struct{} // receives a value when the lease is committed
 }
 
-// add takes over a lease, of which first is the first record.
+// add takes over a lease whose first record is first.
 func (l *lane) add(lease *ringbuf.Lease, first ringbuf.Record, untold uint64,
 	room chan<- struct{}) error {
 	l.mu.Lock()
@@ -58,7 +58,7 @@ func (l *lane) add(lease *ringbuf.Lease, first ringbuf.Record, untold uint64,
 	}
 	l.leases = append(l.leases, p)
 	l.stats.InFlightBytes += p.bytes
-	if err := l.commit(); err != nil { // if the sink has all of it, from before
+	if err := l.commit(); err != nil { // the sink may have all of it already
 		return err
 	}
 	select {
@@ -68,10 +68,10 @@ func (l *lane) add(lease *ringbuf.Lease, first ringbuf.Record, untold uint64,
 	return nil
 }
 
-// end says that nothing is added any more.
+// end says that no more leases will be added.
 func (l *lane) end() { close(l.work) }
 
-// run appends to the sink what is added, until end.
+// run appends the added records to the sink, until end.
 func (l *lane) run(ctx context.Context) error {
 	for range l.work {
 		for batch := l.batch(); batch != nil; batch = l.batch() {
@@ -79,14 +79,14 @@ func (l *lane) run(ctx context.Context) error {
 				return err
 			}
 		}
-		l.tell(nil) // if an attempt that failed has had its effect
+		l.tell(nil) // an attempt that failed may have taken effect
 	}
 	return nil
 }
 
-// append has the sink append one batch, or finds out what it has if that fails. The first attempt
-// after a failure is made at once: as a rule an acknowledgement was lost. Attempts that follow it
-// in vain have pauses before them, so that a stream that is full is not asked all the time.
+// append makes the sink append one batch. If that fails, append asks the sink what it has. The
+// first retry comes at once, because usually only an acknowledgement was lost. If retries make
+// no progress, there is a pause before each, so that a full stream is not asked all the time.
 func (l *lane) append(ctx context.Context, batch *Batch) error {
 	n, err := l.shipper.sink.Append(ctx, batch)
 	if err == nil && n <= 0 {
@@ -97,7 +97,7 @@ func (l *lane) append(ctx context.Context, batch *Batch) error {
 			return err
 		}
 		l.mu.Lock()
-		l.attempts = 0 // what it has not appended it has not stored
+		l.attempts = 0 // it has not stored what it did not append
 		l.mu.Unlock()
 		l.pause = 0
 		l.tell(nil)
@@ -120,7 +120,7 @@ func (l *lane) append(ctx context.Context, batch *Batch) error {
 	return nil
 }
 
-// sleep waits, or returns why ctx is done.
+// sleep waits for pause, or returns why ctx is done.
 func sleep(ctx context.Context, pause time.Duration) error {
 	select {
 	case <-ctx.Done():
@@ -130,7 +130,7 @@ func sleep(ctx context.Context, pause time.Duration) error {
 	}
 }
 
-// batch returns what is to be appended next, or nil.
+// batch returns the next batch to append, or nil.
 func (l *lane) batch() *Batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -159,7 +159,7 @@ func (l *lane) resume(ctx context.Context) error {
 	}
 }
 
-// failed returns an error if it is of no use to try again.
+// failed reports err to OnError, or returns an error if retrying is useless.
 func (l *lane) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -171,7 +171,7 @@ func (l *lane) failed(ctx context.Context, err error) error {
 	return nil
 }
 
-// tell has OnError know of failures, and of the first success after them.
+// tell calls OnError for each failure, and for the first success after failures.
 func (l *lane) tell(err error) {
 	l.mu.Lock()
 	news := err != nil || l.stats.Failing
@@ -185,8 +185,8 @@ func (l *lane) tell(err error) {
 	}
 }
 
-// acknowledge notes that the sink has all up to mark. What the sink no longer has, because it was
-// deleted there, is not shipped again.
+// acknowledge notes that the sink has everything up to mark. Records that were deleted from the
+// sink are not shipped again.
 func (l *lane) acknowledge(mark Mark) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -201,13 +201,13 @@ func (l *lane) acknowledge(mark Mark) error {
 	l.attempts -= min(l.attempts, n)
 	l.stats.Acknowledged += uint64(n)
 	l.done = mark
-	if l.found.Position < mark.Position { // at the beginning
+	if l.found.Position < mark.Position { // only at the start
 		l.found = mark
 	}
 	return l.commit()
 }
 
-// commit commits the leases that are done. The caller holds l.mu.
+// commit commits the leases whose records are all acknowledged. The caller holds l.mu.
 func (l *lane) commit() error {
 	n := 0
 	for n < len(l.leases) && l.leases[n].end <= l.done.Position {
@@ -223,7 +223,7 @@ func (l *lane) commit() error {
 	return nil
 }
 
-// release leaves what is not done in the ring.
+// release leaves the records that are not acknowledged in the ring.
 func (l *lane) release() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

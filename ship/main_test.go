@@ -21,15 +21,15 @@ import (
 	"github.com/libbpfgo/ringbuf/ship/jet"
 )
 
-// These tests ship from rings of this kernel, by shippers that are processes of their own, to
-// nats-servers that are, too.
+// These tests ship from rings of this kernel. The shippers and the nats-servers are processes
+// of their own.
 
 var long = flag.Bool("long", false, "kill often, and run the tests that take minutes")
 
-// The environment of a process that ships.
+// The environment of a shipper process.
 const (
-	envRing    = "RINGBUF_SHIP_RING"    // the map's id
-	envCounter = "RINGBUF_SHIP_COUNTER" // that of its loss counter
+	envRing    = "RINGBUF_SHIP_RING"    // id of the map
+	envCounter = "RINGBUF_SHIP_COUNTER" // id of its loss counter
 	envURL     = "RINGBUF_SHIP_URL"
 	envHost    = "RINGBUF_SHIP_HOST"
 	envSingle  = "RINGBUF_SHIP_SINGLE"
@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// shipForEver is what a shipper does.
+// shipForEver is the main function of a shipper process.
 func shipForEver() error {
 	var maps [2]*ringbuf.MapHandle
 	for i, env := range []string{envRing, envCounter} {
@@ -91,7 +91,7 @@ func connect(url string) (*nats.Conn, error) {
 		nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(0, 0))
 }
 
-// binaries has the nats-server of this module's go.mod.
+// binaries holds the nats-server of the version in this module's go.mod.
 var binaries struct {
 	once sync.Once
 	dir  string

@@ -7,38 +7,45 @@ import (
 	"time"
 )
 
-// The header fields of a message. Those of the ring are the same in all of its messages.
+// The header fields of a message. The fields that identify the ring are the same in all its
+// messages.
 const (
 	HeaderHost    = "Ringbuf-Host"
 	HeaderBoot    = "Ringbuf-Boot"
-	HeaderRing    = "Ringbuf-Ring"  // the name of the map
-	HeaderID      = "Ringbuf-Id"    // of the map
-	HeaderAfter   = "Ringbuf-After" // position at which the message before ends
-	HeaderEnd     = "Ringbuf-End"   // position at which this one ends
+	HeaderRing    = "Ringbuf-Ring"  // name of the map
+	HeaderID      = "Ringbuf-Id"    // id of the map
+	HeaderAfter   = "Ringbuf-After" // position where the previous message ends
+	HeaderEnd     = "Ringbuf-End"   // position where this message ends
 	HeaderTime    = "Ringbuf-Time"  // when the first record was found: RFC 3339, UTC
-	HeaderLost    = "Ringbuf-Lost"  // records that the kernel refused since the message before
+	HeaderLost    = "Ringbuf-Lost"  // records that the kernel refused since the previous message
 	HeaderLostAll = "Ringbuf-Lost-Total"
-	HeaderRecords = "Ringbuf-Records" // how many, if the message has frames
+	HeaderRecords = "Ringbuf-Records" // number of records, if the message has frames
 )
 
 // A Message is a message for a broker.
 type Message struct {
-	ID      string // names its ring and its end: host, boot id, map id, position
+	ID      string // names the ring and the end of the message: host, boot id, map id, position
 	Header  map[string]string
 	Data    []byte
 	End     Mark
 	Records int
 }
 
-// FrameOverhead is how many bytes of a message a record takes at most, beside its sample.
+// FrameOverhead is the largest number of bytes that a record takes in a message, besides its
+// sample.
 const FrameOverhead = 3 * binary.MaxVarintLen64
 
-// Pack makes a message of the first records of b: as many as have room in limit bytes of data. It
-// appends the data to buf. Each record is a frame: three numbers as of binary.AppendUvarint (bytes
-// from the end of the record before to its own end, records that the kernel refused between
-// them, bytes of the sample) and the sample. Before the first record is HeaderAfter.
+// Pack makes a message of the first records of b: as many as fit in limit bytes of data. It
+// appends the data to buf. Each record is a frame. A frame has three numbers, encoded as by
+// binary.AppendUvarint, and the sample:
 //
-// The error says if not even the first has room, and wraps ErrPermanent.
+//   - bytes from the end of the previous record to the end of this one
+//   - records that the kernel refused between them
+//   - bytes of the sample
+//
+// The first record follows the position in HeaderAfter.
+//
+// If not even the first record fits, Pack returns an error that wraps ErrPermanent.
 func (b *Batch) Pack(buf []byte, limit int) (*Message, error) {
 	end := b.After
 	n := 0
@@ -63,7 +70,8 @@ func (b *Batch) Pack(buf []byte, limit int) (*Message, error) {
 	return m, nil
 }
 
-// Single makes a message of record i of b: its data is the sample.
+// Single makes a message of record i of b. Its data is the sample. If the sample is larger than
+// limit bytes, Single returns an error that wraps ErrPermanent.
 func (b *Batch) Single(i, limit int) (*Message, error) {
 	after := b.After
 	if i > 0 {

@@ -15,8 +15,8 @@ import (
 
 var testRing = ship.Ring{Host: "web1", Boot: "0f-1", Name: "events", ID: 7}
 
-// testBatch has samples of 0 to n-1 bytes, at positions in steps of 1000, with a loss before each
-// third.
+// testBatch has samples of 0 to n-1 bytes, at positions in steps of 1000, with a loss before
+// every third.
 func testBatch(n int) *ship.Batch {
 	b := &ship.Batch{Ring: testRing, After: ship.Mark{Position: 1 << 40, Lost: 5},
 		Time: time.Unix(1, 2)}
@@ -44,7 +44,7 @@ func mustDecode(t *testing.T, d *ship.Decoder, m *ship.Message) *ship.Received {
 	return r
 }
 
-// cut makes messages of a batch: of so many bytes, or of a record each if that is 0.
+// cut makes messages of a batch: of up to limit bytes, or of one record each if limit is 0.
 func cut(t *testing.T, b *ship.Batch, limit int) (all []*ship.Message) {
 	t.Helper()
 	if limit == 0 {
@@ -91,8 +91,8 @@ func wantAll(t *testing.T, got []ship.ReceivedRecord, b *ship.Batch) {
 	}
 }
 
-// TestEachRecordComesOnce cuts records into messages in one way, and again in another, from
-// anywhere on, as one shipper does after another.
+// TestEachRecordComesOnce cuts records into messages in one way, and again in another way from
+// any record on, as successive shippers do.
 func TestEachRecordComesOnce(t *testing.T) {
 	const n = 50
 	for _, limits := range [][2]int{{0, 0}, {300, 300}, {300, 777}, {777, 300}, {0, 300}, {300, 0}} {
@@ -129,17 +129,17 @@ func TestWhatIsMissingIsTold(t *testing.T) {
 	if want := all[1].End.Position - all[0].End.Position; r.Missed != want {
 		t.Errorf("%d bytes are missing, want %d", r.Missed, want)
 	}
-	// What was lost in the message that is missing comes with the next record.
+	// The losses of the missing message are reported with the next record.
 	if want := all[2].End.Lost - all[0].End.Lost; sumLost(r) != want {
 		t.Errorf("%d are lost, want %d", sumLost(r), want)
 	}
-	// A decoder that begins in the middle knows of no more than there is.
+	// A decoder that begins in the middle reports only what it can know.
 	d = ship.Decoder{}
 	r = mustDecode(t, &d, all[2])
 	if want := all[2].End.Lost - all[1].End.Lost; r.Missed != 0 || sumLost(r) != want {
 		t.Errorf("%d bytes are missing and %d lost, want 0 and %d", r.Missed, sumLost(r), want)
 	}
-	// The same place in another ring is another place.
+	// The same position in another ring is another record.
 	b.Ring.Boot = "2"
 	if r = mustDecode(t, &d, cut(t, b, 0)[0]); r.Again != 0 || r.Ring.Boot != "2" {
 		t.Errorf("of another ring came %+v", r)

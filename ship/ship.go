@@ -1,11 +1,11 @@
-// Package ship passes the records of ring buffers on to another machine, and loses none: a record
-// stays in the kernel's ring until the other end has said that it is safe. So a shipper that is
-// killed, and a broker that is away, cost nothing until a ring is full; what the kernel refuses
-// then is counted, and the count arrives at the other end.
+// Package ship sends the records of ring buffers to another machine and loses none. A record
+// stays in the kernel's ring until the receiver has acknowledged it. So records survive the
+// death of the shipper and an outage of the broker, until a ring is full. The kernel then
+// refuses records. They are counted, and the receiver gets the count.
 //
 // Run takes leases from a ringbuf.Reader and appends their records to a Sink. Package jet has a
-// Sink for NATS JetStream, which has each record once and in order. NewFile and NewWriter make
-// Sinks of JSON lines. A Decoder is the other end: it makes records of messages.
+// Sink for NATS JetStream, which stores each record once and in order. NewFile and NewWriter
+// make Sinks of JSON lines. On the receiving side, a Decoder turns messages back into records.
 package ship
 
 import (
@@ -14,51 +14,52 @@ import (
 	"time"
 )
 
-// A Ring is a ring buffer, named so that no other has the name, on any machine, ever.
+// A Ring identifies a ring buffer. No two rings have the same Ring, on any machine, at any
+// time.
 type Ring struct {
 	Host string
-	Boot string // /proc/sys/kernel/random/boot_id there
+	Boot string // /proc/sys/kernel/random/boot_id of the host
 	Name string // of the map
-	ID   uint32 // of the map; no two have the same in one boot
+	ID   uint32 // of the map; unique within one boot
 }
 
 // A Mark is a place in the sequence of a ring's records.
 type Mark struct {
-	Position uint64 // where a record ends, in bytes since the ring was made; 0 is before all
-	Lost     uint64 // records that the kernel has refused up to there, as far as they were counted
+	Position uint64 // where a record ends, in bytes since the ring was created; 0 is its start
+	Lost     uint64 // records that the kernel refused up to this place, as far as counted
 }
 
-// A Record is a record, and the Mark at its end.
+// A Record is a sample and the Mark at its end.
 type Record struct {
 	Sample []byte // in the ring: read-only, and valid until Append returns
 	Mark
 }
 
-// A Batch is a run of records of one ring. Its Records follow each other and After, but for
-// what the kernel refused and what programs discarded.
+// A Batch is a sequence of records of one ring. The first follows After. Only records that the
+// kernel refused or that BPF programs discarded are missing between them.
 type Batch struct {
 	Ring    Ring
-	After   Mark // where the record before ends, or zero if there is none
+	After   Mark // end of the previous record, or zero if there is none
 	Records []Record
-	Time    time.Time // when the first of them was found
+	Time    time.Time // when the first record was found
 }
 
-// A Sink is where records go. Append and Resume are called by one goroutine for each ring, so
-// that those of several rings may run at once.
+// A Sink stores records. Run calls Append and Resume from one goroutine for each ring, so calls
+// for different rings may run at the same time.
 type Sink interface {
-	// Append appends records to what the sink has of the ring. It returns how many: the first n are
-	// safe now, which is at least one if err is nil. If err is not nil nobody knows what was
-	// stored, and Run calls Resume.
+	// Append appends records of b to those that the sink has of the ring. It returns how many
+	// of b.Records are stored safely: the first n, and at least one if err is nil. If err is
+	// not nil, it is unknown which records were stored, and Run calls Resume.
 	//
-	// What it appends must follow b.After, also if an Append before that failed has its effect
-	// only now.
+	// The records must be stored directly after b.After. This also holds if an earlier Append
+	// that failed takes effect only now.
 	Append(ctx context.Context, b *Batch) (n int, err error)
 
-	// Resume returns the Mark of the last record that the sink has of a ring, or the zero Mark. It is
-	// called before the first Append for a ring, and after one that failed.
+	// Resume returns the Mark of the last record of the ring that the sink has, or the zero
+	// Mark. Run calls it before the first Append for a ring, and after an Append that failed.
 	Resume(ctx context.Context, ring Ring) (Mark, error)
 }
 
-// ErrPermanent is what errors.Is finds in an error of a Sink for which it is of no use to try
-// again. Run returns it.
+// ErrPermanent is what errors.Is finds in an error of a Sink if retrying is useless. Run
+// returns such an error.
 var ErrPermanent = errors.New("shipping ends")

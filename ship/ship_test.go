@@ -15,7 +15,8 @@ import (
 	"github.com/libbpfgo/ringbuf/ship"
 )
 
-// A memory is a Sink that can be made to fail. It takes no more than some records at once.
+// A memory is a Sink that can be made to fail. It accepts a limited number of records at a
+// time.
 type memory struct {
 	mu       sync.Mutex
 	most     int
@@ -61,7 +62,7 @@ func (m *memory) Resume(_ context.Context, ring ship.Ring) (ship.Mark, error) {
 	return m.ends[ring], nil
 }
 
-// newReader returns a Reader of rings until the test ends.
+// newReader returns a Reader of rings, which is closed when the test ends.
 func newReader(t *testing.T, rings ...*bpftest.Ring) *ringbuf.Reader {
 	t.Helper()
 	var maps []ringbuf.Map
@@ -76,7 +77,7 @@ func newReader(t *testing.T, rings ...*bpftest.Ring) *ringbuf.Reader {
 	return r
 }
 
-// emit writes records with these numbers.
+// emit submits records with the numbers of a range, and returns their texts.
 func emit(ring *bpftest.Ring, from, to int) (texts []string) {
 	var samples []bpftest.Sample
 	for i := from; i < to; i++ {
@@ -89,7 +90,7 @@ func emit(ring *bpftest.Ring, from, to int) (texts []string) {
 
 var errFlaky = errors.New("the sink fails now and then")
 
-// TestFailuresChangeNothing has attempts fail before and after they had their effect.
+// TestFailuresChangeNothing makes attempts fail before and after they take effect.
 func TestFailuresChangeNothing(t *testing.T) {
 	every := func(k int) func(int) error {
 		return func(attempt int) error {
@@ -147,7 +148,8 @@ func TestFailuresChangeNothing(t *testing.T) {
 	}
 }
 
-// TestWhatIsNotAcknowledgedStays ends a Shipper whose sink stores, and says that it does not know.
+// TestWhatIsNotAcknowledgedStays ends a Shipper whose sink stores records without acknowledging
+// them.
 func TestWhatIsNotAcknowledgedStays(t *testing.T) {
 	ring := bpftest.New(t, 1<<16)
 	want := emit(ring, 0, 10)
@@ -165,7 +167,7 @@ func TestWhatIsNotAcknowledgedStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Close()
-	// The next one finds the records in the ring, and that the sink has most of them.
+	// The next Shipper finds the records in the ring, and finds that the sink has most of them.
 	sink.failLate = nil
 	r = newReader(t, ring)
 	r.Flush()
@@ -185,7 +187,7 @@ func TestWhatIsNotAcknowledgedStays(t *testing.T) {
 	}
 }
 
-// TestASinkThatTakesPartsIsNotGivenThemAgain has nothing fail.
+// TestASinkThatTakesPartsIsNotGivenThemAgain has no failures.
 func TestASinkThatTakesPartsIsNotGivenThemAgain(t *testing.T) {
 	ring := bpftest.New(t, 1<<16)
 	emit(ring, 0, 100)
@@ -204,8 +206,8 @@ func TestASinkThatTakesPartsIsNotGivenThemAgain(t *testing.T) {
 	}
 }
 
-// TestASinkThatRefusesHasPauses has one that answers, and takes nothing for a while, as a stream
-// does that is full.
+// TestASinkThatRefusesHasPauses uses a sink that answers but accepts nothing for a while, like
+// a full stream.
 func TestASinkThatRefusesHasPauses(t *testing.T) {
 	const refusals = 6
 	ring := bpftest.New(t, 1<<16)
@@ -237,8 +239,8 @@ func TestASinkThatRefusesHasPauses(t *testing.T) {
 	}
 }
 
-// TestCloseEndsRunWhileTheSinkIsAway has it be away from the beginning, and later, when there is no
-// room for more.
+// TestCloseEndsRunWhileTheSinkIsAway covers a sink that is away from the start, and one that
+// goes away later, when there is no room for more records.
 func TestCloseEndsRunWhileTheSinkIsAway(t *testing.T) {
 	for _, resumes := range []bool{false, true} {
 		ring := bpftest.New(t, 1<<16)
@@ -258,7 +260,7 @@ func TestCloseEndsRunWhileTheSinkIsAway(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Fatal("Run does not end")
 		}
-		// All is still there.
+		// All records are still in the ring.
 		again := newReader(t, ring)
 		again.Flush()
 		stored := newMemory(1000)
@@ -272,7 +274,7 @@ func TestCloseEndsRunWhileTheSinkIsAway(t *testing.T) {
 	}
 }
 
-// An absent Sink waits, as one does for a server that is away.
+// An absent Sink waits, like one whose server is away.
 type absent struct {
 	resumes bool
 	called  chan struct{}
@@ -316,7 +318,7 @@ func TestRunEndsWithWhatIsOfNoUse(t *testing.T) {
 		t.Errorf("Run ends with %v", err)
 	}
 
-	// The sink has a ring of a machine that goes by the same names.
+	// The sink has a ring of another machine with the same names.
 	other := bpftest.New(t, 1<<16)
 	emit(other, 0, 10)
 	r = newReader(t, other)

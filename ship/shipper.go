@@ -13,37 +13,39 @@ import (
 	"github.com/libbpfgo/ringbuf"
 )
 
-// Options change how a Shipper works. The zero value is good.
+// Options change how a Shipper works. The zero value means the defaults.
 type Options struct {
-	// Host names this machine. By default that is os.Hostname.
+	// Host is the name of this machine. The default is os.Hostname.
 	Host string
 
-	// Window is how many leases of each ring may wait for the sink. A lease has 64 KiB at most, or an
-	// eighth of its ring. The default is 16. It is also what is sent again at most after a failure.
+	// Window is the number of leases, for each ring, that may wait for the sink. The rings
+	// share them. A lease is at most 64 KiB, or an eighth of its ring. The default is 16. After
+	// a failure, at most this much is sent again.
 	Window int
 
-	// OnError is told of each Append or Resume that failed, after which it is tried again, and gets
-	// nil when records are shipped again. It may be called by several goroutines at once.
+	// OnError is called with the error of each Append or Resume that failed and is retried. It
+	// is called with nil when records are shipped again. Several goroutines may call it at the
+	// same time.
 	OnError func(ring Ring, err error)
 }
 
-// The pause before an attempt that follows a failure is twice the one before.
+// The pause before a retry doubles after each failure, between these limits.
 const (
 	firstPause = 20 * time.Millisecond
 	lastPause  = time.Second
 )
 
-// A Shipper ships the records of a Reader to a Sink. Stats may be called by any goroutine.
+// A Shipper ships the records of a Reader to a Sink. Any goroutine may call Stats.
 type Shipper struct {
 	reader *ringbuf.Reader
 	sink   Sink
 	opts   Options
 	lanes  []*lane
-	untold uint64 // records that were lost, of which the sink was not told
+	untold uint64 // records that were lost, and not yet reported to the sink
 }
 
-// New returns a Shipper. Nobody else may read from reader, which should have a loss counter if
-// there is one: see ringbuf.WithLossCounter.
+// New returns a Shipper. Nobody else may read from reader. If the BPF programs have a loss
+// counter, give it to reader: see ringbuf.WithLossCounter.
 func New(reader *ringbuf.Reader, sink Sink, opts Options) (*Shipper, error) {
 	if opts.Host == "" {
 		host, err := os.Hostname()
@@ -68,7 +70,7 @@ func New(reader *ringbuf.Reader, sink Sink, opts Options) (*Shipper, error) {
 	return s, nil
 }
 
-// Run ships with a new Shipper. See Shipper.Run.
+// Run creates a Shipper and calls its Run method.
 func Run(ctx context.Context, reader *ringbuf.Reader, sink Sink, opts Options) error {
 	s, err := New(reader, sink, opts)
 	if err != nil {
@@ -77,17 +79,18 @@ func Run(ctx context.Context, reader *ringbuf.Reader, sink Sink, opts Options) e
 	return s.Run(ctx)
 }
 
-// Run ships until ctx is done, whose error it returns. It may be called once. What the sink has not
-// acknowledged until then is still in the rings.
+// Run ships until ctx is done, and returns the error of ctx. It may be called once. Records
+// that the sink has not acknowledged by then are still in the rings.
 //
-// After a Flush of the Reader, and when its deadline has passed, Run ships what was in the
-// rings then, and returns nil when all is acknowledged. A failure of the sink is no reason to end,
-// unless it wraps ErrPermanent: Run tries until ctx is done. Other errors are those of the
-// Reader, such as syscall.EUCLEAN where somebody else reads a ring.
+// After a Flush of the Reader, or when its deadline has passed, Run ships what was in the rings
+// at that time. It returns nil when everything is acknowledged. When the sink fails, Run
+// retries until ctx is done, except if the error wraps ErrPermanent. Other errors are those of
+// the Reader, such as syscall.EUCLEAN if somebody else reads a ring.
 func (s *Shipper) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	// Leases are taken meanwhile, so that a Reader that is closed ends Run also if the sink is away.
+	// Lease while the lanes resume, so that closing the Reader ends Run even if the sink is
+	// away.
 	room := make(chan struct{}, s.opts.Window*len(s.lanes))
 	var all sync.WaitGroup
 	all.Go(func() {
@@ -126,8 +129,9 @@ func (s *Shipper) Run(ctx context.Context) error {
 	return err
 }
 
-// resume finds out what the sink has, and how many records were lost of which nobody has told it:
-// because they were lost while there was no Shipper, or it ended before it could.
+// resume asks the sink what it has. It also computes how many losses were never reported to the
+// sink, because they happened while there was no Shipper, or before a Shipper could report
+// them.
 func (s *Shipper) resume(ctx context.Context) error {
 	s.untold = s.reader.Stats().LostBefore
 	for _, l := range s.lanes {
@@ -140,11 +144,11 @@ func (s *Shipper) resume(ctx context.Context) error {
 	return nil
 }
 
-// lookAgain is how often lease looks whether the Reader was closed while there is no room.
+// lookAgain is how often lease checks whether the Reader was closed while there is no room.
 const lookAgain = 500 * time.Millisecond
 
-// lease has the lanes ship what there is. A lease waits for room, which comes when the sink was
-// asked what it has, and again for each lease that is done.
+// lease takes leases and adds them to the lanes. Each lease waits for room. There is room when
+// the sink has answered resume, and again for each lease that is committed.
 func (s *Shipper) lease(ctx context.Context, room chan struct{}) error {
 	for {
 		lease, err := s.reader.Lease(ctx)
@@ -157,7 +161,7 @@ func (s *Shipper) lease(ctx context.Context, room chan struct{}) error {
 			lease.Release()
 			return ctx.Err()
 		case <-time.After(lookAgain):
-			lease.Release() // the next Lease is the same, unless the Reader is closed
+			lease.Release() // the next Lease returns the same records, unless the Reader is closed
 			continue
 		}
 		for rec := range lease.Records() {
@@ -166,7 +170,7 @@ func (s *Shipper) lease(ctx context.Context, room chan struct{}) error {
 				lease.Release()
 				return err
 			}
-			s.untold = 0 // the first record was told
+			s.untold = 0 // they were reported with the first record
 			break
 		}
 	}

@@ -3,29 +3,29 @@ package ship
 import "time"
 
 // Stats says what a Shipper has done. It is a plain value, which encoding/json, and thus
-// expvar.Func, can show as it is.
+// expvar.Func, can encode.
 type Stats struct {
 	Rings []RingStats // in the order of the Reader's maps
 }
 
-// RingStats is what Stats says of one ring.
+// RingStats is the part of Stats for one ring.
 type RingStats struct {
 	Ring Ring
 
-	InFlight      int // records that were taken from the ring, and not acknowledged
-	InFlightBytes int // of the ring, which they still take
+	InFlight      int // records that were taken from the ring and are not acknowledged
+	InFlightBytes int // bytes of the ring that these records occupy
 
-	Acknowledged uint64 // records
-	Redelivered  uint64 // records that were given to the sink again, since it may not have them
-	Failures     uint64 // of the sink
-	Failing      bool   // the last thing that it did
-	Lost         uint64 // records that the kernel refused, as far as the sink was told
+	Acknowledged uint64 // records that the sink has acknowledged
+	Redelivered  uint64 // records that were given to the sink again, because it may not have them
+	Failures     uint64 // attempts of the sink that failed
+	Failing      bool   // whether the last attempt failed
+	Lost         uint64 // records that the kernel refused, as far as they were reported to the sink
 
-	LagBytes   int     // of the ring, which were produced and are not acknowledged
-	LagSeconds float64 // since the oldest record that is in flight was found
+	LagBytes   int     // bytes of the ring that were produced and are not acknowledged
+	LagSeconds float64 // time since the oldest record in flight was found
 }
 
-// Stats returns what was done so far. It may be called often.
+// Stats returns the current Stats. Any goroutine may call it at any time.
 func (s *Shipper) Stats() Stats {
 	var stats Stats
 	reader := s.reader.Stats()

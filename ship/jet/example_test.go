@@ -12,7 +12,8 @@ import (
 	"github.com/libbpfgo/ringbuf/ship/jet"
 )
 
-// A pinned ring goes to the stream EVENTS, which is made if there is none, until ctx is done.
+// Ship a pinned ring to the stream EVENTS, until ctx is done. The stream is created if there is
+// none.
 func Example() {
 	ctx := context.Background()
 	events, err := ringbuf.OpenMap("/sys/fs/bpf/events")
@@ -41,7 +42,7 @@ func Example() {
 	log.Fatal(ship.Run(ctx, reader, sink, ship.Options{}))
 }
 
-// The other end prints all records, and where some are missing.
+// The receiver prints all records, and where records are missing.
 func ExampleReceive() {
 	nc, err := nats.Connect("nats://broker:4222", nats.MaxReconnects(-1))
 	if err != nil {

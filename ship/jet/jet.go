@@ -1,12 +1,15 @@
 // Package jet ships to a stream of NATS JetStream, and receives from it.
 //
-// Each ring has a subject of its own, and the stream itself holds the order. Every message says
-// which sequence number the one before has on that subject (Nats-Expected-Last-Subject-Sequence),
-// and the server refuses it otherwise. So one that comes late, or twice, or after one that was
-// lost, from this shipper or one that was killed, is not stored. After a failure the Sink asks the
-// stream for the last message of the ring, and goes on behind it. Therefore one message, or one
-// atomic batch of messages, of a ring is under way at a time: it has all the records that came
-// since the one before, up to the limits, so that throughput does not depend on round trips.
+// Each ring has a subject of its own, and the stream itself keeps the order. Each message says
+// which sequence number the previous message has on that subject
+// (Nats-Expected-Last-Subject-Sequence). If that is wrong, the server refuses the message. So
+// the stream never stores a message that is late, repeated, or that follows a lost one, even if
+// it is from a shipper that was killed. After a failure the Sink asks the stream for the last
+// message of the ring, and continues after it.
+//
+// Therefore each ring has only one message, or one atomic batch of messages, in flight. It
+// holds all records that came since the previous one, up to the limits. So throughput does not
+// depend on round trips.
 package jet
 
 import (
@@ -26,40 +29,40 @@ import (
 	"github.com/libbpfgo/ringbuf/ship"
 )
 
-// DefaultPrefix begins the subjects: those of a stream are DefaultPrefix.>.
+// DefaultPrefix is the first token of all subjects. A stream has the subjects DefaultPrefix.>.
 const DefaultPrefix = "ringbuf"
 
-// Options change how a Sink works. The zero value is good.
+// Options change how a Sink works. The zero value means the defaults.
 type Options struct {
-	// Prefix begins all subjects. The default is DefaultPrefix.
+	// Prefix is the first part of all subjects. The default is DefaultPrefix.
 	Prefix string
 
-	// Single makes a message of each record, whose data is the sample. By default a message has as
-	// many as are there, as Batch.Pack makes them. Single needs nats-server 2.12 and a stream that
-	// allows atomic batches.
+	// Single makes a message of each record. Its data is the sample. By default a message has
+	// as many records as are available: see Batch.Pack. Single needs nats-server 2.12 and a
+	// stream that allows atomic batches.
 	Single bool
 
-	// MaxBytes is how much data a message has at most. The default is 512 KiB, or what the server and
-	// the stream allow, if that is less.
+	// MaxBytes is the largest amount of data in a message. The default is 512 KiB. Lower limits
+	// of the server and the stream apply too.
 	MaxBytes int
 
-	// Timeout is how long the server may take for an acknowledgement. The default is 5 s.
+	// Timeout is how long the server may take to acknowledge. The default is 5 s.
 	Timeout time.Duration
 
-	// Create is what the stream is made like if there is none; nil makes that an error. NewStream
-	// returns a good one.
+	// Create is the configuration for the stream if there is none. See NewStream. If Create is
+	// nil, a missing stream is a permanent error.
 	Create *jetstream.StreamConfig
 }
 
 const (
 	defaultMaxBytes = 512 << 10
-	headerRoom      = 2 << 10 // of the largest payload
-	maxAtomic       = 1000    // messages of an atomic batch: the server's default
+	headerRoom      = 2 << 10 // reserved for the header in the largest payload
+	maxAtomic       = 1000    // messages of an atomic batch: the server's default limit
 	maxAtomicBytes  = 4 << 20
 )
 
-// NewStream returns what Options.Create wants: a stream of this name on disk, for all subjects with
-// a prefix.
+// NewStream returns a configuration for Options.Create: a stream on disk with this name, for
+// all subjects that begin with prefix.
 func NewStream(name, prefix string) *jetstream.StreamConfig {
 	return &jetstream.StreamConfig{
 		Name:               name,
@@ -81,14 +84,14 @@ type Sink struct {
 	rings map[ship.Ring]*end
 }
 
-// An end is where a ring ends in the stream. It is used by one goroutine.
+// An end is the end of a ring in the stream. Only one goroutine uses it.
 type end struct {
 	subject   string
-	seq       uint64 // of its last message
+	seq       uint64 // of the ring's last message
 	maxBytes  int
 	buf       []byte
-	withoutID bool // the server takes what it does not have for a duplicate
-	divisor   int  // of what an attempt may have at most: a stream that is nearly full takes less
+	withoutID bool // the server took a message that it does not have for a duplicate
+	divisor   int  // of the limit of an attempt: a stream that is nearly full accepts less
 }
 
 // New returns a Sink for a stream. It does not wait for the server: Run does.
@@ -110,14 +113,14 @@ func New(nc *nats.Conn, stream string, opts Options) (*Sink, error) {
 }
 
 // Subject returns the subject of a ring: the prefix, the host, the name of the map, and the
-// beginning of the boot id with the map's id.
+// first part of the boot id with the id of the map.
 func Subject(prefix string, r ship.Ring) string {
 	boot, _, _ := strings.Cut(r.Boot, "-")
 	return strings.Join([]string{prefix, token(r.Host), token(r.Name),
 		token(boot) + "-" + strconv.FormatUint(uint64(r.ID), 10)}, ".")
 }
 
-// token makes a part of a subject of a name. A host may have dots in its name.
+// token makes a subject token of a name. Host names may contain dots.
 func token(name string) string {
 	if name == "" {
 		return "_"
@@ -130,7 +133,7 @@ func token(name string) string {
 	}, name)
 }
 
-// Resume implements ship.Sink: it asks the stream.
+// Resume implements ship.Sink: it reads the last message of the ring from the stream.
 func (s *Sink) Resume(ctx context.Context, ring ship.Ring) (ship.Mark, error) {
 	ctx, cancel, err := s.attempt(ctx)
 	if err != nil {
@@ -188,16 +191,16 @@ func (s *Sink) Resume(ctx context.Context, ring ship.Ring) (ship.Mark, error) {
 	return mark, nil
 }
 
-// overlaps reports whether a stream cannot be made because another has its subjects.
+// overlaps reports whether a stream cannot be created because another one has its subjects.
 func overlaps(err error) bool {
 	var refused *jetstream.APIError
 	return errors.As(err, &refused) && refused.ErrorCode == codeOverlap
 }
 
-// The server's error: subjects overlap with an existing stream.
+// Error code of the server: the subjects overlap with those of an existing stream.
 const codeOverlap = 10065
 
-// covers reports whether a subject is one of those of a pattern.
+// covers reports whether subject matches pattern.
 func covers(pattern, subject string) bool {
 	of, parts := strings.Split(pattern, "."), strings.Split(subject, ".")
 	for i, part := range of {
@@ -230,7 +233,7 @@ func (s *Sink) Append(ctx context.Context, b *ship.Batch) (int, error) {
 		n, ack, err = s.appendPacked(ctx, e, b)
 	}
 	if err == nil && ack.Duplicate {
-		// Whose message that was, and whether it is still there, only Resume tells.
+		// Only Resume can tell whose message that was, and whether it is still there.
 		e.withoutID = true
 		return 0, fmt.Errorf("append to stream %s: a message with this id was there before", s.stream)
 	}
@@ -248,7 +251,7 @@ func (s *Sink) Append(ctx context.Context, b *ship.Batch) (int, error) {
 
 func (s *Sink) appendPacked(ctx context.Context, e *end, b *ship.Batch) (
 	int, *jetstream.PubAck, error) {
-	// One record has room in any case, if it has in a message.
+	// The divisor must not exclude a single record that fits in a message.
 	first := len(b.Records[0].Sample) + ship.FrameOverhead
 	m, err := b.Pack(e.buf[:0], min(e.maxBytes, max(e.maxBytes/e.divisor, first)))
 	if err != nil {
@@ -259,7 +262,8 @@ func (s *Sink) appendPacked(ctx context.Context, e *end, b *ship.Batch) (
 	return m.Records, ack, err
 }
 
-// The server's error: a message of an atomic batch has the id of one that it has seen.
+// Error code of the server: a message of an atomic batch has an id that the server has seen
+// before.
 const codeDuplicateInBatch = 10201
 
 // Header fields of atomic batches.
@@ -269,8 +273,8 @@ const (
 	headerCommit   = "Nats-Batch-Commit"
 )
 
-// appendSingle appends messages of one record each. The server stores all of them, after the last,
-// or none.
+// appendSingle appends messages of one record each. The server stores all of them when it gets
+// the last one, or none.
 func (s *Sink) appendSingle(ctx context.Context, e *end, b *ship.Batch) (
 	int, *jetstream.PubAck, error) {
 	n, bytes := 0, 0
@@ -283,7 +287,7 @@ func (s *Sink) appendSingle(ctx context.Context, e *end, b *ship.Batch) (
 		m, err := b.Single(i, e.maxBytes)
 		if err != nil {
 			if i > 0 {
-				n = i // the ones before it are shipped first
+				n = i // ship the records before it first
 				return s.appendSingle(ctx, e, &ship.Batch{Ring: b.Ring, After: b.After, Records: b.Records[:n],
 					Time: b.Time})
 			}
@@ -309,7 +313,8 @@ func (s *Sink) appendSingle(ctx context.Context, e *end, b *ship.Batch) (
 	panic("unreachable: there is a record")
 }
 
-// message makes a message for the server. The first of an attempt says what must be before it.
+// message makes a message for the server. The first message of an attempt says which message
+// must precede it.
 func (s *Sink) message(e *end, m *ship.Message, first bool) *nats.Msg {
 	msg := &nats.Msg{Subject: e.subject, Data: m.Data, Header: make(nats.Header, len(m.Header)+6)}
 	for field, value := range m.Header {
@@ -336,10 +341,10 @@ func (s *Sink) end(ring ship.Ring) *end {
 	return e
 }
 
-// errAway says that there is no use in waiting for an answer.
+// errAway means that it is useless to wait for an answer.
 var errAway = errors.New("not connected to the server")
 
-// attempt returns a context for one attempt, which ends when the connection does.
+// attempt returns a context for one attempt. It is canceled when the connection is lost.
 func (s *Sink) attempt(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	if s.nc.IsClosed() {
 		return nil, nil, closed(s.nc)
@@ -362,7 +367,7 @@ func (s *Sink) attempt(ctx context.Context) (context.Context, context.CancelFunc
 	}, nil
 }
 
-// away says why there is no connection now.
+// away says why there is no connection at present.
 func away(nc *nats.Conn) error {
 	if err := nc.LastError(); err != nil {
 		return fmt.Errorf("%w: %w", errAway, err)
@@ -370,7 +375,7 @@ func away(nc *nats.Conn) error {
 	return errAway
 }
 
-// closed says why a connection is of no use any more.
+// closed says why a connection is closed for good.
 func closed(nc *nats.Conn) error {
 	err := nc.LastError()
 	if err == nil {
@@ -379,7 +384,7 @@ func closed(nc *nats.Conn) error {
 	return fmt.Errorf("%w: the connection to the server was closed: %w", ship.ErrPermanent, err)
 }
 
-// failed makes an error say what was tried, and why it ended.
+// failed adds the step that failed to err, and replaces err if the connection was lost.
 func (s *Sink) failed(ctx context.Context, step string, err error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, errAway) {
 		err = cause
@@ -387,8 +392,8 @@ func (s *Sink) failed(ctx context.Context, step string, err error) error {
 	return fmt.Errorf("%s stream %s: %w", step, s.stream, err)
 }
 
-// SubjectFilter returns the subject of all rings with a name, on a host. An empty name or host is
-// any.
+// SubjectFilter returns the subject of all rings with this name on this host. An empty name or
+// host matches any.
 func SubjectFilter(prefix, host, name string) string {
 	parts := []string{prefix, "*", "*", "*"}
 	if host != "" {

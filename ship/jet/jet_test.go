@@ -39,7 +39,7 @@ func startServer(t *testing.T, store string) (*nats.Conn, *natsd.Server) {
 func newSink(t *testing.T, nc *nats.Conn, opts jet.Options) *jet.Sink {
 	t.Helper()
 	opts.Create = jet.NewStream(stream, jet.DefaultPrefix)
-	opts.Timeout = time.Minute // of a machine that does much else
+	opts.Timeout = time.Minute // for a busy machine
 	s, err := jet.New(nc, stream, opts)
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +47,7 @@ func newSink(t *testing.T, nc *nats.Conn, opts jet.Options) *jet.Sink {
 	return s
 }
 
-// batch has a record at each position from after + 1 to last.
+// batch returns a batch with a record at each position from after + 1 to last.
 func batch(after, last uint64) *ship.Batch {
 	b := &ship.Batch{Ring: ring, After: ship.Mark{Position: after}, Time: time.Now()}
 	for p := after + 1; p <= last; p++ {
@@ -65,7 +65,7 @@ func mustResume(t *testing.T, s *jet.Sink, want uint64) {
 	}
 }
 
-// mustAppend appends all, in as many attempts as that takes.
+// mustAppend appends all records, in as many attempts as necessary.
 func mustAppend(t *testing.T, s *jet.Sink, b *ship.Batch) {
 	t.Helper()
 	for len(b.Records) > 0 {
@@ -77,7 +77,7 @@ func mustAppend(t *testing.T, s *jet.Sink, b *ship.Batch) {
 	}
 }
 
-// wantStream checks that the stream has all records up to a position, once and in order.
+// wantStream checks that the stream has all records up to position last, once and in order.
 func wantStream(t *testing.T, nc *nats.Conn, last uint64) {
 	t.Helper()
 	next := uint64(1)
@@ -108,7 +108,7 @@ func eachWay(t *testing.T, test func(t *testing.T, opts jet.Options)) {
 	t.Run("single", func(t *testing.T) { test(t, jet.Options{Single: true}) })
 }
 
-// TestWhatComesLateIsRefused has a shipper go on that was taken for dead.
+// TestWhatComesLateIsRefused continues with a shipper that was believed dead.
 func TestWhatComesLateIsRefused(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts jet.Options) {
 		nc, _ := startServer(t, t.TempDir())
@@ -124,7 +124,7 @@ func TestWhatComesLateIsRefused(t *testing.T) {
 		}
 		mustAppend(t, next, batch(6, 9))
 		mustResume(t, dead, 9)
-		mustAppend(t, dead, batch(9, 2500)) // in several attempts where a message has a record
+		mustAppend(t, dead, batch(9, 2500)) // several attempts if each message has one record
 		wantStream(t, nc, 2500)
 	})
 }
@@ -137,7 +137,7 @@ func TestWhatIsAppendedTwiceIsThereOnce(t *testing.T) {
 		mustResume(t, a, 0)
 		mustResume(t, b, 0)
 		mustAppend(t, a, batch(0, 3))
-		// With the same end it is a duplicate, which the server may acknowledge.
+		// A message with the same end is a duplicate, which the server may acknowledge.
 		if _, err := b.Append(t.Context(), batch(0, 3)); err != nil {
 			mustResume(t, b, 3)
 		}
@@ -146,7 +146,7 @@ func TestWhatIsAppendedTwiceIsThereOnce(t *testing.T) {
 	})
 }
 
-// TestWhatWasDeletedMayComeAgain has a stream that no longer has the last message, while the server
+// TestWhatWasDeletedMayComeAgain deletes the last message from the stream while the server
 // remembers its id.
 func TestWhatWasDeletedMayComeAgain(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts jet.Options) {
@@ -184,7 +184,7 @@ func TestWhatWasDeletedMayComeAgain(t *testing.T) {
 	})
 }
 
-// TestAStreamSurvivesItsServer also has a directory be used by one server at a time.
+// TestAStreamSurvivesItsServer also checks that only one server at a time can use a directory.
 func TestAStreamSurvivesItsServer(t *testing.T) {
 	dir := t.TempDir()
 	nc, server := startServer(t, dir)
@@ -285,7 +285,7 @@ func TestSubjectsHaveFourParts(t *testing.T) {
 	}
 }
 
-// TestClonesAreTwoHosts has machines that differ in nothing but the name of the host.
+// TestClonesAreTwoHosts ships from machines that differ only in the name of the host.
 func TestClonesAreTwoHosts(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts jet.Options) {
 		nc, _ := startServer(t, t.TempDir())

@@ -13,22 +13,24 @@ import (
 	"github.com/libbpfgo/ringbuf/ship"
 )
 
-// ReceiveOptions say what to receive.
+// ReceiveOptions say what to receive. The zero value means the whole stream.
 type ReceiveOptions struct {
-	// Subjects filters, such as "ringbuf.*.events.*". By default all comes.
+	// Subjects are filters, such as "ringbuf.*.events.*". By default Receive yields all
+	// subjects.
 	Subjects []string
 
-	// FromNow leaves out what is in the stream already.
+	// FromNow skips the messages that are in the stream already.
 	FromNow bool
 
-	// OnError is told of failures after which Receive goes on, when the server is there again.
+	// OnError is called with each failure after which Receive tries again.
 	OnError func(error)
 }
 
-// Receive yields what is in a stream, and what comes, until ctx is done. Each record comes once
-// and in the order of its ring. If there is no server or no such stream, it waits for them. An
-// error is yielded for a message that cannot be understood, after which the loop may go on; one
-// that wraps ship.ErrPermanent, because the connection was closed, is the last.
+// Receive yields the messages of a stream, present and future, until ctx is done. Each record
+// comes once, in the order of its ring. If there is no server or no such stream, Receive waits
+// for it. For a message that cannot be decoded, Receive yields an error, and the loop may
+// continue. An error that wraps ship.ErrPermanent means that the connection was closed. It is
+// the last one.
 func Receive(ctx context.Context, nc *nats.Conn, stream string,
 	opts ReceiveOptions) iter.Seq2[*ship.Received, error] {
 	return func(yield func(*ship.Received, error) bool) {
@@ -52,26 +54,27 @@ func Receive(ctx context.Context, nc *nats.Conn, stream string,
 	}
 }
 
-// errLeft says that the loop was left.
+// errLeft means that the caller left the loop.
 var errLeft = errors.New("the loop was left")
 
-// A receiver goes on behind what it has received.
+// A receiver continues after the last message that it has received.
 type receiver struct {
 	stream  string
 	opts    ReceiveOptions
-	next    uint64 // in the stream, or 0 if it has not begun
+	next    uint64 // sequence number in the stream, or 0 before the first message
 	decoder ship.Decoder
 }
 
-// Of the consumer, which the server forgets when nobody asks it for so long.
+// Settings of the consumer. The server deletes a consumer that is unused for forgetAfter.
 const (
 	forgetAfter = time.Minute
 	heartbeat   = time.Second
 	pullBytes   = 8 << 20
 )
 
-// receive receives from a new consumer until something fails. The ordered consumer of nats.go would
-// do, but that waits for ever for a server of a cluster that is gone, whatever its context says.
+// receive receives from a new consumer until something fails. The ordered consumer of nats.go
+// is not used: it waits forever for a server that left the cluster, even if its context is
+// done.
 func (r *receiver) receive(ctx context.Context, nc *nats.Conn,
 	yield func(*ship.Received, error) bool) error {
 	if !nc.IsConnected() {
@@ -123,7 +126,7 @@ func (r *receiver) receive(ctx context.Context, nc *nats.Conn,
 	}
 }
 
-// begin finds out where to begin.
+// begin determines the first sequence number to receive.
 func (r *receiver) begin(ctx context.Context, js jetstream.JetStream) error {
 	s, err := js.Stream(ctx, r.stream)
 	if err != nil {

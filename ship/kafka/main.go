@@ -1,5 +1,5 @@
-// Kafka shows how a ship.Sink for Kafka looks: it ships a pinned ring to a topic. It is an example
-// that is compiled, and was not run against a broker.
+// Kafka is an example of a ship.Sink for Kafka: it ships a pinned ring to a topic. It is
+// compiled, but was never run against a broker.
 //
 //	kafka -brokers host:9092 -topic events /sys/fs/bpf/events
 package main
@@ -19,17 +19,17 @@ import (
 	"github.com/libbpfgo/ringbuf/ship"
 )
 
-// A sink is a ship.Sink that produces to a topic. All messages of a ring have the same key, and so
-// go to one partition, where the client's idempotent producer keeps their order.
+// A sink is a ship.Sink that produces to a topic. All messages of a ring have the same key, and
+// so go to one partition. There the client's idempotent producer keeps their order.
 //
-// Kafka cannot refuse what comes late from a process that was killed. So a message may be there
-// twice, which consumers leave out that use a ship.Decoder.
+// Kafka cannot refuse a late message from a process that was killed. So a message may be stored
+// twice. Consumers that use a ship.Decoder leave out the second one.
 type sink struct {
 	client *kgo.Client
 	topic  string
 }
 
-// Kafka takes a million bytes by default (max.message.bytes), with the headers.
+// By default Kafka accepts a million bytes with the header (max.message.bytes).
 const maxBytes = 900_000
 
 // Append implements ship.Sink.
@@ -52,7 +52,8 @@ func (s *sink) Append(ctx context.Context, b *ship.Batch) (int, error) {
 	return m.Records, nil
 }
 
-// Resume implements ship.Sink. It does not look: what is still in the ring is sent again.
+// Resume implements ship.Sink. It does not ask Kafka: records that are still in the ring are
+// sent again.
 func (s *sink) Resume(context.Context, ship.Ring) (ship.Mark, error) { return ship.Mark{}, nil }
 
 func main() {

@@ -1,5 +1,5 @@
-// Package metrics publishes what a ship.Shipper does, for Prometheus. For expvar the Stats are
-// good as they are:
+// Package metrics exports the Stats of a ship.Shipper to Prometheus. For expvar, publish the
+// Stats directly:
 //
 //	expvar.Publish("ship", expvar.Func(func() any { return shipper.Stats() }))
 package metrics
@@ -12,8 +12,8 @@ import (
 	"github.com/libbpfgo/ringbuf/ship"
 )
 
-// NewCollector returns a Collector of a Shipper's Stats. Its metrics have the labels host, ring and
-// id, of the map. Collect may be called while the Shipper runs, and afterwards.
+// NewCollector returns a Collector of the Stats of s. Its metrics have the labels host, ring
+// and id (of the map). It is safe for concurrent use, while the Shipper runs and afterwards.
 func NewCollector(s *ship.Shipper) prometheus.Collector { return collector{s.Stats} }
 
 type collector struct{ stats func() ship.Stats }

@@ -55,7 +55,7 @@ ringbuf_ship_redelivered_records_total{host="web1",id="7",ring="events"} 4
 	}
 }
 
-// The dashboard and the rules are in module metrics, whose test sees to the other metrics.
+// The dashboard and the rules are in module metrics, whose test checks the other metrics.
 func TestDashboardAndRulesNameMetricsThatAreExported(t *testing.T) {
 	descs := make(chan *prometheus.Desc, len(all))
 	collector{}.Describe(descs)

@@ -1,5 +1,5 @@
-// Package natsd runs a nats-server in this process, for machines that have none: what is shipped to
-// it is on disk, and whoever is on the machine can receive it.
+// Package natsd runs a nats-server in this process, for machines that have none. The server
+// keeps its streams on disk. All users of the machine can receive from it.
 package natsd
 
 import (
@@ -22,10 +22,12 @@ type Server struct {
 	lock   *os.File
 }
 
-// Start starts a server that listens on addr, such as "127.0.0.1:4222", or ":0" with a host for any
-// port. Its streams are in the directory store, which one server at a time may use. What it
-// acknowledges has been written to the disk before (fsync), so that it survives a kill and a
-// power cut. Everybody who can connect may read and write all streams: let addr be on loopback.
+// Start starts a server that listens on addr, such as "127.0.0.1:4222". Port 0 means any free
+// port. The server keeps its streams in the directory store, which only one server at a time
+// may use. It syncs messages to the disk before it acknowledges them (fsync), so they survive a
+// kill and a power failure.
+//
+// Anybody who can connect may read and write all streams, so addr should be on loopback.
 func Start(store, addr string) (*Server, error) {
 	host, portText, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -54,7 +56,7 @@ func Start(store, addr string) (*Server, error) {
 	}
 	failed := make(logger, 1)
 	s.SetLoggerV2(failed, false, false, false)
-	// Else the server ends the process if it cannot listen.
+	// Without this check, the server ends the process if it cannot listen.
 	if probe, err := net.Listen("tcp", net.JoinHostPort(host, portText)); err != nil {
 		lock.Close()
 		return nil, fmt.Errorf("nats-server: %w: choose another address", err)
@@ -77,7 +79,7 @@ func Start(store, addr string) (*Server, error) {
 	return nil, fmt.Errorf("nats-server, with its streams in %s: %w", store, err)
 }
 
-// lockDir makes a directory this process's until the file is closed.
+// lockDir creates dir if necessary, and reserves it for this process until the file is closed.
 func lockDir(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -94,13 +96,13 @@ func lockDir(dir string) (*os.File, error) {
 	return lock, nil
 }
 
-// URL returns where clients connect.
+// URL returns the URL for clients.
 func (s *Server) URL() string { return s.server.ClientURL() }
 
-// Option makes nats.Connect take a way inside the process.
+// Option makes nats.Connect use a connection inside the process.
 func (s *Server) Option() nats.Option { return nats.InProcessServer(s.server) }
 
-// Stop stops the server, and returns when all is closed.
+// Stop stops the server and waits until it is closed.
 func (s *Server) Stop() {
 	s.server.Shutdown()
 	s.server.WaitForShutdown()

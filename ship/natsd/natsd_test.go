@@ -10,7 +10,7 @@ import (
 	"github.com/libbpfgo/ringbuf/ship/natsd"
 )
 
-// TestAStoreThatIsOfNoUseIsToldAtOnce has a file where the server makes a directory.
+// TestAStoreThatIsOfNoUseIsToldAtOnce has a file where the server needs a directory.
 func TestAStoreThatIsOfNoUseIsToldAtOnce(t *testing.T) {
 	store := t.TempDir()
 	if err := os.WriteFile(filepath.Join(store, "jetstream"), nil, 0o600); err != nil {
