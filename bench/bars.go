@@ -1,4 +1,4 @@
-// The bars: what this module promises of its speed, and whether that was measured.
+// The bars: what this module promises about its speed, and whether the measurements confirm it.
 
 package main
 
@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// A bar is a row of the table.
+// A bar is a row of the table of bars.
 type bar struct {
 	what     string
 	measured string
@@ -29,7 +29,7 @@ func writeBars(w io.Writer, all []bar) error {
 	return writeTable(w, []string{"what", "measured", "bar", "met"}, rows)
 }
 
-// A comparison is of a value of two readers, and becomes a bar on their ratio.
+// A comparison compares a value of two readers. It becomes a bar on their ratio.
 type comparison struct {
 	what string
 	config
@@ -50,7 +50,7 @@ func limited(what string, x float64, comparator string, limit float64) bar {
 	return bar{what, times(x), fmt.Sprintf("%s %g×", comparator, limit), met}
 }
 
-// bars judges the results. Measurements of quickPlan suffice.
+// bars judges the results. The measurements of quickPlan suffice.
 func bars(r *results) []bar {
 	stream64, stream512 := streamOf(largeRing, 64, 1), streamOf(largeRing, 512, 1)
 	cached := func(size int) string { return fmt.Sprintf("drain of %d B, in the cache, time", size) }
@@ -113,7 +113,8 @@ func bars(r *results) []bar {
 		all = append(all, c.bar(r))
 	}
 
-	// Beyond the cost of no reader. Noise can make it negative; then there is none.
+	// Subtract the cost without a reader. Noise can make the difference negative; it then
+	// counts as none.
 	base := r.get(at20k, none, "mean")
 	excess := func(reader string) []float64 {
 		var all []float64
@@ -145,7 +146,7 @@ func bars(r *results) []bar {
 	)
 }
 
-// costBar has the rates side by side; the worst counts.
+// costBar shows the rates side by side. The worst one counts.
 func costBar(r *results, ring int) bar {
 	overNone := func(reader string) (all []string, worst float64) {
 		for _, rate := range barRates {

@@ -1,8 +1,8 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * The traced workload: writes numbered samples into a ring buffer. Loads on kernel
- * 5.17 and newer, which have bpf_loop().
+ * The traced workload: writes numbered samples into a ring buffer. Loads on kernel 5.17
+ * and newer, which have bpf_loop().
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -10,18 +10,18 @@
 
 #define MAX_SIZE 4096
 
-/* Known to program.go. */
+/* program.go has the same layout. */
 struct order {
-	__u64 seq;    /* of the next sample, the producer's number in the upper 8 bits; updated */
+	__u64 seq;    /* of the next sample; the upper 8 bits are the producer's number; updated */
 	__u64 unread; /* out: bytes in the ring that no reader has consumed */
-	__u64 quiet;  /* threshold of ringbuf_quiet(), or 0: notify as always */
+	__u64 quiet;  /* threshold of ringbuf_quiet(), or 0: the kernel decides when to notify */
 	__u32 count;
 	__u32 size;
 	__u32 timed;   /* stamp each sample with the time of its submission */
-	__u32 refused; /* out: how many of count the ring had no room for */
+	__u32 refused; /* out: how many of count did not fit in the ring */
 };
 
-/* Known to consumer.go. */
+/* consumer.go has the same layout. */
 struct sample {
 	__u64 seq;
 	__u64 time;
@@ -33,11 +33,11 @@ struct {
 	__uint(max_entries, 1 << 12);
 } events SEC(".maps");
 
-/* For ringbuf_quiet(). What was refused, order says. */
+/* For ringbuf_quiet(). The struct order has the number of refused samples. */
 RINGBUF_LOSS_COUNTER(losses);
 
 /*
- * One for each producer. Not one for each CPU, since programs of this type may be
+ * One for each producer. Not one for each CPU, because programs of this type may be
  * preempted.
  */
 struct {
@@ -65,7 +65,7 @@ static int produce_one(__u32 index, struct work *w)
 	sample->seq = w->seq;
 	if (w->timed)
 		sample->time = bpf_ktime_get_ns();
-	/* Here, since the verifier does not know the bounds of what is in memory. */
+	/* Check here, because the verifier does not know the bounds of a value in memory. */
 	size = w->size;
 	if (size > MAX_SIZE)
 		return 1;

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// TestMain lets the children be this test binary.
+// TestMain lets this test binary also be the child processes.
 func TestMain(m *testing.M) {
 	if isChild, err := playRole(); isChild {
 		if err != nil {
@@ -28,8 +28,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// requireKernel skips the test, or with RINGBUF_KERNEL_TESTS=require fails it, where
-// this process cannot load BPF programs.
+// requireKernel skips the test if this process cannot load BPF programs. With
+// RINGBUF_KERNEL_TESTS=require the test fails instead.
 func requireKernel(t *testing.T) {
 	t.Helper()
 	w, err := load(os.Getpagesize())
@@ -43,7 +43,7 @@ func requireKernel(t *testing.T) {
 	t.Fatalf("load BPF programs: %v", err)
 }
 
-// positive fails the test unless the named values are there and positive.
+// positive fails the test unless the named values exist and are positive.
 func positive(t *testing.T, v values, names ...string) {
 	t.Helper()
 	for _, name := range names {
@@ -161,7 +161,7 @@ func TestMediansIgnoreFailedRounds(t *testing.T) {
 	}
 }
 
-// fake returns results that have every value, for each of plan.
+// fake returns results that have every value for each step of plan.
 func fake(plan []step, rounds int) *results {
 	r := &results{Environment: environment{Rounds: rounds}}
 	for _, s := range plan {
@@ -234,11 +234,11 @@ func TestReportIsComplete(t *testing.T) {
 	}
 }
 
-// TestModerationSurvivesFloods lets a trickle of 20,000 samples a second turn into a
-// flood of four times the size of the ring, and counts the floods of which the kernel
-// refused samples: with the default delay no more than when the ring is read eagerly. Both
-// lose more while something else has a processor, and moderation loses more then than the other.
-// So they take turns, and only what is lost again and again, for some seconds, counts.
+// TestModerationSurvivesFloods turns a trickle of 20,000 samples a second into a flood of four
+// times the size of the ring. It counts the floods of which the kernel refused samples. With
+// the default delay these must not be more than when the ring is read eagerly. When something
+// else has a processor, both lose more, and moderation loses more than the eager Reader. So the
+// two take turns, and the test fails only if losses recur for some seconds.
 func TestModerationSurvivesFloods(t *testing.T) {
 	requireKernel(t)
 	const (
@@ -264,8 +264,8 @@ func TestModerationSurvivesFloods(t *testing.T) {
 	}
 }
 
-// TestQuietNotificationsSurviveFloods has programs that notify nobody until a quarter of the
-// ring is filled. The rest takes longer to fill than the scheduler takes to run the Reader.
+// TestQuietNotificationsSurviveFloods uses programs that notify nobody until a quarter of the
+// ring is filled. Filling the rest takes longer than the scheduler takes to run the Reader.
 func TestQuietNotificationsSurviveFloods(t *testing.T) {
 	requireKernel(t)
 	const (
@@ -287,20 +287,20 @@ func TestQuietNotificationsSurviveFloods(t *testing.T) {
 	}
 }
 
-// countLossyFloods returns of how many floods the kernel refused samples.
+// countLossyFloods returns the number of floods of which the kernel refused samples.
 func countLossyFloods(t *testing.T, reader string, ring, floods int) (lossy int) {
 	t.Helper()
 	const (
 		size    = 64
 		trickle = 50 * time.Microsecond
-		samples = 120 // of the trickle: enough for ticks to begin
+		samples = 120 // of the trickle: enough for ticking to start
 	)
 	w, err := load(ring)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.close()
-	// Children die with the thread that starts them.
+	// A child is killed when the thread that started it ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	consumer, err := start(t.Context(), roleConsume, consumerOrder{Reader: reader, Rings: 1}, w)
@@ -324,7 +324,7 @@ func countLossyFloods(t *testing.T, reader string, ring, floods int) (lossy int)
 			run(1)
 			next = next.Add(trickle)
 		}
-		// In runs that are short, for a kernel that does not preempt them.
+		// Short runs, for a kernel that does not preempt them.
 		refused := uint32(0)
 		for left := 4 * ring / recordSize(size); left > 0; left -= burst {
 			run(min(left, burst))

@@ -1,7 +1,6 @@
-// Child processes, and what they and their parent say to each other. A child is this
-// program with a role and its order as arguments. It writes the line "ready" when it
-// is set up, waits for a line if its role demands it, and writes its result as a line
-// of JSON.
+// Child processes and their protocol. A child is this program, with a role and its order as
+// arguments. It writes the line "ready" when it is set up, and waits for a line if its role
+// demands it. Then it writes its result as a line of JSON.
 
 package main
 
@@ -24,11 +23,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The descriptors that a child inherits of its first workload. Those of the next follow.
+// The descriptors of the first workload in a child. Those of the next workloads follow.
 const (
 	ringFD      = 3
 	programFD   = 4
-	workloadFDs = 2 // of each
+	workloadFDs = 2 // of each workload
 )
 
 const (
@@ -38,8 +37,7 @@ const (
 	roleProduce = "produce"
 )
 
-// playRole does what a child is there for. It reports false in a process that is
-// not a child.
+// playRole runs the role of a child. It reports false in a process that is not a child.
 func playRole() (isChild bool, err error) {
 	if len(os.Args) != 3 {
 		return false, nil
@@ -66,7 +64,7 @@ func obey[O any](order []byte, role func(O) error) error {
 	return role(o)
 }
 
-// ready, awaitGo and report are the child's side.
+// ready, awaitGo and report are called in the child.
 
 func ready() { fmt.Println("ready") }
 
@@ -77,17 +75,17 @@ func awaitGo() error {
 
 func report(result any) error { return json.NewEncoder(os.Stdout).Encode(result) }
 
-// A child is the parent's side.
+// A child is a child process, as the parent sees it.
 type child struct {
 	cmd    *exec.Cmd
 	stdin  io.Writer
 	stdout *bufio.Reader
 	stderr bytes.Buffer
-	late   atomic.Bool // it was killed when its context was done
+	late   atomic.Bool // it was killed because its context was done
 }
 
-// start starts a child and waits until it is ready. It is killed when ctx is done,
-// or when the thread that called start ends.
+// start starts a child and waits until it is ready. The child is killed when ctx is done, or
+// when the thread that called start ends.
 func start(ctx context.Context, role string, order any, workloads ...*workload) (*child, error) {
 	argument, err := json.Marshal(order)
 	if err != nil {
@@ -104,7 +102,8 @@ func start(ctx context.Context, role string, order any, workloads ...*workload) 
 		c.cmd.ExtraFiles = append(c.cmd.ExtraFiles, w.ring, w.program)
 	}
 	if role == roleProduce {
-		// The runtime signals goroutines that run for long, also in a run of the program.
+		// Otherwise the runtime signals goroutines that run for long, even in a run of the BPF
+		// program.
 		c.cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")
 	}
 	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
@@ -130,7 +129,7 @@ func (c *child) release() error {
 	return err
 }
 
-// result reads the child's result and waits for its end.
+// result reads the child's result and waits for the child to end.
 func (c *child) result(result any) error {
 	line, err := c.stdout.ReadBytes('\n')
 	if err == nil {
@@ -145,7 +144,7 @@ func (c *child) result(result any) error {
 	return nil
 }
 
-// fail kills the child and adds what it wrote to stderr to err.
+// fail kills the child and adds the child's stderr to err.
 func (c *child) fail(err error) error {
 	c.stop()
 	if c.late.Load() {
@@ -157,19 +156,18 @@ func (c *child) fail(err error) error {
 	return err
 }
 
-// stop kills the child, if it has not ended, and waits for its end.
+// stop kills the child if it has not ended, and waits for its end.
 func (c *child) stop() {
 	c.cmd.Process.Kill()
 	c.cmd.Wait()
 }
 
-// cpuTime returns the CPU time that the child has taken, all threads together. It is
-// 0 for no child.
+// cpuTime returns the CPU time of all threads of the child, or 0 if c is nil.
 func (c *child) cpuTime() (time.Duration, error) {
 	if c == nil {
 		return 0, nil
 	}
-	// The clock of a process, as clock_getcpuclockid(3) makes it.
+	// The id of a process's clock, as clock_getcpuclockid(3) computes it.
 	const perProcessSched = 2 // CPUCLOCK_SCHED
 	id := int32(^c.cmd.Process.Pid)<<3 | perProcessSched
 	var t unix.Timespec
@@ -179,15 +177,16 @@ func (c *child) cpuTime() (time.Duration, error) {
 	return time.Duration(t.Nano()), nil
 }
 
-// A clock reads CLOCK_MONOTONIC, which is what bpf_ktime_get_ns reads. Time.Since
-// reads it without a system call.
+// A clock reads CLOCK_MONOTONIC, as bpf_ktime_get_ns does. Time.Since reads it without a system
+// call.
 type clock struct {
 	base time.Time
 	ns   int64 // CLOCK_MONOTONIC at base
 }
 
 func newClock() (*clock, error) {
-	// Whoever is preempted between the two readings is wrong by that time.
+	// If the thread is preempted between the two readings, the result is wrong by that time. So
+	// take the closest pair.
 	c, shortest := &clock{}, time.Duration(math.MaxInt64)
 	for range 100 {
 		var t unix.Timespec

@@ -1,4 +1,4 @@
-// The consumer process: opens one of the readers and reads.
+// The consumer process: it opens one of the readers and reads.
 
 package main
 
@@ -16,13 +16,13 @@ import (
 
 const (
 	headerSize = 16 // of a sample: its number and its time, see bench.bpf.c
-	endSize    = 8  // of the sample that says that it is the last
+	endSize    = 8  // of the sample that marks the end
 )
 
-// A tally takes samples: it touches all of their bytes and checks that each
-// producer's come in order, without gap or repetition.
+// A tally receives samples. It touches all of their bytes, and checks that the samples of each
+// producer come in order, without gaps or repetitions.
 type tally struct {
-	want  uint64 // how many samples to take, or noLimit
+	want  uint64 // how many samples to receive, or noLimit
 	seen  uint64
 	sum   uint64
 	next  [256]uint64 // by producer
@@ -31,10 +31,10 @@ type tally struct {
 	err   error
 }
 
-// noLimit is the want of a tally that is ended by a sample of endSize.
+// noLimit is the want of a tally that ends at a sample of endSize.
 const noLimit = math.MaxUint64
 
-// take reports whether the tally wants more.
+// take receives a sample and reports whether the tally wants more.
 func (t *tally) take(sample []byte) (more bool) {
 	if len(sample) == endSize {
 		return false
@@ -61,7 +61,7 @@ func (t *tally) take(sample []byte) (more bool) {
 	return t.seen != t.want
 }
 
-// consumerOrder is for the role consume.
+// consumerOrder is the order for the role consume.
 type consumerOrder struct {
 	Reader  string
 	Rings   int
@@ -97,7 +97,7 @@ func consume(o consumerOrder) error {
 	return report(consumed{Samples: t.seen, Latency: summary(t.times)})
 }
 
-// drainOrder is for the role drain.
+// drainOrder is the order for the role drain.
 type drainOrder struct {
 	Reader   string
 	Size     int
@@ -107,12 +107,12 @@ type drainOrder struct {
 }
 
 const (
-	minFills = 3        // fills that are timed at least
-	evicting = 64 << 20 // bytes; to touch as many leaves nothing else in the cache
+	minFills = 3        // fills that are timed, at least
+	evicting = 64 << 20 // bytes; touching this many evicts everything else from the cache
 )
 
-// drain fills the ring while nobody reads, then times reading it all, and so on. The
-// first fill is not timed.
+// drain repeatedly fills the ring while nobody reads, and then measures how long it takes to
+// read everything. The first fill is not timed.
 func drain(o drainOrder) error {
 	p := newProgram(programFD, order{Count: uint32(o.Count), Size: uint32(o.Size)})
 	defer p.close()
@@ -126,7 +126,7 @@ func drain(o drainOrder) error {
 	var r *reader
 	var ns, allocations []float64
 	for start := time.Now(); len(ns) <= minFills || time.Since(start) < o.Duration; {
-		// Libbpfgo would read ahead while the ring is filled.
+		// An open libbpfgo reader would read while the ring is filled.
 		if r != nil && o.Reader == libbpfgoChannel {
 			if err := r.close(); err != nil {
 				return err
@@ -163,14 +163,13 @@ func drain(o drainOrder) error {
 	return report(values{"ns": median(ns[1:]), "allocations": median(allocations[1:])})
 }
 
-// waitOrder is for the role wait.
+// waitOrder is the order for the role wait.
 type waitOrder struct {
 	Reader  string
 	Readers int
 }
 
-// wait opens readers, each of a ring of its own, and lets all of them read. It does
-// not return.
+// wait opens readers, each of a ring of its own, and lets all of them read. It does not return.
 func wait(o waitOrder) error {
 	for range o.Readers {
 		ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "events", 0, 0, os.Getpagesize(), nil)
@@ -191,7 +190,7 @@ func wait(o waitOrder) error {
 	select {}
 }
 
-// summary returns mean and quantiles.
+// summary returns the mean and quantiles.
 func summary(times []int64) values {
 	if len(times) == 0 {
 		return nil
@@ -201,7 +200,7 @@ func summary(times []int64) values {
 	for _, t := range times {
 		total += float64(t)
 	}
-	// The smallest of times that the share q of them does not exceed.
+	// The smallest time that a share q of all times does not exceed.
 	quantile := func(q float64) float64 {
 		return float64(times[max(0, int(math.Ceil(q*float64(len(times))))-1)])
 	}

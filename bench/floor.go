@@ -1,4 +1,4 @@
-// The floor: libbpf in C, with a callback that does next to nothing.
+// The floor: libbpf in C, with a callback that does almost nothing.
 
 package main
 
@@ -67,14 +67,14 @@ import (
 	"syscall"
 )
 
-// openFloor opens a reader that stays in one C call until it has all samples. It
-// counts them and does not look into them.
+// openFloor opens a reader that stays in one C call until it has all samples. It counts the
+// samples without reading them.
 func openFloor(ring int) (reader, error) {
 	c, err := C.floor_open(C.int(ring), endSize)
 	if c == nil {
 		return reader{}, fmt.Errorf("libbpf: %w", err)
 	}
-	// SAFETY: c is valid until close, and the two are not called at once.
+	// SAFETY: c is valid until close, which is not called during read.
 	return reader{func(t *tally) error {
 		if err := C.floor_read(c, C.__u64(t.want)); err < 0 {
 			return fmt.Errorf("libbpf: %w", syscall.Errno(-err))

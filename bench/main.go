@@ -1,8 +1,8 @@
-// Bench compares this module's Reader with its peers: with cilium/ebpf's, with
-// libbpfgo's channel, and with libbpf itself. See docs/bench.
+// Bench compares this module's Reader with cilium/ebpf's Reader, with libbpfgo's channel, and
+// with libbpf itself. See docs/bench.
 //
-// Producer and consumer are processes of their own, started anew for each
-// measurement. The readers take turns, one measurement each, for a number of rounds.
+// Producer and consumer are separate processes, started anew for each measurement. The readers
+// take turns, one measurement each, for a number of rounds.
 package main
 
 import (
@@ -60,14 +60,14 @@ func run() error {
 		return benchWriters(os.Stdout, *rounds, *duration)
 	}
 
-	// Better one error now than one of each measurement.
+	// Fail here once instead of in each measurement.
 	probe, err := load(os.Getpagesize())
 	if err != nil {
 		return err
 	}
 	probe.close()
 
-	// Children die with the thread that starts them, so it must be one that stays.
+	// A child is killed when the thread that started it ends, so this thread must stay.
 	runtime.LockOSThread()
 	results, err := measureAll(plan, *rounds, *duration)
 	if err != nil {
@@ -88,8 +88,7 @@ func run() error {
 	return err
 }
 
-// measureAll runs the plan. A measurement that fails is reported and does not stop
-// the others.
+// measureAll runs the plan. It reports measurements that fail, and continues with the others.
 func measureAll(plan []step, rounds int, d time.Duration) (*results, error) {
 	environment, err := thisEnvironment()
 	if err != nil {

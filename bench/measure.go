@@ -1,4 +1,4 @@
-// The measurements, as the parent process makes them.
+// The measurements, from the parent process's side.
 
 package main
 
@@ -15,21 +15,21 @@ import (
 // The measurements.
 const (
 	measureDrain   = "drain"   // read a full ring: ns and allocations per sample
-	measureStream  = "stream"  // producers flat out: samples, drops and CPU
+	measureStream  = "stream"  // producers at full speed: samples, drops and CPU
 	measurePaced   = "paced"   // a given rate: cost to the producer and CPU
 	measureLatency = "latency" // from submission to the return of Read
 	measureIdle    = "idle"    // readers that wait: threads, memory and CPU
 )
 
-// A config is what is measured, for one reader after the other.
+// A config says what to measure, for each reader in turn.
 type config struct {
 	Measure   string `json:"measure"`
 	Ring      int    `json:"ring,omitempty"` // bytes
 	Size      int    `json:"size,omitempty"` // bytes of a sample
 	Producers int    `json:"producers,omitempty"`
-	Rate      int    `json:"rate,omitempty"` // samples per second; 0: flat out
+	Rate      int    `json:"rate,omitempty"` // samples per second; 0: full speed
 	Readers   int    `json:"readers,omitempty"`
-	Cached    bool   `json:"cached,omitempty"` // what is drained is in the cache
+	Cached    bool   `json:"cached,omitempty"` // drained samples are in the cache
 }
 
 func (c config) String() string {
@@ -52,12 +52,11 @@ func (c config) String() string {
 	return s
 }
 
-// patience is how long a reader may need for what is left when the producers have
-// ended, and a child to start.
+// patience limits the time that a child needs to start, and the time that a reader needs for
+// the remaining samples when the producers have ended.
 const patience = 10 * time.Second
 
-// measure makes one measurement with one reader. Durations of values are in
-// nanoseconds.
+// measure makes one measurement with one reader. Durations in the result are in nanoseconds.
 func measure(c config, reader string, d time.Duration) (values, error) {
 	switch c.Measure {
 	case measureDrain:
@@ -92,11 +91,11 @@ func measure(c config, reader string, d time.Duration) (values, error) {
 	return v, nil
 }
 
-// A tracing is a workload that ran and was read.
+// A tracing is the result of a workload that was read.
 type tracing struct {
 	accepted, refused uint64
-	run, latency      values        // of the producer, of the consumer
-	producing         time.Duration // CPU time of the producers, flat out
+	run, latency      values        // of the producer; of the consumer
+	producing         time.Duration // CPU time of the producers, at full speed
 	cpu, wall         time.Duration // of the consumer, until it had read everything
 }
 
@@ -169,7 +168,7 @@ func trace(c config, reader string, d time.Duration) (t tracing, err error) {
 		return t, nil
 	}
 
-	// When all rings are empty, the sample that ends one is the last of all.
+	// When all rings are empty, one sample ends the measurement: it is the last of all rings.
 	var ender *program
 	for _, w := range workloads {
 		ender = newProgram(w.program.Fd(), order{Seq: 255 << 56, Size: endSize})
@@ -198,8 +197,8 @@ func trace(c config, reader string, d time.Duration) (t tracing, err error) {
 	return t, nil
 }
 
-// awaitEmpty waits until the reader has consumed everything, without a notification
-// that would help it to do so.
+// awaitEmpty waits until the reader has consumed everything. It sends no notification that
+// would help the reader.
 func awaitEmpty(p *program) error {
 	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		if err := p.run(); err != nil {
@@ -222,7 +221,7 @@ func measureFullRing(c config, reader string, d time.Duration) (values, error) {
 	defer w.close()
 	ctx, cancel := context.WithTimeout(context.Background(), d+2*patience)
 	defer cancel()
-	// The kernel never fills the last byte.
+	// The kernel never fills the last byte of a ring.
 	count := min(100_000, (c.Ring-1)/recordSize(c.Size))
 	order := drainOrder{Reader: reader, Size: c.Size, Count: count, Cached: c.Cached, Duration: d}
 	consumer, err := start(ctx, roleDrain, order, w)
@@ -234,7 +233,7 @@ func measureFullRing(c config, reader string, d time.Duration) (values, error) {
 	return v, consumer.result(&v)
 }
 
-// Idle readers get settle to start and to come to rest, then are watched.
+// Idle readers get the time settle to start and become idle. Then they are watched.
 const (
 	settle   = 500 * time.Millisecond
 	watching = time.Second
@@ -266,7 +265,7 @@ func measureWaiting(c config, reader string) (values, error) {
 		"cpu": 100 * (after - before).Seconds() / watching.Seconds()}, nil
 }
 
-// threadsAndRSS returns a process's number of threads and its resident bytes.
+// threadsAndRSS returns a process's number of threads and its resident set size in bytes.
 func threadsAndRSS(pid int) (threads, rss float64, err error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

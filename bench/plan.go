@@ -1,4 +1,4 @@
-// What is measured: everything, or what the table of bars needs.
+// What is measured: everything, or only what the table of bars needs.
 
 package main
 
@@ -7,7 +7,7 @@ import (
 	"slices"
 )
 
-// A step is a configuration and the readers that take turns in it.
+// A step is a configuration, with the readers that take turns in it.
 type step struct {
 	config
 	readers []string
@@ -30,7 +30,7 @@ var (
 	idleCounts   = []int{1, 100, 1_000}
 )
 
-// cachedOf is a drain of what the same processor has just written, and still has in its
+// cachedOf drains samples that the same processor has just written, and that are still in its
 // second-level cache.
 func cachedOf(size int) config {
 	return config{Measure: measureDrain, Ring: smallRing, Size: size, Cached: true}
@@ -52,13 +52,13 @@ func latencyAt(rate int) config {
 
 func idleOf(readers int) config { return config{Measure: measureIdle, Readers: readers} }
 
-// latencyReaders does not have the C program, which counts samples only.
+// latencyReaders leaves out the C program, which only counts samples.
 var latencyReaders = allReaders[:len(allReaders)-1]
 
-// idleReaders are those of which an idle one can differ from another.
+// idleReaders are the readers that can differ when they are idle.
 var idleReaders = []string{ringbufReadInto, ringbufReadIntoEager, ciliumReadInto, libbpfgoChannel}
 
-// quietReaders show what quiet notifications gain.
+// quietReaders show the gain from quiet notifications.
 var quietReaders = []string{none, ringbufReadInto, ringbufDelayed, ringbufQuiet}
 
 func fullPlan() []step {
@@ -97,11 +97,11 @@ func fullPlan() []step {
 	return plan
 }
 
-// libbpfgoMost is how many ring buffers libbpfgo allows in a process, its
+// libbpfgoMost is the largest number of ring buffers that libbpfgo allows in a process: its
 // maxEventChannels.
 const libbpfgoMost = 512
 
-// manyProducers is one for each CPU.
+// manyProducers is one for each CPU, but at least two.
 var manyProducers = max(2, runtime.NumCPU())
 
 var producerCounts = []int{1, manyProducers}

@@ -21,7 +21,7 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// The names of the charts.
+// File names of the charts.
 const (
 	streamChart  = "stream.svg"
 	drainChart   = "drain.svg"
@@ -32,8 +32,8 @@ func costChart(ring int) string {
 	return "cost-" + strings.ReplaceAll(bytesName(ring), " ", "") + ".svg"
 }
 
-// charted are the readers of the charts. More lines could not be told apart: Read
-// goes the way of ReadInto.
+// charted are the readers in the charts. More lines would be hard to tell apart. Read has the
+// same path as ReadInto.
 var charted = []string{none, libbpfFloor, ringbufReadInto, ringbufReadIntoEager, ciliumReadInto,
 	libbpfgoChannel}
 
@@ -96,7 +96,7 @@ func writeCharts(dir string, r *results) error {
 	return writeBarCharts(filepath.Join(dir, latencyChart), latencies...)
 }
 
-// lines is a chart with a line for each reader, and logarithmic axes.
+// lines is a chart with logarithmic axes and a line for each reader.
 type lines struct {
 	title, x, y string
 	xs          []int
@@ -111,7 +111,7 @@ func writeLines(path string, l lines) error {
 	p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
 	p.Add(plotter.NewGrid())
 
-	// The legend has the order in which the lines end beside it.
+	// The legend lists the lines in the order of their right ends.
 	last := func(reader string) float64 { return l.at(l.xs[len(l.xs)-1], reader) }
 	readers := slices.DeleteFunc(slices.Clone(charted),
 		func(reader string) bool { return math.IsNaN(last(reader)) })
@@ -149,7 +149,7 @@ func writeLines(path string, l lines) error {
 	return writeChart(path, 8*vg.Inch, 4*vg.Inch, legendWidth, p)
 }
 
-// decades are 1, 2 and 5 times the powers of ten.
+// decades returns ticks at 1, 2 and 5 times the powers of ten.
 func decades(least, most float64) plot.ConstantTicks {
 	var ticks plot.ConstantTicks
 	for decade := math.Pow(10, math.Floor(math.Log10(least))); decade <= most; decade *= 10 {
@@ -249,7 +249,7 @@ func writeChart(path string, width, height, right vg.Length, plots ...*plot.Plot
 	if _, err := canvas.WriteTo(&svg); err != nil {
 		return err
 	}
-	// Few systems have the font itself; these have letters of the same widths.
+	// Few systems have this font. The others that are named have letters of the same width.
 	const family = "font-family:Liberation Sans"
 	text := strings.ReplaceAll(svg.String(), family, family+",Arial,Helvetica,sans-serif")
 	return os.WriteFile(path, []byte(text), 0o666)

@@ -1,4 +1,4 @@
-// The producer process: runs the BPF program, flat out or at a given pace.
+// The producer process: it runs the BPF program, at full speed or at a given pace.
 
 package main
 
@@ -14,26 +14,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// producerOrder is for the role produce.
+// producerOrder is the order for the role produce.
 type producerOrder struct {
 	Number   int // of the producer
 	Size     int // of a sample
 	Interval time.Duration
 	Duration time.Duration
 	Timed    bool // samples carry their time
-	Unread   bool // nobody reads: make room
+	Unread   bool // nobody reads: the producer makes room
 	Quiet    int  // threshold of notifications in bytes, or 0
 }
 
 type produced struct {
 	Accepted, Refused uint64
-	Run               values        // nanoseconds of a run of one sample, if there was a pace
-	CPU               time.Duration // if there was none
+	Run               values        // nanoseconds of a run with one sample, if there was a pace
+	CPU               time.Duration // if there was no pace
 }
 
 const (
-	burst      = 1024                  // samples of a run when there is no pace
-	spinBelow  = 10 * time.Millisecond // longer intervals are slept
+	burst      = 1024                  // samples of a run without a pace
+	spinBelow  = 10 * time.Millisecond // longer intervals are slept, not spun
 	discardAge = 512                   // runs between two calls of discard
 )
 
@@ -86,7 +86,7 @@ func flatOut(p *program, d time.Duration) (produced, error) {
 	return result, err
 }
 
-// threadTime returns the CPU time that this thread has taken.
+// threadTime returns the CPU time of this thread.
 func threadTime() (time.Duration, error) {
 	var t unix.Timespec
 	err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t)
@@ -115,14 +115,14 @@ func paced(p *program, o producerOrder, free *freeRing) (produced, error) {
 		if len(times)%discardAge == 0 && free != nil {
 			free.discard()
 		}
-		// Who falls behind does not catch up in a burst.
+		// A producer that falls behind does not catch up in a burst.
 		next = max(next+o.Interval, ended)
 	}
 	result.Run = summary(times)
 	return result, nil
 }
 
-// A freeRing makes room in a ring without a reader, at no cost to the producer.
+// A freeRing makes room in a ring that has no reader, at no cost to the producer.
 type freeRing struct {
 	consumer, producer *uint64 // positions
 	record             uint64  // bytes
@@ -150,12 +150,13 @@ func openFreeRing(o producerOrder) (*freeRing, error) {
 	}, nil
 }
 
-// discard leaves the newest record: a consumer that has caught up is notified.
+// discard discards all records but the newest, because the kernel notifies a consumer that has
+// caught up.
 func (f *freeRing) discard() {
 	atomic.StoreUint64(f.consumer, atomic.LoadUint64(f.producer)-f.record)
 }
 
-// recordSize is what a sample takes in the ring.
+// recordSize returns the bytes that a sample of this size takes in the ring.
 func recordSize(size int) int {
 	const ringbufHeader = 8 // BPF_RINGBUF_HDR_SZ
 	return (ringbufHeader + size + 7) &^ 7

@@ -1,4 +1,4 @@
-// The BPF program that writes samples, and the ring that it writes to.
+// The BPF program that writes samples, and its ring.
 
 package main
 
@@ -19,10 +19,10 @@ import (
 //go:embed bench.bpf.o
 var object []byte
 
-// A workload has the descriptors of a ring and of the program that writes to it.
+// A workload has the descriptors of a ring and of the program that writes into it.
 type workload struct{ ring, program *os.File }
 
-// load makes a workload with a ring of the given size in bytes.
+// load creates a workload with a ring of ringSize bytes.
 func load(ringSize int) (*workload, error) {
 	module, err := bpfobj.Load(object, func(module *bpf.Module) error {
 		events, err := module.GetMap("events")
@@ -65,7 +65,7 @@ func (w *workload) close() {
 	w.program.Close()
 }
 
-// order is struct order of bench.bpf.c.
+// order has the layout of struct order in bench.bpf.c.
 type order struct {
 	Seq     uint64
 	Unread  uint64
@@ -76,8 +76,8 @@ type order struct {
 	Refused uint32
 }
 
-// A program runs the BPF program with the least that can be done for it, since how
-// long that takes is a measurement.
+// A program runs the BPF program with as little overhead as possible, because the time of a run
+// is measured.
 type program struct {
 	order  order
 	attr   testrun.Attr
@@ -87,8 +87,8 @@ type program struct {
 func newProgram(fd uintptr, o order) *program {
 	p := &program{order: o}
 	p.pinner.Pin(p)
-	// SAFETY: the kernel reads and writes the order during run only, where p is
-	// alive, and until close it does not move.
+	// SAFETY: the kernel accesses the order only during run, where p is alive. p does not move
+	// until close.
 	p.attr = testrun.Attr{
 		ProgFD:    uint32(fd),
 		CtxSizeIn: uint32(unsafe.Sizeof(p.order)),
@@ -99,8 +99,8 @@ func newProgram(fd uintptr, o order) *program {
 
 func (p *program) close() { p.pinner.Unpin() }
 
-// run carries the order out. It blocks this thread without telling the scheduler,
-// which would be a part of what is measured.
+// run executes the order. It blocks this thread without telling the Go scheduler, whose work
+// would be measured too.
 func (p *program) run() error {
 	if err := p.attr.RawRun(); err != nil {
 		return err

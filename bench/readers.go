@@ -1,5 +1,5 @@
-// The readers under test. Each has its own loop, so that what the benchmark adds to
-// a sample is one direct call of tally.take for all of them.
+// The readers under test. Each has a read loop of its own, so that the benchmark adds only one
+// direct call of tally.take to each sample.
 
 package main
 
@@ -17,7 +17,7 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 )
 
-// A reader reads one ring, or several: read until the tally has all it wants.
+// A reader reads one or more rings. read reads until the tally has all it wants.
 type reader struct {
 	read  func(t *tally) error
 	close func() error
@@ -41,17 +41,17 @@ const (
 	none                 = "none"
 )
 
-// allReaders is the order in which those of one ring take turns and are reported.
+// allReaders are the readers of one ring, in the order of their turns and of the report.
 var allReaders = []string{
 	ringbufRead, ringbufReadInto, ringbufRecords, ringbufLease, ringbufReadEager, ringbufReadIntoEager,
 	ciliumRead, ciliumReadInto, libbpfgoChannel, libbpfFloor,
 }
 
-// longDelay is that of ringbufDelayed and ringbufQuiet.
+// longDelay is the delay of ringbufDelayed and ringbufQuiet.
 const longDelay = 200 * time.Millisecond
 
-// quietThreshold returns how much of a ring is to be filled before the programs make the
-// kernel notify the named reader, or 0: as always.
+// quietThreshold returns how many bytes the ring must hold before the programs notify the named
+// reader, or 0 if the kernel decides.
 func quietThreshold(reader string, ring int) int {
 	if reader == ringbufQuiet {
 		return ring / 4
@@ -59,8 +59,8 @@ func quietThreshold(reader string, ring int) int {
 	return 0
 }
 
-// openReader opens the named reader of the rings with these descriptors, which stay the
-// caller's. Only this module's reads several.
+// openReader opens the named reader of the rings with these descriptors. The caller keeps the
+// descriptors. Only this module's Reader can read several rings.
 func openReader(name string, rings ...int) (reader, error) {
 	ring := rings[0]
 	switch name {
@@ -159,7 +159,7 @@ func readLeases(r *ringbuf.Reader, t *tally) error {
 }
 
 func openCilium(into bool, ring int) (reader, error) {
-	own, err := duplicate(ring) // which the Map closes
+	own, err := duplicate(ring) // closed by the Map
 	if err != nil {
 		return reader{}, err
 	}
@@ -171,7 +171,7 @@ func openCilium(into bool, ring int) (reader, error) {
 	if err != nil {
 		return reader{}, errors.Join(err, m.Close())
 	}
-	// The Reader uses the Map's descriptor, so this keeps the Map from being collected.
+	// The Reader uses the Map's descriptor. closeBoth keeps the Map reachable.
 	closeBoth := func() error { return errors.Join(r.Close(), m.Close()) }
 	if into {
 		return reader{func(t *tally) error {
@@ -199,8 +199,8 @@ func openCilium(into bool, ring int) (reader, error) {
 	}, closeBoth}, nil
 }
 
-// openChannel opens libbpfgo's InitRingBuf. It polls from the first read on, and
-// then reads ahead.
+// openChannel opens libbpfgo's InitRingBuf. It starts to poll at the first read, and from then
+// on reads ahead.
 func openChannel(ring int) (reader, error) {
 	module, err := bpfobj.Load(object, func(module *bpf.Module) error {
 		return reuseRing(module, ring)
@@ -224,12 +224,12 @@ func openChannel(ring int) (reader, error) {
 		}
 		return errors.New("libbpfgo closed the channel")
 	}, func() error {
-		module.Close() // and the buffer
+		module.Close() // also frees the buffer
 		return nil
 	}}, nil
 }
 
-// reuseRing makes the module one of the given ring, and of nothing else.
+// reuseRing makes the module use the given ring, and load nothing else.
 func reuseRing(module *bpf.Module, ring int) error {
 	events, err := module.GetMap("events")
 	if err != nil {

@@ -17,7 +17,7 @@ type section struct {
 	columns     []column
 }
 
-// A column has the medians of some values of a configuration.
+// A column shows the medians of some values of a configuration.
 type column struct {
 	head string
 	config
@@ -42,7 +42,7 @@ func (c column) cell(r *results, reader string) string {
 	return strings.Join(cells, " / ")
 }
 
-// micros are values of nanoseconds, as microseconds.
+// micros are values in nanoseconds, written in microseconds.
 func micros(names ...string) []value {
 	var all []value
 	for _, name := range names {
@@ -56,7 +56,7 @@ var (
 	streamValues = []value{{"rate", "%.2f", 1e-6}, {"refused", "%.2g %%", 100}, {"cpu_ns", "%.3g", 1}}
 )
 
-// sections returns all but the table of bars.
+// sections returns all sections, without the table of bars.
 func sections() []section {
 	var all []section
 	for _, ring := range rings {
@@ -179,7 +179,7 @@ func sections() []section {
 	return append(all, sharded, drain, cached, latency, idle)
 }
 
-// writeLegend says what was measured, where, and how to read the bars.
+// writeLegend writes what was measured, on which machine, and how to read the bars.
 func writeLegend(w io.Writer, e environment) error {
 	_, err := fmt.Fprintf(w, `Linux %s, %d × %s, %s;
 cilium/ebpf %s, libbpfgo %s, libbpf %s.

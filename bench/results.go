@@ -1,4 +1,4 @@
-// Results: what every round measured, and medians and ratios of it.
+// Results: the measurements of every round, with medians and ratios.
 
 package main
 
@@ -22,7 +22,7 @@ import (
 // values are the numbers of one round, by name.
 type values map[string]float64
 
-// MarshalJSON writes four digits of each, for no measurement here has more.
+// MarshalJSON writes four digits of each value, because no measurement here has more.
 func (v values) MarshalJSON() ([]byte, error) {
 	short := map[string]json.Number{}
 	for name, x := range v {
@@ -31,15 +31,15 @@ func (v values) MarshalJSON() ([]byte, error) {
 	return json.Marshal(short)
 }
 
-// A series has, for one reader in one configuration, the values of each round,
-// none where the round failed.
+// A series has the values of each round, for one reader in one configuration. A round that
+// failed has none.
 type series struct {
 	config
 	Reader string   `json:"reader"`
 	Rounds []values `json:"rounds"`
 }
 
-// results are all series, in the order in which they were begun.
+// results are all series, in the order in which they were started.
 type results struct {
 	Environment environment
 	Series      []*series
@@ -55,7 +55,7 @@ func (r *results) add(c config, reader string, v values) {
 	s.Rounds = append(s.Rounds, v)
 }
 
-// writeMedians writes the medians of all values, a line for each reader.
+// writeMedians writes the medians of all values, one line for each reader.
 func (r *results) writeMedians(w io.Writer) error {
 	for _, s := range r.Series {
 		fmt.Fprintf(w, "%v, %s:", s.config, s.Reader)
@@ -78,7 +78,7 @@ func (r *results) find(c config, reader string) *series {
 	return nil
 }
 
-// get returns the value of each round, NaN where it is missing.
+// get returns the value of each round, or NaN where it is missing.
 func (r *results) get(c config, reader, name string) []float64 {
 	s := r.find(c, reader)
 	if s == nil {
@@ -100,7 +100,7 @@ func (r *results) median(c config, reader, name string) float64 {
 	return median(r.get(c, reader, name))
 }
 
-// median ignores NaN and returns it if there is nothing else.
+// median ignores NaN. If there is nothing else, it returns NaN.
 func median(all []float64) float64 {
 	sorted := slices.DeleteFunc(slices.Clone(all), math.IsNaN)
 	if len(sorted) == 0 {
@@ -110,8 +110,8 @@ func median(all []float64) float64 {
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
-// pairwise returns the median of f of the pairs of the same round, which had the
-// same disturbances.
+// pairwise returns the median of f over pairs of values of the same round, which had the same
+// disturbances.
 func pairwise(a, b []float64, f func(a, b float64) float64) float64 {
 	var all []float64
 	for i := range min(len(a), len(b)) {
@@ -120,7 +120,7 @@ func pairwise(a, b []float64, f func(a, b float64) float64) float64 {
 	return median(all)
 }
 
-// ratio is pairwise a/b, and 1 where both are 0.
+// ratio is the pairwise a/b, or 1 where both are 0.
 func ratio(a, b []float64) float64 {
 	return pairwise(a, b, func(a, b float64) float64 {
 		if a == b {
@@ -130,7 +130,7 @@ func ratio(a, b []float64) float64 {
 	})
 }
 
-// write writes JSON with a line for each series, which makes small diffs.
+// write writes JSON with one line for each series, which keeps diffs small.
 func (r *results) write(w io.Writer) error {
 	var b bytes.Buffer
 	line := func(before string, v any, after string) error {
@@ -159,7 +159,7 @@ func (r *results) write(w io.Writer) error {
 	return err
 }
 
-// An environment is what the results depend on.
+// An environment describes the machine that the results depend on.
 type environment struct {
 	Kernel    string `json:"kernel"`
 	CPU       string `json:"cpu"`
@@ -198,8 +198,8 @@ func thisEnvironment() (environment, error) {
 	return e, nil
 }
 
-// cpuName returns the name of the last processor in /proc/cpuinfo, with its family and model,
-// since one name may be that of several kinds, or else what is given.
+// cpuName returns the name of the last processor in /proc/cpuinfo. It adds family and model,
+// because processors of several kinds may have the same name. Without them it returns name.
 func cpuName(cpuinfo, name string) string {
 	of := map[string]string{}
 	for line := range strings.Lines(cpuinfo) {

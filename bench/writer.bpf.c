@@ -1,6 +1,7 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-/* Drains a user ring buffer, and checks that no message is missing. Loads on kernel 6.1 and newer.
+/* Drains a user ring buffer, and checks that no message is missing. Loads on kernel 6.1
+ * and newer.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -10,11 +11,11 @@ struct {
 	__uint(max_entries, 1 << 20);
 } commands SEC(".maps");
 
-/* Known to writer.go. */
+/* writer.go has the same layout. */
 struct tally {
 	__u64 messages;
-	__u64 next; /* number that is expected */
-	__u64 gaps; /* messages that are missing, by their numbers */
+	__u64 next; /* number of the next message */
+	__u64 gaps; /* messages that are missing, judged by their numbers */
 };
 
 struct {

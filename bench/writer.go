@@ -1,4 +1,4 @@
-// The other direction: who writes into a user ring buffer, and how fast.
+// The other direction: how fast writers fill a user ring buffer.
 
 package main
 
@@ -56,10 +56,10 @@ var writerObject []byte
 
 const writerRing = 1 << 20
 
-// writerTally is struct tally of writer.bpf.c.
+// writerTally has the layout of struct tally in writer.bpf.c.
 type writerTally struct{ messages, next, gaps uint64 }
 
-// A target is a user ring buffer with a program that drains it.
+// A target is a user ring buffer and a program that drains it.
 type target struct {
 	module   *bpf.Module
 	ring     *bpf.BPFMap
@@ -91,7 +91,7 @@ func newTarget() (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	// SAFETY: they are mapped until the process ends.
+	// SAFETY: the mapping lasts until the process ends.
 	t.tally = (*writerTally)(unsafe.Pointer(&mem[0]))
 	if mem, err = syscall.Mmap(t.ring.FileDescriptor(), int64(os.Getpagesize()), os.Getpagesize(),
 		syscall.PROT_READ, syscall.MAP_SHARED); err != nil {
@@ -101,7 +101,7 @@ func newTarget() (*target, error) {
 	return t, nil
 }
 
-// drain drains once.
+// drain runs the program once.
 func (t *target) drain() (int, error) {
 	n, err := testrun.Run(t.program)
 	if err == nil && int32(n) < 0 {
@@ -110,8 +110,8 @@ func (t *target) drain() (int, error) {
 	return int(n), err
 }
 
-// A sender writes count messages of a size, numbered from seq on, and returns when they are in the
-// ring or refused.
+// A sender writes count messages of one size, numbered from seq on. It returns when each is in
+// the ring or refused.
 type sender struct {
 	send  func(size int, seq, count uint64) error
 	close func()
@@ -178,8 +178,8 @@ func newSender(name string, t *target) (*sender, error) {
 	}, func() { C.user_ring_buffer__free(ring) }}, nil
 }
 
-// newChannelSender is libbpfgo's, whose goroutine takes messages from a channel. It blocks for ever
-// when two errors are there that nobody takes.
+// newChannelSender uses libbpfgo, whose goroutine takes messages from a channel. libbpfgo
+// blocks forever when there are two errors that nobody takes.
 func newChannelSender(t *target) (*sender, error) {
 	messages := make(chan []byte, 1024)
 	ring, err := t.module.InitUserRingBuf("commands", messages)
@@ -204,7 +204,7 @@ func newChannelSender(t *target) (*sender, error) {
 		start, refusedBefore := atomic.LoadUint64(t.produced), refused.Load()
 		record := uint64(size+8+7) &^ 7
 		for i := range count {
-			message := make([]byte, size) // it keeps them
+			message := make([]byte, size) // libbpfgo keeps the slice
 			binary.NativeEndian.PutUint64(message, seq+i)
 			messages <- message
 		}
@@ -212,17 +212,17 @@ func newChannelSender(t *target) (*sender, error) {
 			runtime.Gosched()
 		}
 		return nil
-	}, func() { // the module's Close stops it, which panics if that is done twice
+	}, func() { // the module's Close stops the ring; stopping it twice panics
 		stop.Store(true)
 		<-ended
 	}}, nil
 }
 
-// A writerResult is what one measurement of one sender found.
+// A writerResult is the result of one measurement of one sender.
 type writerResult struct {
-	fill    float64 // ns a message, into a ring that has room, median of whole rings
-	stream  float64 // messages a second, while another thread drains
-	dropped float64 // percent of these
+	fill    float64 // ns per message, into a ring that has room, median of whole rings
+	stream  float64 // messages per second, while another thread drains
+	dropped float64 // percent of these messages
 	latency float64 // ns from the call until the message is in the ring, median
 }
 
@@ -258,7 +258,7 @@ func measureWriter(name string, size int, d time.Duration) (r writerResult, err 
 			n += uint64(got)
 		}
 	}
-	// Of the mean a busy machine makes anything.
+	// Not the mean, which depends on the load of the machine.
 	slices.Sort(fills)
 	r.fill = float64(fills[len(fills)/2]) / float64(full)
 
