@@ -1,5 +1,5 @@
-// Package examples_test runs the examples, as their users would: copied out of this
-// repository, each into a module of its own.
+// Package examples_test runs the examples as users would: copied out of this repository, each
+// into a module of its own.
 package examples_test
 
 import (
@@ -28,10 +28,11 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// timeout is when an example gets SIGQUIT, upon which it says what it waits for.
+// timeout is when an example gets SIGQUIT. The stacks that it then prints show what it waits
+// for.
 const timeout = time.Minute
 
-var programs string // the directory that has them
+var programs string // the directory of the built examples
 
 func TestMain(m *testing.M) {
 	code, err := buildAndRun(m)
@@ -60,8 +61,8 @@ func buildAndRun(m *testing.M) (code int, err error) {
 	return m.Run(), nil
 }
 
-// buildCopy copies an example to dir, makes that a module with what this one requires, and
-// builds it, its BPF program with the command in README.md.
+// buildCopy copies an example to dir, makes it a module with the requirements of this one, and
+// builds it. It builds the BPF program with the command in README.md.
 func buildCopy(name, dir string) error {
 	checkout, err := filepath.Abs("..")
 	if err != nil {
@@ -106,7 +107,7 @@ replace github.com/libbpfgo/ringbuf => %s
 	return nil
 }
 
-// TestLoadObjectIsTheSameEverywhere is there because examples share no package.
+// TestLoadObjectIsTheSameEverywhere exists because the examples share no package.
 func TestLoadObjectIsTheSameEverywhere(t *testing.T) {
 	copies, err := filepath.Glob("*/object.go")
 	if err != nil {
@@ -131,7 +132,7 @@ func TestLoadObjectIsTheSameEverywhere(t *testing.T) {
 	}
 }
 
-// An example is a program that runs.
+// An example is an example program that runs.
 type example struct {
 	t      *testing.T
 	cmd    *exec.Cmd
@@ -169,8 +170,8 @@ func start(t *testing.T, first, name string, args ...string) *example {
 	return e
 }
 
-// want reads what the example prints until a line that matches the pattern, with single
-// spaces between its fields.
+// want reads the output of the example until a line that matches pattern. Fields in the line
+// are separated by single spaces.
 func (e *example) want(pattern string) {
 	e.t.Helper()
 	re := regexp.MustCompile("^" + pattern + "$")
@@ -185,8 +186,8 @@ func (e *example) want(pattern string) {
 	e.t.Fatalf("no line of %q matches %s: %v\n%s", got, re, e.cmd.Wait(), &e.stderr)
 }
 
-// wantEnd waits until the example has ended, which it must without printing anything more
-// but lines that match the pattern.
+// wantEnd waits until the example has ended. The rest of its output may only be lines that
+// match pattern.
 func (e *example) wantEnd(pattern string) {
 	e.t.Helper()
 	re := regexp.MustCompile("^" + pattern + "$")
@@ -201,7 +202,7 @@ func (e *example) wantEnd(pattern string) {
 	}
 }
 
-// interrupt does what Ctrl-C does: the signal is for all processes of the example.
+// interrupt does what Ctrl-C does: it sends the signal to all processes of the example.
 func (e *example) interrupt() {
 	e.t.Helper()
 	if err := syscall.Kill(-e.cmd.Process.Pid, syscall.SIGINT); err != nil {
@@ -209,7 +210,7 @@ func (e *example) interrupt() {
 	}
 }
 
-// pidPattern matches the number that the kernel itself has for a process.
+// pidPattern matches the number of a process in the initial PID namespace.
 func pidPattern(t *testing.T, pid int) string {
 	t.Helper()
 	namespace, err := os.Readlink("/proc/self/ns/pid")
@@ -222,7 +223,7 @@ func pidPattern(t *testing.T, pid int) string {
 	return strconv.Itoa(pid)
 }
 
-// execute executes a program, and returns it.
+// execute executes a program and returns it.
 func execute(t *testing.T) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("true")
@@ -310,8 +311,9 @@ func (s *cpuSet) call(t *testing.T, trap uintptr) {
 	}
 }
 
-// callOn makes system calls on one of our own CPUs until ctx is done. The thread must not
-// end with its goroutine: it may be the one that started the example, which would be killed.
+// callOn makes system calls on one of this process's CPUs until ctx is done. The thread must
+// not end with its goroutine: if it is the one that started the example, the example would be
+// killed.
 func callOn(ctx context.Context, t *testing.T, cpu int, own cpuSet) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -334,7 +336,7 @@ func TestSharded(t *testing.T) {
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		go callOn(ctx, t, cpu, own)
-		// At least 100,000, which nobody else makes.
+		// At least 100,000: nobody else makes that many.
 		e.want(fmt.Sprintf(`(\d+ ){5}%% (\d+ ){%d}\d{6,}( \d+)*`, cpu))
 		stop()
 	}
@@ -413,10 +415,10 @@ func TestCommand(t *testing.T) {
 	}
 	e.want(pidPattern(t, execute(t).Process.Pid) + " true")
 	e.interrupt()
-	e.wantEnd(`\d+ .+`) // what others execute meanwhile
+	e.wantEnd(`\d+ .+`) // programs that others execute meanwhile
 }
 
-// unprivileged is what privsep's reader says of itself.
+// unprivileged is what the reader of privsep prints about itself.
 const unprivileged = "Uid: 65534 65534 65534 65534, Gid: 65534 65534 65534 65534, Groups: , " +
 	"CapPrm: 0{16}, CapEff: 0{16}, NoNewPrivs: 1"
 
@@ -434,7 +436,7 @@ func TestPrivsep(t *testing.T) {
 	t.Run("reader ends when the loader is killed", testPrivsepKill)
 }
 
-// bpfIsDenied reports whether the kernel refuses bpf(2) without CAP_BPF altogether.
+// bpfIsDenied reports whether the kernel refuses all bpf(2) commands without CAP_BPF.
 func bpfIsDenied(t *testing.T) bool {
 	t.Helper()
 	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
@@ -448,7 +450,7 @@ func bpfIsDenied(t *testing.T) bool {
 func testPrivsepInterrupt(t *testing.T) {
 	e := start(t, unprivileged, "privsep")
 	e.want("PID COMM")
-	// The loader has the link, and neither the program nor the ring.
+	// The loader has the link, but neither the program nor the ring.
 	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", e.cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
@@ -464,7 +466,7 @@ func testPrivsepInterrupt(t *testing.T) {
 	}
 	e.want(pidPattern(t, execute(t).Process.Pid) + " true")
 	e.interrupt()
-	e.wantEnd(`\d+ .+`) // what others execute meanwhile
+	e.wantEnd(`\d+ .+`) // programs that others execute meanwhile
 }
 
 func testPrivsepKill(t *testing.T) {
@@ -473,7 +475,7 @@ func testPrivsepKill(t *testing.T) {
 	if err := e.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for e.stdout.Scan() { // until the reader, too, has closed it
+	for e.stdout.Scan() { // until the reader has closed it too
 	}
 	if err := e.cmd.Wait(); err == nil || err.Error() != "signal: killed" || e.stderr.Len() > 0 {
 		t.Errorf("ended with %v\n%s", err, &e.stderr)

@@ -1,8 +1,9 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Submits an event for each program that is executed and passes a filter. Commands, in a user
- * ring buffer, change the filter; an event says from where on it holds.
+ * Submits an event for each program that is executed and passes a filter. Commands in a
+ * user ring buffer change the filter. An event tells from where on the new filter
+ * applies.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -11,17 +12,17 @@
 
 enum kind { EXECUTED, FILTER_CHANGED };
 
-/* Known to main.go. */
+/* main.go has the same layout. */
 struct event {
 	__u32 kind;
-	__u32 id; /* of the process, or the command */
+	__u32 id; /* of the process or the command */
 	char comm[COMM_SIZE];
 };
 
-/* Known to main.go. */
+/* main.go has the same layout. */
 struct command {
 	__u32 id;
-	__u32 length; /* of prefix */
+	__u32 length; /* of the prefix */
 	char prefix[COMM_SIZE];
 };
 
@@ -35,7 +36,7 @@ struct {
 	__uint(max_entries, 1 << 14);
 } commands SEC(".maps");
 
-/* One is in use, the other one is written. */
+/* One is in use while the other one is written. */
 static struct command filters[2];
 static volatile __u32 current;
 
@@ -76,7 +77,7 @@ static long obey(struct bpf_dynptr *sample, void *ctx)
 	struct event *event;
 
 	if (bpf_dynptr_read(next, sizeof(*next), sample, 0, 0))
-		return 0; /* it is too short for a command */
+		return 0; /* too short for a command */
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	current++;
 	if (!event)
@@ -88,7 +89,7 @@ static long obey(struct bpf_dynptr *sample, void *ctx)
 	return 0;
 }
 
-/* Run by the Writer, which needs no notification, when it has written. */
+/* The Writer runs this program when it has written, so no notification is needed. */
 SEC("syscall")
 int drain(void *ctx)
 {

@@ -1,6 +1,7 @@
-// Command prints programs that are executed. Each line of its input is a command: from then on it
-// prints only those whose name begins with that line, and all after an empty one. The filter is in
-// the BPF program, which gets commands through a user ring buffer (Linux 6.1) while it runs.
+// Command prints programs that are executed. Each line of its input is a command: from then on,
+// Command prints only programs whose name begins with that line. After an empty line it prints
+// all. The filter is in the BPF program, which receives commands through a user ring buffer
+// (Linux 6.1) while it runs.
 package main
 
 import (
@@ -30,14 +31,14 @@ const (
 	commSize = 16
 )
 
-// event is struct event of command.bpf.c.
+// event has the layout of struct event in command.bpf.c.
 type event struct {
 	Kind uint32
-	ID   uint32 // of the process, or the command
+	ID   uint32 // of the process or the command
 	Comm [commSize]byte
 }
 
-// command is struct command there.
+// command has the layout of struct command in command.bpf.c.
 type command struct {
 	ID     uint32
 	Length uint32
@@ -119,11 +120,11 @@ func run(ctx context.Context) error {
 	return nil
 }
 
-// sendCommands makes a command of each line of the input.
+// sendCommands sends each line of the input as a command.
 func sendCommands(writer *ringbuf.Writer) error {
 	lines := bufio.NewScanner(os.Stdin)
 	for id := uint32(1); lines.Scan(); id++ {
-		// It is filled in the ring's own memory.
+		// The command is filled in directly in the ring's memory.
 		reservation, err := writer.Reserve(int(unsafe.Sizeof(command{})))
 		if err != nil {
 			return err
@@ -138,7 +139,7 @@ func sendCommands(writer *ringbuf.Writer) error {
 	return lines.Err()
 }
 
-// tryUserRingBuffers says whether this kernel has them.
+// tryUserRingBuffers returns an error if this kernel has no user ring buffers.
 func tryUserRingBuffers() error {
 	const userRingbuf = 31 // BPF_MAP_TYPE_USER_RINGBUF
 	m, err := bpf.CreateMap(userRingbuf, "try", 0, 0, os.Getpagesize(), nil)

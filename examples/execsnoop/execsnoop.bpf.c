@@ -6,7 +6,9 @@
 #include <bpf/bpf_helpers.h>
 #include "ringbuf.bpf.h"
 
-/* The parts that are needed of two kernel types, found through the kernel's BTF. */
+/*
+ * The fields that are needed of two kernel types. The kernel's BTF says where they are.
+ */
 struct task_struct {
 	int tgid;
 	struct task_struct *real_parent;
@@ -16,7 +18,7 @@ struct linux_binprm {
 	const char *filename;
 } __attribute__((preserve_access_index));
 
-/* Known to main.go. */
+/* main.go has the same layout. */
 struct event {
 	__u32 pid;
 	__u32 ppid;
@@ -30,10 +32,13 @@ struct {
 	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
-/* Has the compiler describe the type in the BTF, for who decodes events, such as ringbuf tail. */
+/*
+ * Makes the compiler put the type into the BTF, for programs that decode events, such as
+ * ringbuf tail.
+ */
 const struct event *const event_type __attribute__((unused));
 
-/* Counts the events for which there was no room. */
+/* Counts the events that did not fit in the ring. */
 RINGBUF_LOSS_COUNTER(losses);
 
 /* TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm) */

@@ -1,5 +1,5 @@
-// Execsnoop prints a line for each program that is executed on this machine, until
-// it is interrupted.
+// Execsnoop prints a line for each program that is executed on this machine, until it is
+// interrupted.
 package main
 
 import (
@@ -21,7 +21,7 @@ import (
 //go:embed execsnoop.bpf.o
 var object []byte
 
-// event is struct event of execsnoop.bpf.c.
+// event has the layout of struct event in execsnoop.bpf.c.
 type event struct {
 	PID      uint32
 	PPID     uint32
@@ -66,8 +66,8 @@ func run(demo bool) error {
 	}
 	defer reader.Close()
 
-	// On a signal, what is in the ring is still printed. On another, if there is too
-	// much of it, the program just ends.
+	// After a signal, print what is still in the ring. A second signal ends the program at
+	// once, in case there is too much.
 	interrupt := make(chan os.Signal, 1)
 	signal.Notify(interrupt, syscall.SIGINT, syscall.SIGTERM)
 	go func() {
@@ -88,7 +88,7 @@ func run(demo bool) error {
 	return nil
 }
 
-// print prints events until the reader is flushed or its deadline is over.
+// print prints events until the reader is flushed or its deadline passes.
 func print(reader *ringbuf.Reader) (seen int, err error) {
 	const row = "%-15s %8v %8v %6v  %-16s %s\n"
 	fmt.Printf(row, "TIME", "PID", "PPID", "UID", "COMM", "FILENAME")
@@ -111,8 +111,8 @@ func cString(b []byte) string {
 	return string(s)
 }
 
-// startPrograms executes programs that do nothing of note, for the demo: those of
-// them that there are. In an empty container that is the last, which is this one.
+// startPrograms executes harmless programs for the demo, if they exist. In an empty container
+// only the last one exists: this program itself.
 func startPrograms() {
 	for {
 		for _, args := range [][]string{{"true"}, {"uname", "-a"}, {"ls", "/"}, {"sh", "-c", "date; id"},

@@ -1,15 +1,15 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Writes each system call of one process into a ring in overwrite mode, which nobody reads:
- * new records take the place of the oldest.
+ * Writes each system call of one process into a ring in overwrite mode, which nobody
+ * reads: new records replace the oldest ones.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
 #define RB_OVERWRITE (1U << 19) /* BPF_F_RB_OVERWRITE of <linux/bpf.h> since Linux 6.19 */
 
-/* Known to main.go. */
+/* main.go has the same layout. */
 struct event {
 	__u64 time; /* in ns since boot */
 	__u32 thread;
@@ -36,7 +36,7 @@ int sys_enter(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event)
-		return 0; /* an older one is not submitted yet, and in the way */
+		return 0; /* an older record is not submitted yet, and is in the way */
 	event->time = bpf_ktime_get_ns();
 	event->thread = id;
 	event->syscall = ctx->args[1];

@@ -1,6 +1,6 @@
-// Flightrecorder records each system call of a process, for ever, in a ring in overwrite mode,
-// which keeps the newest. Upon SIGUSR1 it prints the last of them, and again upon Ctrl-C, with
-// which it ends. Until then it does nothing: nobody reads the ring.
+// Flightrecorder records the system calls of a process in a ring in overwrite mode, which keeps
+// the newest ones. On SIGUSR1 it prints the last of them. On Ctrl-C it prints them once more
+// and ends. Otherwise it does nothing: nobody reads the ring.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 //go:embed flightrecorder.bpf.o
 var object []byte
 
-// event is struct event of flightrecorder.bpf.c.
+// event has the layout of struct event in flightrecorder.bpf.c.
 type event struct {
 	Time    uint64 // in ns since boot
 	Thread  uint32
@@ -82,7 +82,7 @@ func run(pid uint32, n int) error {
 	}
 }
 
-// tryOverwriteMode says whether this kernel has it.
+// tryOverwriteMode returns an error if this kernel has no overwrite mode.
 func tryOverwriteMode() error {
 	const overwrite = 1 << 19 // BPF_F_RB_OVERWRITE
 	ring, err := bpf.CreateMap(bpf.MapTypeRingbuf, "try", 0, 0, os.Getpagesize(),
@@ -96,7 +96,7 @@ func tryOverwriteMode() error {
 	return syscall.Close(ring.FileDescriptor())
 }
 
-// print prints the last n events that are in the ring.
+// print prints the last n events in the ring.
 func print(watcher *ringbuf.Watcher, n int) error {
 	records, err := watcher.Snapshot()
 	if err != nil {

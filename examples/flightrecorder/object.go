@@ -9,11 +9,11 @@ import (
 	bpf "github.com/aquasecurity/libbpfgo"
 )
 
-// loadObject loads a BPF object, after prepare (or nil) has set it up. It does so from a file:
-// with an object in memory, libbpfgo up to v0.9 raises the memlock limit first, which takes
-// CAP_SYS_RESOURCE, and which Linux 5.11 and newer does not need.
+// loadObject loads a BPF object. It calls prepare, unless that is nil, before it loads. It
+// loads from a file: for an object in memory, libbpfgo up to v0.9 first raises the memlock
+// limit. Raising it takes CAP_SYS_RESOURCE, and is not necessary since Linux 5.11.
 func loadObject(object []byte, prepare func(*bpf.Module) error) (*bpf.Module, error) {
-	// By default libbpfgo prints all that libbpf has to say.
+	// By default libbpfgo prints all messages of libbpf.
 	bpf.SetLoggerCbs(bpf.Callbacks{Log: func(level int, message string) {
 		if level == bpf.LibbpfWarnLevel {
 			fmt.Fprint(os.Stderr, message)

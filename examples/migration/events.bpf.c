@@ -4,7 +4,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-/* Known to events.go. */
+/* events.go has the same layout. */
 struct event {
 	__u32 pid;
 	char comm[16];

@@ -1,5 +1,5 @@
-// Package migration is what three programs have in common that do the same with libbpfgo's
-// InitRingBuf, with cilium/ebpf and with this repository's ringbuf:
+// Package migration is the common part of three programs that do the same, with libbpfgo's
+// InitRingBuf, with cilium/ebpf and with this repository's ringbuf. To compare them:
 //
 //	diff initringbuf/main.go ringbuf/main.go
 //	diff cilium/main.go ringbuf/main.go
@@ -17,7 +17,7 @@ import (
 //go:embed events.bpf.o
 var Object []byte
 
-// Header is printed when events come.
+// Header is printed before the first event.
 const Header = "PID COMM"
 
 // Print prints the sample of an event.

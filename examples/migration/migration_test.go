@@ -17,7 +17,7 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-// TestAllPrintTheSameEvent has the three programs run at the same time.
+// TestAllPrintTheSameEvent runs the three programs at the same time.
 func TestAllPrintTheSameEvent(t *testing.T) {
 	bpftest.New(t, os.Getpagesize()) // skips where there is no BPF
 	dir := buildCopy(t)
@@ -42,8 +42,8 @@ func TestAllPrintTheSameEvent(t *testing.T) {
 	}
 }
 
-// buildCopy copies this module to where a user might have it, under another name, builds it
-// there, and returns the directory with the programs.
+// buildCopy copies this module to a directory as a user might have it, under another name. It
+// builds the programs there and returns their directory.
 func buildCopy(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -82,7 +82,8 @@ func buildCopy(t *testing.T) string {
 	return filepath.Join(dir, "bin")
 }
 
-// inNamespace reports whether the kernel itself has other numbers for processes.
+// inNamespace reports whether processes have other numbers here than in the initial PID
+// namespace.
 func inNamespace(t *testing.T) bool {
 	t.Helper()
 	namespace, err := os.Readlink("/proc/self/ns/pid")
@@ -92,7 +93,7 @@ func inNamespace(t *testing.T) bool {
 	return namespace != "pid:[4026531836]" // PROC_PID_INIT_INO in include/linux/proc_ns.h
 }
 
-// A program is one that runs.
+// A program is one of the three programs, running.
 type program struct {
 	t      *testing.T
 	cmd    *exec.Cmd
@@ -100,7 +101,7 @@ type program struct {
 	stderr bytes.Buffer
 }
 
-// start starts a program, and waits until events come.
+// start starts a program, and waits until it prints events.
 func start(ctx context.Context, t *testing.T, path string) *program {
 	t.Helper()
 	p := &program{t: t, cmd: exec.CommandContext(ctx, path)}
@@ -118,7 +119,7 @@ func start(ctx context.Context, t *testing.T, path string) *program {
 	return p
 }
 
-// next reads what the program prints, up to the line that is wanted.
+// next reads the output of the program up to a line that is wanted.
 func (p *program) next(wanted func(line string) bool) {
 	p.t.Helper()
 	for p.stdout.Scan() {
@@ -129,7 +130,7 @@ func (p *program) next(wanted func(line string) bool) {
 	p.t.Fatalf("%s ended: %v\n%s", p.cmd, p.cmd.Wait(), &p.stderr)
 }
 
-// interrupt ends the program, which must be without an error.
+// interrupt interrupts the program, which must end without an error.
 func (p *program) interrupt() {
 	p.t.Helper()
 	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {

@@ -1,10 +1,10 @@
 // Privsep prints a line for each program that is executed on this machine, from a process
-// that has no privileges. The loader, which has them, loads and attaches a BPF program,
-// hands the descriptor of its ring to the reader, and keeps nothing but the link: while it
-// lives, events come.
+// without privileges. The loader has privileges. It loads and attaches a BPF program, and sends
+// the descriptor of its ring to the reader. Then it keeps only the link: events come while the
+// link exists.
 //
-// The reader is this program again. As it gets the descriptor over a Unix socket, it might
-// as well be another program that was started by somebody else.
+// The reader is another process of this program. It receives the descriptor over a Unix socket,
+// so it could also be another program that somebody else started.
 package main
 
 import (
@@ -29,11 +29,11 @@ var object []byte
 
 const (
 	readerArgument = "reader"
-	socketFD       = 3     // of the reader
-	nobody         = 65534 // its user and group
+	socketFD       = 3     // in the reader
+	nobody         = 65534 // user and group of the reader
 )
 
-// event is struct event of privsep.bpf.c.
+// event has the layout of struct event in privsep.bpf.c.
 type event struct {
 	PID  uint32
 	Comm [16]byte
@@ -50,7 +50,7 @@ func main() {
 	}
 }
 
-// load is what the loader does.
+// load is the main function of the loader.
 func load() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -77,9 +77,9 @@ func load() error {
 		return fmt.Errorf("start reader: %w", err)
 	}
 	theirs.Close()
-	// No more events come, and the reader, which finds the socket closed, reads those that
-	// there are. If the loader is killed, the kernel closes both. A second signal does not
-	// wait for the reader.
+	// Closing the link ends the events. Closing the socket tells the reader to read the
+	// remaining events and end. If the loader is killed, the kernel closes both. A second
+	// signal does not wait for the reader.
 	context.AfterFunc(ctx, func() {
 		stop()
 		link.Close()
@@ -88,9 +88,9 @@ func load() error {
 	return cmd.Wait()
 }
 
-// attachAndSend attaches the BPF program, sends the descriptor of its ring, and returns that
-// of the link. Without the module's descriptors, the kernel keeps the program for the link
-// and the ring for the program.
+// attachAndSend attaches the BPF program, sends the descriptor of its ring, and returns the
+// descriptor of the link. It closes the module's descriptors. The kernel keeps the program for
+// the link, and the ring for the program.
 func attachAndSend(conn *net.UnixConn) (link *os.File, err error) {
 	module, err := loadObject(object, nil)
 	if err != nil {
@@ -113,7 +113,7 @@ func attachAndSend(conn *net.UnixConn) (link *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Not dup(2), which makes descriptors that the reader would inherit.
+	// Not dup(2): the reader would inherit the descriptor.
 	fd, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(attached.FileDescriptor()),
 		syscall.F_DUPFD_CLOEXEC, 0)
 	if errno != 0 {
@@ -122,9 +122,9 @@ func attachAndSend(conn *net.UnixConn) (link *os.File, err error) {
 	return os.NewFile(fd, "link"), nil
 }
 
-// startUnprivileged starts a process of a user that has no capabilities, and none of
-// root's groups. From its thread the process inherits no_new_privs: setuid programs and
-// capabilities of files give it none either. The thread ends with the goroutine.
+// startUnprivileged starts a process of a user without capabilities, and without root's groups.
+// The process inherits no_new_privs from its thread, so setuid programs and file capabilities
+// give it none either. The thread ends with the goroutine.
 func startUnprivileged(cmd *exec.Cmd) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	started := make(chan error)
@@ -141,7 +141,7 @@ func startUnprivileged(cmd *exec.Cmd) error {
 	return <-started
 }
 
-// read is what the reader does.
+// read is the main function of the reader.
 func read() error {
 	conn, err := unixConn(socketFD)
 	if err != nil {
@@ -162,7 +162,7 @@ func read() error {
 	}
 	defer reader.Close()
 
-	// Ctrl-C is for the loader, which closes the socket when there is nothing more to come.
+	// Ctrl-C is for the loader, which closes the socket when no more events come.
 	signal.Ignore(syscall.SIGINT)
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, syscall.SIGTERM)
@@ -177,7 +177,7 @@ func read() error {
 	return print(reader)
 }
 
-// print prints who it is, and events until the reader is flushed.
+// print prints the reader's privileges, and then events until the reader is flushed.
 func print(reader *ringbuf.Reader) error {
 	privileges, err := privileges()
 	if err != nil {
@@ -204,7 +204,7 @@ func print(reader *ringbuf.Reader) error {
 	}
 }
 
-// privileges returns what the kernel says that this process may do.
+// privileges returns the privileges of this process, as the kernel shows them.
 func privileges() (string, error) {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -220,7 +220,7 @@ func privileges() (string, error) {
 	return strings.Join(lines, ", "), nil
 }
 
-// receiveFD returns the descriptor that the loader sent.
+// receiveFD receives the descriptor from the loader.
 func receiveFD(conn *net.UnixConn) (int, error) {
 	rights := make([]byte, syscall.CmsgSpace(4))
 	_, n, _, _, err := conn.ReadMsgUnix(make([]byte, 1), rights)
@@ -238,7 +238,7 @@ func receiveFD(conn *net.UnixConn) (int, error) {
 	return fds[0], nil
 }
 
-// unixConn returns the connection of a socket's descriptor, which it closes.
+// unixConn returns the connection of a socket's descriptor, and closes the descriptor.
 func unixConn(fd int) (*net.UnixConn, error) {
 	file := os.NewFile(uintptr(fd), "socket")
 	defer file.Close()

@@ -1,7 +1,7 @@
 // Sharded prints a line each second with the number of system calls on each CPU, its own
-// among them, until it is interrupted. Each CPU has a ring of its own, so that none waits
-// for another to write, and one Reader reads them all. What it costs is memory, and the
-// order of events on different CPUs.
+// included, until it is interrupted. Each CPU has a ring of its own, so no CPU waits for
+// another one to write. One Reader reads all rings. The price is more memory, and events on
+// different CPUs are not in order.
 package main
 
 import (
@@ -37,8 +37,8 @@ func main() {
 }
 
 func run(n int) error {
-	// Those that are possible, not those that are there: CPUs can be added. (Where their
-	// numbers have gaps, this would have to be the highest number and one.)
+	// Possible CPUs, not present ones, because CPUs can be added. (If their numbers had gaps,
+	// this would have to be the highest number plus one.)
 	cpus, err := bpf.NumPossibleCPUs()
 	if err != nil {
 		return err
@@ -64,7 +64,7 @@ func run(n int) error {
 	}
 	reader, err := ringbuf.NewMultiReader(rings, ringbuf.WithLossCounter(losses))
 	for _, ring := range rings {
-		syscall.Close(ring.FileDescriptor()) // the array has it, and the Reader
+		syscall.Close(ring.FileDescriptor()) // the array and the Reader keep the ring
 	}
 	if err != nil {
 		return err
@@ -92,7 +92,7 @@ func run(n int) error {
 	return <-counted
 }
 
-// createRings creates a ring for each CPU, and puts it where the BPF program finds it.
+// createRings creates a ring for each CPU, and puts it into the array for the BPF program.
 func createRings(module *bpf.Module, cpus int) (maps []ringbuf.Map, err error) {
 	rings, err := module.GetMap("rings")
 	if err != nil {
@@ -127,8 +127,8 @@ func count(ctx context.Context, reader *ringbuf.Reader, counts []atomic.Uint64) 
 	return nil
 }
 
-// print prints n lines, or if that is 0, lines until ctx is done: what happened in the last
-// second, and how full a ring was in the last minute.
+// print prints n lines, or if n is 0, lines until ctx is done. A line shows what happened in
+// the last second, and how full a ring was in the last minute.
 func print(ctx context.Context, n int, reader *ringbuf.Reader, counts []atomic.Uint64) {
 	fmt.Printf("%8s %8s %8s %8s %8s", "LOST", "DRAINS", "WAKEUPS", "TICKS", "FULLEST")
 	for cpu := range counts {

@@ -1,17 +1,20 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-/* Submits one event for each system call, into the ring of the CPU that it is made on. */
+/* Submits one event for each system call, into the ring of the CPU that runs it. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include "ringbuf.bpf.h"
 
-/* What the kernel needs to know of all rings. Since 5.10 their size may be another. */
+/*
+ * What the kernel must know about all rings. Since 5.10 their sizes may differ from this
+ * one.
+ */
 struct ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 12);
 };
 
-/* main.go makes it as large as there are CPUs, and creates the rings. */
+/* main.go sets the size to the number of CPUs, and creates the rings. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
@@ -19,13 +22,13 @@ struct {
 	__array(values, struct ring);
 } rings SEC(".maps");
 
-/* main.go does no more than count them. */
+/* main.go only counts the events. */
 struct event {
 	__u32 pid;
 	__u32 syscall;
 };
 
-/* One for all rings, since no CPU uses more than one of them. */
+/* One for all rings, because each CPU uses only one of them. */
 RINGBUF_LOSS_COUNTER(losses);
 
 /* TP_PROTO(struct pt_regs *regs, long id) */

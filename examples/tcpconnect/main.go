@@ -1,5 +1,5 @@
-// Tcpconnect prints a line for each TCP connection that a process of this machine
-// begins, over IPv4 or IPv6, until it is interrupted.
+// Tcpconnect prints a line for each TCP connection that a process on this machine begins, over
+// IPv4 or IPv6, until it is interrupted.
 package main
 
 import (
@@ -22,11 +22,11 @@ import (
 //go:embed tcpconnect.bpf.o
 var object []byte
 
-// event is struct event of tcpconnect.bpf.c.
+// event has the layout of struct event in tcpconnect.bpf.c.
 type event struct {
 	PID    uint32
 	Family uint16
-	Port   [2]byte // as in the packet
+	Port   [2]byte // in network byte order
 	Addr   [16]byte
 	Comm   [16]byte
 }
@@ -77,7 +77,7 @@ func run(n int) error {
 	return nil
 }
 
-// print prints n events, or if that is 0, events until ctx is done.
+// print prints n events, or if n is 0, events until ctx is done.
 func print(ctx context.Context, reader *ringbuf.Reader, n int) (seen int, err error) {
 	const row = "%-15s %8v  %-16s %-6s %v\n"
 	fmt.Printf(row, "TIME", "PID", "COMM", "FAMILY", "DESTINATION")

@@ -1,6 +1,6 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-/* Submits one event for each outgoing TCP connection, when it is begun. */
+/* Submits one event at the start of each outgoing TCP connection. */
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <linux/in6.h>
@@ -10,7 +10,9 @@
 
 #define AF_INET 2 /* include/linux/socket.h of the kernel */
 
-/* The parts that are needed of two kernel types, found through the kernel's BTF. */
+/*
+ * The fields that are needed of two kernel types. The kernel's BTF says where they are.
+ */
 struct sock_common {
 	__be32 skc_daddr;
 	__be16 skc_dport;
@@ -23,12 +25,12 @@ struct sock {
 	__u16 sk_protocol;
 } __attribute__((preserve_access_index));
 
-/* Known to main.go. */
+/* main.go has the same layout. */
 struct event {
 	__u32 pid;
 	__u16 family;
 	__be16 port;
-	__u8 addr[16]; /* of IPv4, the first four bytes */
+	__u8 addr[16]; /* IPv4: the first four bytes */
 	char comm[16];
 };
 
@@ -40,8 +42,8 @@ struct {
 RINGBUF_LOSS_COUNTER(losses);
 
 /*
- * TP_PROTO(const struct sock *sk, const int oldstate, const int newstate). The socket has
- * its destination before it gets into this state, in the process that calls connect.
+ * TP_PROTO(const struct sock *sk, const int oldstate, const int newstate). The socket
+ * gets its destination before it enters this state, in the process that calls connect.
  */
 SEC("raw_tp/inet_sock_set_state")
 int inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
@@ -60,7 +62,7 @@ int inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 	event->pid = bpf_get_current_pid_tgid() >> 32;
 	event->family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	event->port = BPF_CORE_READ(sk, __sk_common.skc_dport);
-	__builtin_memset(event->addr, 0, sizeof(event->addr)); /* no old bytes of the ring */
+	__builtin_memset(event->addr, 0, sizeof(event->addr)); /* clear old bytes of the ring */
 	if (event->family == AF_INET)
 		bpf_core_read(event->addr, sizeof(__be32), &sk->__sk_common.skc_daddr);
 	else

@@ -1,4 +1,4 @@
-// Cilium prints programs that are executed, with cilium/ebpf's ringbuf.Reader.
+// Cilium prints programs that are executed. It uses cilium/ebpf's ringbuf.Reader.
 package main
 
 import (

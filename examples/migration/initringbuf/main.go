@@ -1,4 +1,4 @@
-// Initringbuf prints programs that are executed, with libbpfgo's InitRingBuf.
+// Initringbuf prints programs that are executed. It uses libbpfgo's InitRingBuf.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// Ringbuf prints programs that are executed, with this repository's ringbuf.Reader.
+// Ringbuf prints programs that are executed. It uses this repository's ringbuf.Reader.
 package main
 
 import (
