@@ -1,7 +1,7 @@
-// Selftest runs the end-to-end programs of the directory selftests beside it, or
-// those that are named as arguments, and reports on each as go test does. Like
-// the Linux kernel's own selftests, a program says by its exit status whether it
-// passed (0), was skipped (4) or failed (any other).
+// Selftest runs the end-to-end programs of the directory selftests beside it, or those that are
+// named as arguments. It reports on each as go test does. As with the Linux kernel's own
+// selftests, the exit status of a program says whether it passed (0), was skipped (4) or failed
+// (any other).
 package main
 
 import (
@@ -72,7 +72,7 @@ func run(names []string) (failed int, err error) {
 	return failed, nil
 }
 
-// runOne runs a program, with all of its children, and returns its verdict.
+// runOne runs a program in a process group of its own, and returns its verdict.
 func runOne(ctx context.Context, path string) (verdict string) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -81,7 +81,7 @@ func runOne(ctx context.Context, path string) (verdict string) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error {
 		fmt.Println(ctx.Err())
-		// With SIGQUIT, a Go program says what it waits for.
+		// On SIGQUIT, a Go program prints its stacks, which show what it waits for.
 		return syscall.Kill(-cmd.Process.Pid, syscall.SIGQUIT)
 	}
 	cmd.WaitDelay = 5 * time.Second

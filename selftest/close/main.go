@@ -1,5 +1,5 @@
-// Close interrupts reading under load, in each way there is, and checks that nothing is
-// lost by it but what Close may lose, and that nothing is left behind.
+// Close interrupts reading under load in every way. It checks that only Close loses events, no
+// more than it may, and that no resource leaks.
 package main
 
 import (
@@ -18,7 +18,7 @@ const (
 	rounds     = 300
 	goroutines = 3
 
-	// What Close may lose: a batch of 16 KiB of the ring and one event, see Reader.Close. In
+	// What Close may lose: a batch of 16 KiB of the ring and one event. See Reader.Close. In
 	// the ring, an event has a header of 8 bytes.
 	maxLost = 16<<10/(workload.EventSize+8) + 1
 )
@@ -68,7 +68,7 @@ func run() error {
 			before)
 	}
 
-	// What nobody has drained is still there.
+	// Records that nobody has drained must still be in the ring.
 	if err := w.Stop(); err != nil {
 		return err
 	}
@@ -103,8 +103,8 @@ func run() error {
 	return nil
 }
 
-// interrupt reads with deadlines and flushes, which lose nothing. It returns the
-// number of flushes that did not return all that was submitted before.
+// interrupt reads with deadlines and flushes, which lose nothing. It returns the number of
+// flushes that did not return everything that was submitted before.
 func interrupt(w *workload.Workload, seen *workload.Sequences) (incomplete int, err error) {
 	reader, err := ringbuf.NewReader(w.Events)
 	if err != nil {
@@ -135,13 +135,13 @@ func interrupt(w *workload.Workload, seen *workload.Sequences) (incomplete int, 
 			}
 		}
 	}
-	// Events wait in the ring behind one that is reserved and not yet submitted: for
-	// long only if its thread is preempted just then.
+	// Events wait in the ring behind one that is reserved and not yet submitted. That takes
+	// long only if its thread is preempted at that moment.
 	if incomplete > rounds/10 {
 		return 0, fmt.Errorf("%d of %d flushes did not return all that was submitted before", incomplete,
 			rounds)
 	}
-	// So that the next Reader finds all that this one did not return.
+	// Flush, so that the next Reader finds everything that this one did not return.
 	if err := reader.Flush(); err != nil {
 		return 0, err
 	}
@@ -186,14 +186,13 @@ func closeUnderLoad(w *workload.Workload, all *collection, round int) error {
 	return errors.Join(err, all.endReader())
 }
 
-// A collection has the events that several goroutines read from one Reader after
-// another.
+// A collection has the events that several goroutines read from successive Readers.
 type collection struct {
 	next workload.Sequences
-	lost int // events before those of a Reader
+	lost int // events that were lost before the first one of a Reader
 
 	mu   sync.Mutex
-	read [workload.MaxCPUs][]uint64 // numbers of the events of this Reader
+	read [workload.MaxCPUs][]uint64 // numbers of the events of the current Reader
 }
 
 func (c *collection) add(sample []byte) error {
@@ -207,7 +206,7 @@ func (c *collection) add(sample []byte) error {
 	return nil
 }
 
-// endReader checks what one Reader returned: it lost none in between.
+// endReader checks that a Reader lost nothing between the events that it returned.
 func (c *collection) endReader() error {
 	for cpu, seqs := range c.read {
 		if len(seqs) == 0 {

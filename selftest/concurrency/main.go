@@ -1,6 +1,6 @@
-// Concurrency reads what threads on all CPUs submit at the same time, with several
-// goroutines that share a Reader, and checks that each event came to exactly one of
-// them, and in the order of its CPU.
+// Concurrency reads, with several goroutines that share a Reader, what threads on all CPUs
+// submit at the same time. It checks that each event came to exactly one goroutine, and in the
+// order of its CPU.
 package main
 
 import (
@@ -65,7 +65,7 @@ func run() error {
 		}
 	}
 
-	// Sorted, they must be 0, 1, 2 and so on.
+	// Sorted, the numbers must be 0, 1, 2 and so on.
 	var seen workload.Sequences
 	for cpu := range all {
 		slices.Sort(all[cpu])
@@ -87,7 +87,7 @@ func run() error {
 	return nil
 }
 
-// events has the numbers of events for each CPU.
+// events has the numbers of the events of each CPU.
 type events [workload.MaxCPUs][]uint64
 
 type result struct {

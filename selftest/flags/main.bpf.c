@@ -1,6 +1,6 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-/* Submits or discards one record as main.go asks for it. */
+/* Submits or discards one record, as main.go asks for. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
@@ -9,7 +9,7 @@ struct {
 	__uint(max_entries, 1 << 16);
 } events SEC(".maps");
 
-/* Context: the sample and the flags. Returns 0 if there was room. */
+/* Context: the sample and the flags. Returns 0 if the record fit in the ring. */
 SEC("raw_tp/submit")
 int submit(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -22,7 +22,7 @@ int submit(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* Context: ignored, and the flags. Returns 0 if there was room. */
+/* Context: an ignored number and the flags. Returns 0 if the record fit in the ring. */
 SEC("raw_tp/discard")
 int discard(struct bpf_raw_tracepoint_args *ctx)
 {

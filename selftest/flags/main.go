@@ -1,5 +1,5 @@
-// Flags checks what BPF_RB_NO_WAKEUP, BPF_RB_FORCE_WAKEUP and discarding mean for a
-// Reader: what wakes it, and what it returns.
+// Flags checks what BPF_RB_NO_WAKEUP, BPF_RB_FORCE_WAKEUP and discarding mean for a Reader:
+// what wakes it, and what it returns.
 package main
 
 import (
@@ -29,8 +29,8 @@ const (
 const (
 	settle = 300 * time.Millisecond // until a goroutine waits in Read
 	soon   = time.Second            // the deadline of a Read that nothing wakes
-	late   = time.Minute            // the deadline of one that is woken, for it looks for itself then
-	early  = late / 2               // so by then it has been woken
+	late   = time.Minute            // the deadline of a Read that is woken; without a wakeup it ends then
+	early  = late / 2               // before then, a Read must have been woken
 
 	recordSize = 16 // of a sample of 8 bytes
 )
@@ -93,7 +93,7 @@ func (t *tester) noWakeup() error {
 	time.Sleep(settle)
 	return errors.Join(
 		t.submit(1, noWakeup),
-		// At its deadline Read looks for itself, and some milliseconds before.
+		// Read looks for itself at its deadline, and some milliseconds before.
 		(<-read).check(1, 0, soon-10*time.Millisecond, early))
 }
 
@@ -180,7 +180,7 @@ type result struct {
 	took   time.Duration
 }
 
-// startRead calls Read in a goroutine, with a deadline that is so far away.
+// startRead calls Read in a goroutine, with a deadline that is this far away.
 func (t *tester) startRead(deadline time.Duration) <-chan result {
 	read := make(chan result, 1)
 	start := time.Now()
@@ -192,8 +192,7 @@ func (t *tester) startRead(deadline time.Duration) <-chan result {
 	return read
 }
 
-// check checks what Read returned, and that it took at least and less than the given
-// times.
+// check checks what Read returned, and that it took at least atLeast and less than lessThan.
 func (r result) check(sample uint64, remaining int, atLeast, lessThan time.Duration) error {
 	want := binary.NativeEndian.AppendUint64(nil, sample)
 	switch {

@@ -1,5 +1,5 @@
-// Flightrecorder has examples/flightrecorder record this process, twice asks what the last system
-// calls were, and checks that they are those that this process has made. It is skipped where the
+// Flightrecorder lets examples/flightrecorder record this process. It asks twice for the last
+// system calls, and checks that they are those that this process has made. It is skipped if the
 // kernel has no ring buffers in overwrite mode.
 package main
 
@@ -56,14 +56,15 @@ func run() error {
 	}
 	defer cmd.Process.Kill()
 	lines := bufio.NewReader(stdout)
-	if _, err := lines.ReadString('\n'); err != nil { // that it records
+	if _, err := lines.ReadString('\n'); err != nil { // the line that says that it records
 		cmd.Wait()
 		if strings.Contains(stderr.String(), "Linux 6.19") {
 			return fmt.Errorf("%w: needs Linux 6.19", errSkip)
 		}
 		return fmt.Errorf("it did not begin: %s", stderr.String())
 	}
-	// The second time more than the ring holds has been written: the newest are still there.
+	// The second time, more has been written than the ring holds: the newest calls must be
+	// there.
 	for _, calls := range []int{100, 100_000} {
 		for range calls {
 			syscall.Getppid()
@@ -92,8 +93,8 @@ func run() error {
 	return nil
 }
 
-// readCalls reads what it prints upon a signal, and returns how many system calls that are, and
-// how many of them are of getppid.
+// readCalls reads what the example prints on a signal. It returns the number of system calls,
+// and how many of them are getppid.
 func readCalls(lines *bufio.Reader) (all, ours int, err error) {
 	var inRing int
 	head, err := lines.ReadString('\n')
@@ -104,7 +105,7 @@ func readCalls(lines *bufio.Reader) (all, ours int, err error) {
 	if err != nil || all != inRing {
 		return 0, 0, fmt.Errorf("it printed %q", head)
 	}
-	if _, err := lines.ReadString('\n'); err != nil { // the heads of columns
+	if _, err := lines.ReadString('\n'); err != nil { // the column headings
 		return 0, 0, err
 	}
 	for range all {

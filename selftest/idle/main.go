@@ -1,5 +1,5 @@
-// Idle waits for samples of many rings, and checks that this costs neither threads nor
-// processor time, and that each Reader still gets what comes for it.
+// Idle waits for samples of many rings. It checks that waiting takes neither threads nor
+// processor time, and that each Reader still gets its samples.
 package main
 
 import (
@@ -27,8 +27,7 @@ const (
 	rings    = 100 // known to main.bpf.c
 	ringSize = 1 << 16
 
-	// Go's runtime keeps threads that it once needed, for itself or to start the
-	// goroutines.
+	// Go's runtime keeps threads that it once needed for itself, or to start the goroutines.
 	maxThreads = 5
 
 	window  = 2 * time.Second
@@ -94,14 +93,16 @@ func run() error {
 		}()
 	}
 
-	// The second time, each of them has read something.
+	// The second time, each Reader has read something.
 	for _, when := range []string{"before", "after"} {
-		// Or Go gives memory back meanwhile, in the background, with up to a hundredth of a processor.
+		// Otherwise Go gives memory back in the background, with up to a hundredth of a
+		// processor.
 		debug.FreeOSMemory()
 		time.Sleep(500 * time.Millisecond)
 		more, used, err := measure()
-		// An emulated processor takes long for code that it has not yet run. What a Reader did while it
-		// waits it would do each time.
+		// An emulated processor takes long for code that it runs for the first time. If a
+		// Reader used processor time while it waits, it would do so each time. So measure
+		// again.
 		for i := 0; i < 2 && err == nil && used > maxTime; i++ {
 			more, used, err = measure()
 		}
@@ -135,7 +136,8 @@ func run() error {
 	return nil
 }
 
-// measure waits, and returns the number of threads then and the processor time meanwhile.
+// measure waits. It returns the number of threads at the end, and the processor time used
+// meanwhile.
 func measure() (threadsAfter int, used time.Duration, err error) {
 	before, err := processorTime()
 	if err != nil {
@@ -156,7 +158,7 @@ func threads() (int, error) {
 	return len(tasks), err
 }
 
-// processorTime returns what this process has used up to now.
+// processorTime returns the processor time that this process has used.
 func processorTime() (time.Duration, error) {
 	var usage syscall.Rusage
 	err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage)

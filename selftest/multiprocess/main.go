@@ -1,6 +1,6 @@
-// Multiprocess lets two processes read a pinned ring by turns, while events keep
-// coming, and checks that at no hand-over an event is lost or comes twice. Each turn
-// ends with Flush, Read until ErrFlushed, and Close.
+// Multiprocess lets two processes take turns to read a pinned ring, while events keep coming.
+// It checks that no hand-over loses or repeats an event. Each turn ends with Flush, Read until
+// ErrFlushed, and Close.
 package main
 
 import (
@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	statusSkip = 4 // to selftest/main.go
+	statusSkip = 4 // for selftest/main.go
 	turns      = 400
 	events     = 500 // to read in a turn, before Flush
 
@@ -46,8 +46,8 @@ func main() {
 	}
 }
 
-// runInNamespace lets a process run the test that has mounts of its own, which end with
-// it, however it ends.
+// runInNamespace runs the test in a process that has mounts of its own. The mounts end with the
+// process, however it ends.
 func runInNamespace() error {
 	cmd := exec.Command("/proc/self/exe", argument)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -60,7 +60,7 @@ func runInNamespace() error {
 }
 
 func run() error {
-	// In a chroot, / is no mount, and invalid.
+	// In a chroot, / is not a mount point, and the call is invalid.
 	err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, "")
 	if err != nil && err != syscall.EINVAL {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -76,7 +76,7 @@ func run() error {
 	defer syscall.Unmount(dir, syscall.MNT_DETACH)
 	path := filepath.Join(dir, "events")
 
-	// libbpf pins the map there, or uses the one that is pinned.
+	// libbpf pins the map at path, or uses the map that is pinned there.
 	w, err := workload.New(pinAt(path))
 	if err != nil {
 		return err
@@ -115,7 +115,7 @@ func run() error {
 	return nil
 }
 
-// pinAt lets libbpf pin the ring.
+// pinAt makes libbpf pin the ring.
 func pinAt(path string) func(*bpf.Module) error {
 	return func(module *bpf.Module) error {
 		events, err := module.GetMap("events")
@@ -126,19 +126,19 @@ func pinAt(path string) func(*bpf.Module) error {
 	}
 }
 
-// A turn is what a process is asked to read: so many events, then what there is.
+// A turn says what a process is to read: this many events, and then the rest of the ring.
 type turn struct {
 	Events int
 	Next   workload.Sequences
 }
 
-// A report is what it answers.
+// A report is the answer to a turn.
 type report struct {
 	Next workload.Sequences
 	Err  string
 }
 
-// A process reads when it is its turn.
+// A process reads in its turns.
 type process struct {
 	turns   *gob.Encoder
 	reports *gob.Decoder
@@ -178,7 +178,7 @@ func (p process) read(t turn, next *workload.Sequences) error {
 	return nil
 }
 
-// readByTurns is what the processes do.
+// readByTurns is the main function of the processes.
 func readByTurns(path string) error {
 	module, events, err := workload.Load(0, pinAt(path))
 	if err != nil {
@@ -189,7 +189,7 @@ func readByTurns(path string) error {
 	for {
 		var t turn
 		if err := turns.Decode(&t); err != nil {
-			return nil // the end
+			return nil // no more turns
 		}
 		r := report{Next: t.Next}
 		if err := readTurn(events, t.Events, &r.Next); err != nil {
@@ -201,7 +201,7 @@ func readByTurns(path string) error {
 	}
 }
 
-// readTurn reads for one turn.
+// readTurn reads one turn.
 func readTurn(events *bpf.BPFMap, n int, next *workload.Sequences) error {
 	reader, err := ringbuf.NewReader(events)
 	if err != nil {

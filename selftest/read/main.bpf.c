@@ -24,7 +24,7 @@ struct linux_binprm {
 	const char *filename;
 } __attribute__((preserve_access_index));
 
-/* Known to main.go. */
+/* main.go has the same layout. */
 struct event {
 	__u32 pid;
 	__u32 ppid;
@@ -36,12 +36,15 @@ struct {
 	__uint(max_entries, 1 << 16);
 } events SEC(".maps");
 
-/* The process whose children count, and the file of the PID namespace of all of them. */
+/*
+ * The process whose children count, and the PID namespace of all of them, as device and
+ * inode.
+ */
 const volatile __u32 parent;
 const volatile __u64 namespace_dev;
 const volatile __u64 namespace_ino;
 
-/* The number of a process in its own PID namespace. */
+/* Returns the number of a process in its own PID namespace. */
 static __u32 getpid_of(struct task_struct *task)
 {
 	struct pid *pid = BPF_CORE_READ(task, group_leader, thread_pid);

@@ -1,6 +1,6 @@
-// Read executes itself a number of times and checks that a BPF program on a raw
-// tracepoint reported exactly these executions: their process numbers, in order,
-// their parent and their file name.
+// Read executes itself a number of times. It checks that a BPF program on a raw tracepoint
+// reported exactly these executions: their process numbers, in order, their parent and their
+// file name.
 package main
 
 import (
@@ -23,7 +23,7 @@ import (
 //go:embed main.bpf.o
 var object []byte
 
-// event is struct event of main.bpf.c.
+// event has the layout of struct event in main.bpf.c.
 type event struct {
 	PID      uint32
 	PPID     uint32
@@ -74,7 +74,8 @@ func run() error {
 	}
 	defer reader.Close()
 
-	// Read waits for the first half; the second half waits for Read.
+	// For the first half, Read waits for the event. For the second half, the event waits for
+	// Read.
 	reader.SetDeadline(time.Now().Add(10 * time.Second))
 	for i := range executions / 2 {
 		read := startRead(reader)
@@ -133,7 +134,7 @@ func startRead(reader *ringbuf.Reader) <-chan result {
 	return read
 }
 
-// check compares an event.
+// check compares an event with what was executed.
 func check(read result, pid uint32) error {
 	if read.err != nil {
 		return read.err

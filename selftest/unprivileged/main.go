@@ -1,5 +1,5 @@
-// Unprivileged hands the descriptor of a ring over a Unix socket to a process that has
-// no capabilities and can get none, and checks that it reads every event.
+// Unprivileged sends the descriptor of a ring over a Unix socket to a process that has no
+// capabilities and can get none. It checks that this process reads every event.
 package main
 
 import (
@@ -20,12 +20,12 @@ import (
 )
 
 const (
-	statusSkip = 4 // to selftest/main.go
+	statusSkip = 4 // for selftest/main.go
 	argument   = "read without capabilities"
 	duration   = time.Second
 )
 
-// errOldKernel is what Linux before 6.0 makes impossible.
+// errOldKernel is returned if the test is impossible because the kernel is older than 6.0.
 var errOldKernel = errors.New("before Linux 6.0, kernel.unprivileged_bpf_disabled must be 0")
 
 func main() {
@@ -97,7 +97,7 @@ func run() error {
 	return nil
 }
 
-// bpfIsDenied reports whether the kernel refuses bpf(2) without CAP_BPF altogether.
+// bpfIsDenied reports whether the kernel refuses all bpf(2) commands without CAP_BPF.
 func bpfIsDenied() bool {
 	major := 0
 	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
@@ -134,14 +134,15 @@ func startChild() (*exec.Cmd, *net.UnixConn, error) {
 	return cmd, conn, <-started
 }
 
-// startUnprivileged starts a process without capabilities from a thread that may not
-// be able to do much afterwards.
+// startUnprivileged starts a process without capabilities. Afterwards the calling thread may
+// have lost its privileges.
 func startUnprivileged(cmd *exec.Cmd) error {
 	if os.Geteuid() == 0 {
-		// Another user than root loses all capabilities at execve.
+		// A user other than root loses all capabilities at execve.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	} else {
-		// With no_new_privs, capabilities of the file that the process has already count.
+		// With no_new_privs, execve grants only file capabilities that the process has already.
+		// So drop all.
 		header := struct {
 			version uint32
 			pid     int32
@@ -154,7 +155,7 @@ func startUnprivileged(cmd *exec.Cmd) error {
 			return fmt.Errorf("capset: %w", errno)
 		}
 	}
-	// Inherited by the child: neither capabilities of the file nor setuid count.
+	// The child inherits this: neither file capabilities nor setuid count.
 	const prSetNoNewPrivs = 38
 	if _, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, prSetNoNewPrivs,
 		1, 0, 0, 0, 0); errno != 0 {
@@ -173,11 +174,11 @@ func unixConn(fd int) (*net.UnixConn, error) {
 	return conn.(*net.UnixConn), nil
 }
 
-// A report is what the child says when it has a Reader, and at the end.
+// A report is sent by the child when it has a Reader, and at the end.
 type report struct {
 	Seen   workload.Sequences
 	Err    string
-	Denied bool // it may not use the map
+	Denied bool // the child may not use the map
 }
 
 func readWithoutCapabilities() error {
@@ -206,7 +207,7 @@ func readWithoutCapabilities() error {
 	return toParent.Encode(r)
 }
 
-// openReader receives a descriptor and opens a Reader of it.
+// openReader receives a descriptor, and opens a Reader of its ring.
 func openReader(conn *net.UnixConn) (*ringbuf.Reader, error) {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {

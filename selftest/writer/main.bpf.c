@@ -16,11 +16,11 @@ struct {
 	__uint(max_entries, 1 << 20);
 } replies SEC(".maps");
 
-/* Known to main.go. */
+/* main.go has the same layout. */
 struct message {
 	__u64 seq;
 	__u32 size;    /* of the sample */
-	__u32 refused; /* replies for which there was no room, so far */
+	__u32 refused; /* replies that did not fit in the ring so far */
 	char rest[MAX_SAMPLE - 16];
 };
 
@@ -43,7 +43,7 @@ static long take(struct bpf_dynptr *sample, void *ctx)
 	return 0;
 }
 
-/* Nobody need be notified: the Writer has it run. */
+/* The Writer runs this program, so no notification is needed. */
 SEC("syscall")
 int drain(void *ctx)
 {

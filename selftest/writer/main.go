@@ -1,7 +1,7 @@
-// Writer sends messages to a BPF program, which sends each back: a million round trips through a
-// Writer and a Reader, first one at a time, then as many at once as there is room for, from
-// several goroutines. It checks each byte, the order, and that none is missing. It is skipped where
-// the kernel has no user ring buffers.
+// Writer sends messages to a BPF program, which sends each back: a million round trips through
+// a Writer and a Reader. The first half goes one at a time. The second half comes from several
+// goroutines, as many messages at once as fit. Writer checks each byte, the order, and that
+// none is missing. It is skipped if the kernel has no user ring buffers.
 package main
 
 import (
@@ -30,11 +30,12 @@ const (
 	trips   = 1_000_000
 	writers = 4
 
-	// A machine that is emulated does what it can in this time, and no less than this.
+	// An emulated machine makes as many trips as it can in this time, but no fewer than
+	// minTrips.
 	patience = time.Minute
 	minTrips = 20_000
 
-	// MAX_SAMPLE of main.bpf.c, and the part of a message that it looks at.
+	// MAX_SAMPLE of main.bpf.c, and the part of a message that the BPF program looks at.
 	maxSample = 256
 	header    = 16
 )
@@ -121,13 +122,13 @@ func run() error {
 	return nil
 }
 
-// fill fills buf with message seq, and returns the part that it has.
+// fill fills buf with message seq, and returns the part of buf that it used.
 func fill(buf []byte, writer int, seq uint64) []byte {
 	size := header + int(seq*7+uint64(writer))%(maxSample-header+1)
 	buf = buf[:size]
 	binary.NativeEndian.PutUint64(buf, uint64(writer)<<56|seq)
 	binary.NativeEndian.PutUint32(buf[8:], uint32(size))
-	binary.NativeEndian.PutUint32(buf[12:], 0) // replies that are refused
+	binary.NativeEndian.PutUint32(buf[12:], 0) // replies that were refused
 	for i := header; i < size; i++ {
 		buf[i] = byte(seq) ^ byte(i)
 	}
@@ -141,7 +142,7 @@ func check(got, want []byte) error {
 	return nil
 }
 
-// oneByOne sends half of the messages, each when the reply to the one before has come.
+// oneByOne sends half of the messages, each after the reply to the previous one.
 func oneByOne(writer *ringbuf.Writer, reader *ringbuf.Reader) (n int, err error) {
 	var record ringbuf.Record
 	buf := make([]byte, maxSample)
@@ -160,12 +161,12 @@ func oneByOne(writer *ringbuf.Writer, reader *ringbuf.Reader) (n int, err error)
 	return n, nil
 }
 
-// manyAtOnce sends the other half from several goroutines. Of the messages whose replies are not
-// read yet there are never more than the ring for replies has room for.
+// manyAtOnce sends the other half from several goroutines. It never has more unread replies on
+// the way than fit in the ring for replies.
 func manyAtOnce(writer *ringbuf.Writer, reader *ringbuf.Reader) (n int, err error) {
 	const (
 		each  = trips / 2 / writers
-		onWay = 1000 // of each, of up to 264 bytes
+		onWay = 1000 // for each goroutine, of up to 264 bytes
 	)
 	end := time.Now().Add(patience)
 	var wg sync.WaitGroup
@@ -189,11 +190,11 @@ func manyAtOnce(writer *ringbuf.Writer, reader *ringbuf.Reader) (n int, err erro
 	}
 	go func() {
 		wg.Wait()
-		// The last messages may be drained in a goroutine of the Writer.
+		// A goroutine of the Writer may drain the last messages.
 		for writer.Stats().Fill > 0 {
 			time.Sleep(time.Millisecond)
 		}
-		reader.Flush() // ends the loop below, when all replies are read
+		reader.Flush() // ends the loop below when all replies are read
 	}()
 	var received [writers]int
 	var record ringbuf.Record

@@ -3,11 +3,12 @@
 //	release check v0.1.0
 //	release tag v0.1.0
 //
-// It takes what is committed at HEAD. In the repository, a module requires its siblings as v0.0.0
-// and replaces them with their directories. Users cannot: a replace line means nothing in a module
-// that is required, and go install refuses it. So a release has a commit whose go.mod files require
-// the siblings as released. Only the tags of nested modules lead to that commit. The tag of the
-// root module is HEAD itself, where everything can be built and tested.
+// It uses what is committed at HEAD. In the repository, a module requires its siblings as
+// v0.0.0 and replaces them with their directories. That does not work for users: a replace line
+// has no effect in a module that is required, and go install refuses it. So a release has a
+// commit whose go.mod files require the siblings as released. Only the tags of nested modules
+// point to that commit. The tag of the root module is HEAD itself, where everything can be
+// built and tested.
 package main
 
 import (
@@ -29,13 +30,13 @@ import (
 	"golang.org/x/mod/zip"
 )
 
-// modules are the directories of the modules that are released. The others, such as bench, need
-// BPF programs that only make compiles.
+// modules are the directories of the modules that are released. Others, such as bench, need BPF
+// programs that are compiled only by make.
 var modules = []string{".", "capture", "metrics", "ship", "ship/kafka", "cmd/ringbuf"}
 
-// inCheckoutOnly are directories of packages that users do not get in working order from a module's
-// zip, because they embed BPF programs that are not committed. They are built in a checkout.
-// What is internal is built as far as other packages import it.
+// inCheckoutOnly are directories of packages that embed BPF programs, which are not committed.
+// In a module's zip these packages do not work. They are built in a checkout. Internal packages
+// are built as far as other packages import them.
 var inCheckoutOnly = []string{"examples", "selftest", "internal"}
 
 func main() {
@@ -62,7 +63,7 @@ func run(command, version string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if command == "check" { // whose commit nobody keeps
+	if command == "check" { // its commit is temporary
 		for _, who := range []string{"AUTHOR", "COMMITTER"} {
 			os.Setenv("GIT_"+who+"_NAME", "release check")
 			os.Setenv("GIT_"+who+"_EMAIL", "release-check@localhost")
@@ -78,14 +79,14 @@ func run(command, version string) (err error) {
 	return r.tag()
 }
 
-// A release is that of all modules with one version.
+// A release is the release of all modules with one version.
 type release struct {
 	top     string // of the repository
 	version string
 	dir     string // for temporary files
 	modules []string
 	root    string // path of the root module
-	commit  string // has the go.mod files that users get
+	commit  string // a commit with the go.mod files that users get
 	env     []string
 }
 
@@ -118,14 +119,14 @@ func newRelease(top, version, dir string) (*release, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What was downloaded is taken from there, but nothing is kept: another release of this
-	// version may differ.
+	// Modules that were downloaded before are taken from the cache. Nothing is kept, because
+	// another release of this version may differ.
 	r.env = []string{
 		"GOPROXY=file://" + r.proxy() + ",file://" + cache + "/cache/download," + proxies,
 		"GOMODCACHE=" + filepath.Join(dir, "modules"),
 		"GONOSUMDB=" + r.root,
 		"GOPRIVATE=", "GONOPROXY=",
-		"GOVCS=" + r.root + ":off", // where else a version could come from
+		"GOVCS=" + r.root + ":off", // keep go from fetching a version from elsewhere
 		"GOFLAGS=-modcacherw -trimpath",
 		"GOWORK=off",
 		"GOBIN=" + filepath.Join(dir, "bin"),
@@ -135,21 +136,21 @@ func newRelease(top, version, dir string) (*release, error) {
 
 func (r *release) proxy() string { return filepath.Join(r.dir, "proxy") }
 
-// path returns the path of the module in a directory of the repository.
+// path returns the module path of a directory of the repository.
 func (r *release) path(module string) string { return path.Join(r.root, module) }
 
-// show returns a file as it is committed.
+// show returns a file as committed at HEAD.
 func (r *release) show(name string) (string, error) {
 	return output(r.top, nil, "git", "show", "HEAD:"+name)
 }
 
-// released reports whether the path is that of a module of this release.
+// released reports whether modulePath is a module of this release.
 func (r *release) released(modulePath string) bool {
 	return slices.ContainsFunc(r.modules, func(m string) bool { return r.path(m) == modulePath })
 }
 
-// goMod returns the go.mod file that users get. Lines that replace siblings are dropped, and only
-// these: a checkout needs nothing else.
+// goMod returns the go.mod file that users get. It drops the lines that replace siblings. Other
+// replace lines are an error, because a checkout needs none.
 func (r *release) goMod(module string) ([]byte, error) {
 	name := path.Join(module, "go.mod")
 	text, err := r.show(name)
@@ -184,7 +185,7 @@ func (r *release) goMod(module string) ([]byte, error) {
 	return file.Format()
 }
 
-// makeCommit makes the commit, on no branch, in an index of its own.
+// makeCommit creates the commit, on no branch, with an index of its own.
 func (r *release) makeCommit() error {
 	env := []string{"GIT_INDEX_FILE=" + filepath.Join(r.dir, "index")}
 	if _, err := output(r.top, env, "git", "read-tree", "HEAD"); err != nil {
@@ -218,7 +219,7 @@ func (r *release) makeCommit() error {
 	return err
 }
 
-// publish writes the module's files as a module proxy has them.
+// publish writes the module's files in the layout of a module proxy.
 func (r *release) publish(dir string) error {
 	version := module.Version{Path: r.path(dir), Version: r.version}
 	escaped, err := module.EscapePath(version.Path)
@@ -266,7 +267,7 @@ func (r *release) publish(dir string) error {
 	return nil
 }
 
-// check builds every module as a user does who requires it alone.
+// check builds every module as a user does who requires only that module.
 func (r *release) check() error {
 	if err := r.makeCommit(); err != nil {
 		return err
@@ -290,8 +291,8 @@ func isInCheckoutOnly(pkg string) bool {
 	})
 }
 
-// use makes a module of a user with one program, which imports all packages of the module that can
-// be imported, and installs the programs of the module.
+// use creates a user's module with one program that imports all importable packages of the
+// module. It also installs the programs of the module.
 func (r *release) use(module string) error {
 	modulePath := r.path(module)
 	user := filepath.Join(r.dir, "users", module, "user")
@@ -302,7 +303,8 @@ func (r *release) use(module string) error {
 	if err := os.WriteFile(filepath.Join(user, "go.mod"), []byte(goMod), 0o644); err != nil {
 		return err
 	}
-	// With -e, for packages that are in checkouts only. What is wrong with others, go build says.
+	// With -e, because some packages are only in checkouts. Errors of the others are reported
+	// by go build.
 	env := append(slices.Clone(r.env), "GOFLAGS=-mod=mod -modcacherw -trimpath")
 	list, err := output(user, env, "go", "list", "-e", "-f", "{{.Name}} {{.ImportPath}}",
 		modulePath+"/...")
@@ -347,7 +349,7 @@ func (r *release) use(module string) error {
 	return nil
 }
 
-// tag makes the tags, and says how to publish them.
+// tag creates the tags, and prints how to publish them.
 func (r *release) tag() error {
 	if status, err := output(r.top, nil, "git", "status", "--porcelain"); err != nil {
 		return err
@@ -369,7 +371,7 @@ func (r *release) tag() error {
 	return nil
 }
 
-// output runs a command and returns what it prints, without the last newline.
+// output runs a command and returns its output, without the last newline.
 func output(dir string, env []string, name string, args ...string) (string, error) {
 	cmd := exec.Command(name, args...)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)

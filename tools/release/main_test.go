@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// repository is one with a library, a nested one and a nested program, all of which are in order.
-// It needs nothing from elsewhere.
+// repository has a library, a nested library and a nested program, all in order. It needs
+// nothing from elsewhere.
 var repository = map[string]string{
 	"CHANGELOG.md": "# Changelog\n\n## v0.1.0 - 2026-11-28\n",
 	".gitignore":   "*.o\n",
@@ -36,7 +36,7 @@ func git(t *testing.T, dir string, args ...string) string {
 	return out
 }
 
-// newTestRelease commits the repository, with changes, and returns its release.
+// newTestRelease commits the repository with changes, and returns its release.
 func newTestRelease(t *testing.T, changes map[string]string) (*release, error) {
 	t.Helper()
 	for _, who := range []string{"AUTHOR", "COMMITTER"} {
