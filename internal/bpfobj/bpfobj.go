@@ -12,8 +12,7 @@ import (
 	bpf "github.com/aquasecurity/libbpfgo"
 )
 
-// warnings is what libbpf warned of. It also describes its work at length, which
-// nobody needs to know.
+// warnings has the warnings of libbpf. libbpf's other messages are dropped.
 var warnings struct {
 	sync.Mutex
 	strings.Builder
@@ -29,12 +28,12 @@ func init() {
 	}})
 }
 
-// Load loads the BPF object in elf, after prepare (or nil) has set it up. The error
-// has libbpf's warnings, unless what is missing is a privilege.
+// Load loads the BPF object in elf. It calls prepare, unless that is nil, before it loads. The
+// error includes libbpf's warnings, unless a privilege is missing.
 //
-// Unlike libbpfgo.NewModuleFromBuffer it leaves the memlock limit alone, which
-// matters before kernel 5.11 only (there libbpf raises it) and which a process
-// without CAP_SYS_RESOURCE cannot raise.
+// Unlike libbpfgo.NewModuleFromBuffer, Load leaves the memlock limit alone. The limit matters
+// only before kernel 5.11, where libbpf raises it. A process without CAP_SYS_RESOURCE cannot
+// raise it.
 func Load(elf []byte, prepare func(*bpf.Module) error) (*bpf.Module, error) {
 	Warnings()
 	module, err := open(elf)
@@ -57,7 +56,7 @@ func Load(elf []byte, prepare func(*bpf.Module) error) (*bpf.Module, error) {
 	return nil, fmt.Errorf("%w\n%s", err, Warnings())
 }
 
-// Warnings returns what libbpf warned of since it was last called.
+// Warnings returns libbpf's warnings since the last call.
 func Warnings() string {
 	warnings.Lock()
 	defer warnings.Unlock()

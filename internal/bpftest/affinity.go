@@ -14,9 +14,10 @@ import (
 // A cpuSet is the kernel's cpumask, large enough for any kernel.
 type cpuSet [8192 / 64]uint64
 
-// affinity calls sched_getaffinity(2) or sched_setaffinity(2) for a thread, or this one if 0.
+// affinity calls sched_getaffinity(2) or sched_setaffinity(2) for a thread. A tid of 0 means
+// this thread.
 func affinity(call uintptr, tid int, set *cpuSet) error {
-	// SAFETY: the kernel uses set during the call only.
+	// SAFETY: the kernel uses set only during the call.
 	_, _, errno := syscall.RawSyscall(call, uintptr(tid), unsafe.Sizeof(*set),
 		uintptr(unsafe.Pointer(set)))
 	if errno != 0 {
@@ -26,9 +27,9 @@ func affinity(call uintptr, tid int, set *cpuSet) error {
 }
 
 // runAlone runs f, which runs a BPF program for long, in a thread of its own, and returns at
-// once. Many kernels interrupt such a program for no thread, and what waits for the same
-// processor on a busy machine waits until it ends. So until restore all other threads of this
-// process are kept away from there, if there is another processor.
+// once. Many kernels do not preempt such a program, and threads that wait for its processor
+// wait until it ends. So if there is another processor, all other threads of this process are
+// kept away from this one until restore is called.
 func runAlone(f func()) (restore func(), err error) {
 	all, err := ownCPUs()
 	if err != nil {
@@ -46,12 +47,12 @@ func runAlone(f func()) (restore func(), err error) {
 		go f()
 		return func() {}, nil
 	}
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0)) // or Go 1.25 follows the affinity
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0)) // otherwise Go 1.25 follows the affinity
 	if err := moveThreads(others); err != nil {
 		return nil, err
 	}
 	go func() {
-		runtime.LockOSThread() // which ends with this goroutine
+		runtime.LockOSThread() // the thread ends with this goroutine
 		affinity(syscall.SYS_SCHED_SETAFFINITY, 0, &alone)
 		f()
 	}()
@@ -59,13 +60,14 @@ func runAlone(f func()) (restore func(), err error) {
 	return func() { once.Do(func() { moveThreads(all) }) }, nil
 }
 
-// ownCPUs returns where this process may run. Later on a thread knows only its own.
+// ownCPUs returns the CPUs where this process may run. It is called once, because later a
+// thread knows only its own CPUs.
 var ownCPUs = sync.OnceValues(func() (cpus cpuSet, err error) {
 	return cpus, affinity(syscall.SYS_SCHED_GETAFFINITY, 0, &cpus)
 })
 
-// moveThreads also moves threads that begin meanwhile. They may run where the one does that began
-// them, so it is done when none is found that has not been moved.
+// moveThreads also moves threads that start meanwhile. A new thread may run where its creator
+// does, so moveThreads repeats until it finds no thread that has not been moved.
 func moveThreads(to cpuSet) error {
 	moved := map[string]bool{}
 	for found := true; found; {

@@ -1,8 +1,8 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Writes whatever sequence of records a test asks for into a ring buffer. Loads
- * on kernel 5.10 and newer.
+ * Writes the sequence of records that a test asks for into a ring buffer. Loads on kernel
+ * 5.10 and newer.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -13,7 +13,7 @@
 
 enum kind { SUBMIT, DISCARD, BUSY };
 
-/* Known to bpftest.go as type planned. */
+/* type planned of bpftest.go has the same layout. */
 struct planned {
 	__u32 kind;
 	__u32 size;
@@ -47,7 +47,7 @@ struct {
 	__type(value, struct content);
 } content SEC(".maps");
 
-/* How far the program is with a busy record, and may it go on. */
+/* The state of a busy record: whether it is reserved, and whether it may be submitted. */
 enum { IDLE, RESERVED, RELEASED };
 volatile __u32 busy_state;
 
@@ -63,9 +63,9 @@ static __always_inline int submit(struct planned *p)
 }
 
 /*
- * The size of a reservation must be a constant. The kernel rounds records up to
- * 8, and nobody sees the size of a discarded one: so there is a case for each
- * record size up to 128, and one for each power of two.
+ * The size of a reservation must be a constant. The kernel rounds records up to 8, and
+ * the size of a discarded one is not visible. So there is a case for each record size up
+ * to 128, and one for each power of two.
  */
 #define DISCARD_CASE(n)                                                                            \
 	case n:                                                                                    \
@@ -102,9 +102,9 @@ static __always_inline int discard(struct planned *p)
 }
 
 /*
- * Waits until the test releases the busy record, for 50 ms at most. Copies of a
- * MiB, some 50 microseconds each, pass the time where bpf_loop(), of kernel 5.17, is
- * missing. A function of its own is verified once, not once for each of its calls.
+ * Waits until the test releases the busy record, at most 50 ms. Without bpf_loop(), which
+ * came in kernel 5.17, copies of a MiB pass the time: each takes about 50 microseconds.
+ * As a separate function this is verified once, not once for each call.
  */
 __noinline int wait_for_release(void)
 {
@@ -123,8 +123,7 @@ __noinline int wait_for_release(void)
 }
 
 /*
- * Reserves a record of 8 bytes and submits it when the test says so, or some seconds
- * later.
+ * Reserves a record of 8 bytes. Submits it when the test says so, or some seconds later.
  */
 static __always_inline int busy(struct planned *p)
 {
@@ -172,7 +171,7 @@ int emit(struct bpf_raw_tracepoint_args *ctx)
 	__u64 n = ctx->args[0];
 	__u32 i, failed = 0;
 
-	/* Not "emit_one(i) != 0": the verifier would follow each value that failed can have. */
+	/* Not "emit_one(i) != 0": the verifier would follow each possible value of failed. */
 	for (i = 0; i < MAX_SAMPLES && i < n; i++)
 		failed += emit_one(i);
 	return failed;
@@ -185,8 +184,8 @@ struct numbered {
 };
 
 /*
- * Context: the producer's number, its next sequence number, how many records to
- * add, and the flags. Returns how many were added before the ring was full.
+ * Context: the producer's number, its next sequence number, how many records to add, and
+ * the flags. Returns how many records were added before the ring was full.
  */
 SEC("raw_tp/count")
 int count(struct bpf_raw_tracepoint_args *ctx)
@@ -213,8 +212,8 @@ struct stamped {
 };
 
 /*
- * Context: as of count. The time is taken before the record is reserved: so times are not in
- * order, neither in a ring nor between rings.
+ * Context: as for count. The time is read before the record is reserved. So times are not
+ * in order, neither in a ring nor between rings.
  */
 SEC("raw_tp/stamp")
 int stamp(struct bpf_raw_tracepoint_args *ctx)

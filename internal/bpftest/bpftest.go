@@ -1,5 +1,5 @@
-// Package bpftest writes records into BPF ring buffers, for tests. The records
-// are written by a BPF program that runs in this kernel.
+// Package bpftest writes records into BPF ring buffers, for tests. A BPF program in this kernel
+// writes them.
 package bpftest
 
 import (
@@ -28,17 +28,17 @@ const (
 // HeaderSize is the size of a record's header in the ring, BPF_RINGBUF_HDR_SZ.
 const HeaderSize = 8
 
-// A Sample is one record to write.
+// A Sample is a record to write.
 type Sample struct {
 	Data    []byte // less than 1 MiB
 	Flags   uint32
-	Discard bool // reserve it and give it up; then only the size of Data counts
+	Discard bool // reserve and discard the record; then only the size of Data counts
 }
 
-// RecordSize is the number of bytes that the sample takes in the ring.
+// RecordSize returns the number of bytes that the sample takes in the ring.
 func (s Sample) RecordSize() int { return (len(s.Data) + HeaderSize + 7) &^ 7 }
 
-// The limits and types of bpftest.bpf.c.
+// Limits and types of bpftest.bpf.c.
 const (
 	maxSamples  = 256
 	contentSize = 1 << 20
@@ -71,23 +71,22 @@ type Ring struct {
 	stamp  *bpf.BPFProg
 	giveUp *bpf.BPFProg
 
-	// Memory of the maps of these names.
+	// Mapped values of the maps of these names.
 	plan, content []byte
 }
 
-// New returns a ring of the given size in bytes, a power of two and a multiple of
-// the page size. It is released at the end of the test, unless Close is called
-// before.
+// New returns a ring of the given size in bytes, a power of two and a multiple of the page
+// size. The ring is released when the test ends, unless Close is called before.
 //
-// Where this process cannot load BPF programs, the test is skipped, or fails if
-// the environment has RINGBUF_KERNEL_TESTS=require.
+// If this process cannot load BPF programs, New skips the test. With
+// RINGBUF_KERNEL_TESTS=require in the environment, the test fails instead.
 func New(tb testing.TB, size int) *Ring {
 	tb.Helper()
 	return newRing(tb, ofSize(size))
 }
 
-// NewOverwriting returns a ring in overwrite mode, as New does. Where the kernel does not know
-// that, the test is skipped.
+// NewOverwriting is like New, but returns a ring in overwrite mode. If the kernel has no
+// overwrite mode, the test is skipped.
 func NewOverwriting(tb testing.TB, size int) *Ring {
 	tb.Helper()
 	const overwrite = 1 << 19 // BPF_F_RB_OVERWRITE
@@ -128,7 +127,7 @@ func newRing(tb testing.TB, prepare func(events *bpf.BPFMap) error) *Ring {
 	return r
 }
 
-// mapMemory maps the values of an array of the module.
+// mapMemory maps the values of an array of the module into memory.
 func (r *Ring) mapMemory(name string, size int) []byte {
 	r.tb.Helper()
 	m, err := r.module.GetMap(name)
@@ -166,7 +165,7 @@ func ofSize(size int) func(events *bpf.BPFMap) error {
 	return func(events *bpf.BPFMap) error { return events.SetMaxEntries(uint32(size)) }
 }
 
-// Status says whether New will work here, and on which kernel.
+// Status says whether New works here, and on which kernel.
 func Status() string {
 	var uts syscall.Utsname
 	syscall.Uname(&uts)
@@ -186,8 +185,8 @@ func Status() string {
 	return fmt.Sprintf("kernel tests run on Linux %s", release)
 }
 
-// For returns the same ring for use in tb, such as a subtest, while the test that made
-// it goes on. The two must not be used at once.
+// For returns the same ring for use in tb, such as a subtest, while the test that created it
+// continues. The two must not be used at the same time.
 func (r *Ring) For(tb testing.TB) *Ring {
 	other := *r
 	other.tb = tb
@@ -197,7 +196,7 @@ func (r *Ring) For(tb testing.TB) *Ring {
 // FileDescriptor returns the ring buffer's descriptor.
 func (r *Ring) FileDescriptor() int { return r.events.FileDescriptor() }
 
-// BPFMap returns the ring buffer as libbpfgo knows it.
+// BPFMap returns the ring buffer as a map of libbpfgo.
 func (r *Ring) BPFMap() *bpf.BPFMap { return r.events }
 
 // Module returns the module that the ring buffer belongs to.
@@ -216,7 +215,7 @@ func (r *Ring) Close() {
 	}
 }
 
-// Emit writes the samples in order. The test fails if the ring is too full for one.
+// Emit writes the samples in order. The test fails if a sample does not fit in the ring.
 func (r *Ring) Emit(samples ...Sample) {
 	r.tb.Helper()
 	if refused := r.TryEmit(samples...); refused > 0 {
@@ -224,8 +223,8 @@ func (r *Ring) Emit(samples ...Sample) {
 	}
 }
 
-// TryEmit writes the samples in order and reports how many the kernel refused,
-// because the ring was too full.
+// TryEmit writes the samples in order. It returns the number of samples that the kernel refused
+// because they did not fit.
 func (r *Ring) TryEmit(samples ...Sample) (refused int) {
 	r.tb.Helper()
 	for len(samples) > 0 {
@@ -257,9 +256,9 @@ func (r *Ring) emitSome(samples []Sample) (refused int) {
 	return int(run(r.tb, r.emit, uint64(len(samples))))
 }
 
-// Busy reserves a record of 8 bytes. Calling submit commits it, and returns when
-// that is done; the program does so itself after some seconds, which fails the test.
-// It writes the record from a thread of its own.
+// Busy reserves a record of 8 bytes, in a thread of its own. submit commits the record, and
+// returns when that is done. If submit is not called within some seconds, the program commits
+// the record itself, and submit fails the test.
 func (r *Ring) Busy(data [8]byte) (submit func()) {
 	r.tb.Helper()
 	copy(r.content, data[:])
@@ -302,7 +301,7 @@ func (r *Ring) busyState() uint32 {
 	return binary.NativeEndian.Uint32(state)
 }
 
-// A Numbered is the sample that Count writes.
+// A Numbered is a sample that Count writes.
 type Numbered struct {
 	CPU      uint32
 	Producer uint32
@@ -324,13 +323,13 @@ func DecodeNumbered(sample []byte) Numbered {
 	}
 }
 
-// Count writes up to n records numbered from seq on and returns how many there was
-// room for. Unlike Emit and Busy it may be called concurrently.
+// Count writes up to n records, numbered from seq on. It returns how many fit in the ring.
+// Unlike Emit and Busy it is safe for concurrent use.
 func (r *Ring) Count(producer int, seq uint64, n int, flags uint32) (added int) {
 	return r.add(r.count, producer, seq, n, flags)
 }
 
-// A Stamped is the sample that Stamp writes.
+// A Stamped is a sample that Stamp writes.
 type Stamped struct {
 	Time     uint64 // bpf_ktime_get_ns() before the record was reserved
 	Producer uint64
@@ -352,7 +351,7 @@ func DecodeStamped(sample []byte) Stamped {
 	}
 }
 
-// Stamp is like Count, and writes the time too.
+// Stamp is like Count, but the samples also have the time.
 func (r *Ring) Stamp(producer int, seq uint64, n int) (added int) {
 	return r.add(r.stamp, producer, seq, n, 0)
 }
@@ -369,15 +368,15 @@ func (r *Ring) add(prog *bpf.BPFProg, producer int, seq uint64, n int, flags uin
 	return added
 }
 
-// Discard reserves up to n records of 8 bytes, and discards each. It may be called
-// concurrently, as Count may.
+// Discard reserves and discards up to n records of 8 bytes. Like Count, it is safe for
+// concurrent use.
 func (r *Ring) Discard(n int) { run(r.tb, r.giveUp, uint64(n)) }
 
 func (r *Ring) setPlan(index int, p planned) {
 	*(*planned)(unsafe.Pointer(&r.plan[index*plannedSize])) = p
 }
 
-// run runs prog once and returns what it returned.
+// run runs prog once and returns its result.
 func run(tb testing.TB, prog *bpf.BPFProg, args ...uint64) uint32 {
 	returned, err := testrun.Run(prog.FileDescriptor(), args...)
 	if err != nil {

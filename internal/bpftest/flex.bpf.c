@@ -1,8 +1,8 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Writes structs with flexible array members, of which this compiler decides the layout.
- * Loads on kernel 5.10 and newer.
+ * Writes structs with flexible array members. The C compiler decides their layout. Loads
+ * on kernel 5.10 and newer.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -27,7 +27,7 @@ struct {
 	__type(value, struct buffer);
 } buffer SEC(".maps");
 
-/* Known to flex.go. */
+/* flex.go has the same layout. */
 struct layout {
 	__u32 offset; /* of the array */
 	__u32 size;
@@ -39,11 +39,11 @@ struct request {
 	__u64 kind;
 	__u64 elements;
 	__u64 padded; /* submit sizeof bytes before the elements, not offsetof */
-	__u64 extra;  /* bytes more, or less */
+	__u64 extra;  /* additional bytes; may be negative */
 	__u64 layout; /* submit a struct layout instead */
 };
 
-/* The elements that are structs. */
+/* Structs that are elements. */
 struct tailed {
 	__u32 x;
 	__u8 y;
@@ -58,7 +58,7 @@ struct ten {
 	__u16 x[5];
 };
 
-/* Known to typed_test.go. */
+/* typed_test.go has the same types. */
 struct of_u8 {
 	__u64 a;
 	__u32 b;
@@ -136,7 +136,10 @@ enum kind {
 	SCALAR,
 };
 
-/* Sets fields of the struct s in the buffer, all elements of its array, and what its layout is. */
+/*
+ * Sets fields of the struct s in the buffer, and all elements of its array, and gets its
+ * layout.
+ */
 #define FILL(type, fields, element)                                                                \
 	do {                                                                                       \
 		struct type *s = (void *)b;                                                        \

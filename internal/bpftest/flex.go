@@ -34,20 +34,22 @@ type FlexSample struct {
 	Kind     int
 	Elements int  // up to 8
 	Padded   bool // sizeof(struct) bytes and the elements, not offsetof
-	Extra    int  // bytes more, or less
+	Extra    int  // additional bytes; may be negative
 }
 
-// A FlexLayout is struct layout of flex.bpf.c: what the C compiler makes of a struct.
+// A FlexLayout is the layout that the C compiler gives to a struct: struct layout of
+// flex.bpf.c.
 type FlexLayout struct{ Offset, Size, Align, ElementSize uint32 }
 
-// A FlexRing is a BPF ring buffer with a program that writes such structs into it.
+// A FlexRing is a BPF ring buffer with a program that writes structs with flexible array
+// members.
 type FlexRing struct {
 	tb     testing.TB
 	events *bpf.BPFMap
 	emit   *bpf.BPFProg
 }
 
-// NewFlex returns a ring of a page, as New does.
+// NewFlex returns a ring of one page. See New.
 func NewFlex(tb testing.TB) *FlexRing {
 	tb.Helper()
 	module, err := bpfobj.Load(flexObject, func(module *bpf.Module) error {
@@ -74,7 +76,7 @@ func NewFlex(tb testing.TB) *FlexRing {
 // FileDescriptor returns the ring buffer's descriptor.
 func (r *FlexRing) FileDescriptor() int { return r.events.FileDescriptor() }
 
-// Emit writes a struct. The test fails if the ring is too full for it.
+// Emit writes a struct. The test fails if it does not fit in the ring.
 func (r *FlexRing) Emit(s FlexSample) {
 	r.tb.Helper()
 	padded := uint64(0)
@@ -84,7 +86,7 @@ func (r *FlexRing) Emit(s FlexSample) {
 	r.run(uint64(s.Kind), uint64(s.Elements), padded, uint64(s.Extra), 0)
 }
 
-// EmitLayout writes the FlexLayout of a kind.
+// EmitLayout writes the FlexLayout of a kind of struct.
 func (r *FlexRing) EmitLayout(kind int) {
 	r.tb.Helper()
 	r.run(uint64(kind), 0, 0, 0, 1)

@@ -1,13 +1,14 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Writes numbered records by way of bpf/ringbuf.bpf.h. Loads on kernel 5.10 and newer.
+ * Writes numbered records with the functions of bpf/ringbuf.bpf.h. Loads on kernel 5.10
+ * and newer.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include "ringbuf.bpf.h"
 
-/* Known to losses.go. */
+/* losses.go has the same value. */
 #define MAX_TRIES 256
 
 struct {
@@ -31,14 +32,14 @@ struct numbered {
 	__u64 seq;
 };
 
-const volatile __u64 threshold; /* of ringbuf_quiet(), or 0: notify as always */
+const volatile __u64 threshold; /* of ringbuf_quiet(), or 0: the kernel decides when to notify */
 
 static __always_inline __u64 flags(void)
 {
 	return threshold ? ringbuf_quiet(&events, &losses, threshold) : 0;
 }
 
-/* Records with odd numbers by ringbuf_output(), the others by ringbuf_reserve(). */
+/* Writes odd numbers with ringbuf_output(), and even ones with ringbuf_reserve(). */
 __noinline int try_one(__u32 producer, __u64 seq)
 {
 	struct numbered n = {.cpu = bpf_get_smp_processor_id(), .producer = producer, .seq = seq};
@@ -55,8 +56,8 @@ __noinline int try_one(__u32 producer, __u64 seq)
 }
 
 /*
- * Context: the producer's number, its next sequence number, and how many records to try
- * to write. Returns how many were accepted and, in the upper 16 bits, how many were tried:
+ * Context: the producer's number, its next sequence number, and how many records to try.
+ * Returns how many were accepted and, in the upper 16 bits, how many were tried. That is
  * none if the kernel does not let the program interrupt itself.
  */
 SEC("raw_tp/try_some")
@@ -70,8 +71,8 @@ int try_some(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /*
- * Context: as of try_some. Reserves a record before it writes the others, and submits it
- * after them. Returns the flags that it did so with.
+ * Context: as for try_some. Reserves a record, writes the others, and then submits the
+ * first one. Returns the flags with which it was submitted.
  */
 SEC("raw_tp/hold_one")
 int hold_one(struct bpf_raw_tracepoint_args *ctx)
@@ -91,8 +92,8 @@ int hold_one(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /*
- * Context: as of try_some, but for one record. Writes it into the ring that it finds in a map
- * of maps.
+ * Context: as for try_some, but for one record. Writes it into the ring that it finds in
+ * a map of maps.
  */
 SEC("raw_tp/try_inner")
 int try_inner(struct bpf_raw_tracepoint_args *ctx)

@@ -11,14 +11,14 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/testrun"
 )
 
-// maxTries is the limit of losses.bpf.c.
+// maxTries is the limit in losses.bpf.c.
 const maxTries = 256
 
 //go:embed losses.bpf.o
 var lossesObject []byte
 
-// A LossRing is a BPF ring buffer with programs that write Numbered samples into it by way
-// of bpf/ringbuf.bpf.h, which counts those that are refused.
+// A LossRing is a BPF ring buffer with programs that write Numbered samples into it. They use
+// bpf/ringbuf.bpf.h, which counts the samples that are refused.
 type LossRing struct {
 	tb      testing.TB
 	events  *bpf.BPFMap
@@ -28,8 +28,8 @@ type LossRing struct {
 	inner   *bpf.BPFProg
 }
 
-// NewLoss returns a ring of the given size in bytes, as New does. A threshold other than
-// 0 is that of ringbuf_quiet, by which records are then submitted.
+// NewLoss returns a ring of the given size in bytes. See New. If threshold is not 0, records
+// are submitted with the flags of ringbuf_quiet for this threshold.
 func NewLoss(tb testing.TB, size int, threshold uint64) *LossRing {
 	tb.Helper()
 	module, err := bpfobj.Load(lossesObject, func(module *bpf.Module) error {
@@ -64,12 +64,12 @@ func NewLoss(tb testing.TB, size int, threshold uint64) *LossRing {
 // FileDescriptor returns the ring buffer's descriptor.
 func (r *LossRing) FileDescriptor() int { return r.events.FileDescriptor() }
 
-// Counter returns the map that counts.
+// Counter returns the loss counter.
 func (r *LossRing) Counter() *bpf.BPFMap { return r.losses }
 
-// Try tries to write n records numbered from seq on, and returns how many were accepted.
-// The program runs on the given CPU, also if that is running others, which it then
-// interrupts, where the kernel lets it. Try may be called concurrently.
+// Try tries to write n records numbered from seq on, and returns how many were accepted. The
+// program runs on the given CPU. If other programs run there, it interrupts them, if the kernel
+// allows it. Try is safe for concurrent use.
 func (r *LossRing) Try(cpu, producer int, seq uint64, n int) (accepted int) {
 	for n > 0 {
 		result := r.run(r.trySome, cpu, uint64(producer), seq, uint64(min(n, maxTries)))
@@ -84,19 +84,19 @@ func (r *LossRing) Try(cpu, producer int, seq uint64, n int) (accepted int) {
 	return accepted
 }
 
-// Hold reserves a record, writes n others as Try does, at most 256, and then submits the
-// first one, with flags that it returns.
+// Hold reserves a record, and writes n others as Try does, at most 256. Then it submits the
+// first one, and returns the flags for it.
 func (r *LossRing) Hold(cpu, n int) (flags uint32) {
 	return r.run(r.holdOne, cpu, 0, 0, uint64(n))
 }
 
-// TryInner tries to write a record into the ring as a map that is found in another, with a
-// threshold of its own. It reports whether that was accepted.
+// TryInner tries to write a record into the ring, which the program looks up in a map of maps.
+// The record has a threshold of its own. TryInner reports whether the record was accepted.
 func (r *LossRing) TryInner(cpu int, threshold uint64) bool {
 	return r.run(r.inner, cpu, 0, 0, threshold) == 1
 }
 
-// SetSlot sets struct ringbuf_counter of a CPU.
+// SetSlot sets the struct ringbuf_counter of a CPU.
 func (r *LossRing) SetSlot(cpu int, lost, position, forced uint64) {
 	r.tb.Helper()
 	key, slot := uint32(cpu), [8]uint64{lost, position, forced}

@@ -1,13 +1,14 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Producers that write records of all sizes, numbered, flat out. What each record is
- * follows from its number, so that a reader can tell. Loads on kernel 5.10 and newer.
+ * Producers that write numbered records of all sizes at full speed. The content of a
+ * record follows from its number, so a reader can check it. Loads on kernel 5.10 and
+ * newer.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-/* Known to stress.go, as are the variables and next(). */
+/* stress.go has the same values, variables and next(). */
 #define MAX_PRODUCERS 64
 #define MAX_RECORDS 64
 #define OFFSETS 1024
@@ -17,7 +18,7 @@ struct {
 	__uint(max_entries, 1 << 12);
 } events SEC(".maps");
 
-/* For each producer, max_sample + OFFSETS bytes to take samples from. */
+/* max_sample + OFFSETS bytes for each producer, from which samples are taken. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_PRODUCERS);
@@ -26,14 +27,14 @@ struct {
 } content SEC(".maps");
 
 const volatile __u64 seed;
-const volatile __u32 max_sample; /* the largest that the ring accepts */
+const volatile __u32 max_sample; /* the largest sample that the ring accepts */
 
 struct {
 	__u64 accepted; /* also the number of the next record */
 	__u64 refused;
 } counters[MAX_PRODUCERS];
 
-/* The random number that decides what a record is: the finalizer of splitmix64. */
+/* The random number that determines a record: the finalizer of splitmix64. */
 static __always_inline __u64 random_of(__u64 id)
 {
 	__u64 x = seed + id * 0x9e3779b97f4a7c15;
@@ -81,11 +82,11 @@ static __always_inline int submit(__u32 producer, __u64 id, __u64 random)
 		return -1;
 	bytes += random >> 16 & (OFFSETS - 8);
 	start = (__u64 *)bytes;
-	if (random >> 4 & 63) /* most */
+	if (random >> 4 & 63) /* most samples */
 		size = random >> 32 & 127;
 	else if (random >> 10 & 3)
 		size = random >> 32 & 2047;
-	else /* of all magnitudes */
+	else /* all magnitudes */
 		size = (random >> 32) % (max_sample + 1ULL) >> (random >> 12 & 15);
 	if (size > max_sample)
 		return -1;
@@ -119,7 +120,7 @@ __noinline int produce_one(__u32 producer)
 
 /*
  * Context: the producer's number, which no other thread uses, and how many records to
- * write. It stops when one is refused.
+ * write. It stops when a record is refused.
  */
 SEC("raw_tp/produce")
 int produce(struct bpf_raw_tracepoint_args *ctx)
@@ -132,7 +133,7 @@ int produce(struct bpf_raw_tracepoint_args *ctx)
 	return i;
 }
 
-/* Some 10 microseconds at most. */
+/* Takes at most about 10 microseconds. */
 __noinline int pause(__u32 ns)
 {
 	__u64 end = bpf_ktime_get_ns() + ns;
@@ -143,7 +144,7 @@ __noinline int pause(__u32 ns)
 	return 0;
 }
 
-/* Returns 1 if it is in vain. */
+/* Returns 1 if the ring was not read in time. */
 __noinline int wait_until_read(void)
 {
 	__u32 i;
@@ -156,8 +157,8 @@ __noinline int wait_until_read(void)
 
 /*
  * Discards some records at random intervals, and writes one that has only its number. So
- * a reader that is about to wait finds something at any moment. Returns 1 if it did not
- * yet: the ring was not empty.
+ * a reader that is about to wait may find something at any moment. Returns 1 if nothing
+ * was written because the ring was not empty.
  */
 __noinline int serve_one(void)
 {
@@ -167,7 +168,7 @@ __noinline int serve_one(void)
 
 	if (wait_until_read())
 		return 1;
-	/* All magnitudes of intervals. */
+	/* Intervals of all magnitudes. */
 	mask = (1 << (random >> 32 & 15)) - 1;
 	discards = random & 1 ? 0 : random & 14 ? random >> 8 & 7 : random >> 8 & 63;
 	for (i = 0; i < 63 && i < discards; i++) {
@@ -187,7 +188,7 @@ __noinline int serve_one(void)
 	return 0;
 }
 
-/* Context: how many records to write, each after the one before was read. */
+/* Context: how many records to write, each after the previous one was read. */
 SEC("raw_tp/serve")
 int serve(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -201,7 +202,7 @@ int serve(struct bpf_raw_tracepoint_args *ctx)
 
 /*
  * Context: how often to try to write a record that fills the ring. Each has its number
- * and the same bytes. Returns how often there was room.
+ * and the same bytes. Returns how often the record fit.
  */
 SEC("raw_tp/fill")
 int fill(struct bpf_raw_tracepoint_args *ctx)

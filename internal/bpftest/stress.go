@@ -17,7 +17,7 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpfobj"
 )
 
-// The limits of stress.bpf.c.
+// The limits in stress.bpf.c.
 const (
 	maxProducers = 64
 	maxRecords   = 64
@@ -27,8 +27,8 @@ const (
 //go:embed stress.bpf.o
 var stressObject []byte
 
-// A StressRing is a BPF ring buffer with producers that write records of all sizes, whose
-// content follows from the seed and the producer's count.
+// A StressRing is a BPF ring buffer with producers that write records of all sizes. The content
+// of a record follows from the seed, the producer and the record's number.
 type StressRing struct {
 	Producers int // one for each CPU, up to a limit
 
@@ -42,10 +42,10 @@ type StressRing struct {
 	serve     *bpf.BPFProg
 	fill      *bpf.BPFProg
 
-	content []byte // samples are pieces of it, but for their identity
+	content []byte // samples are pieces of it, except for their identity
 }
 
-// NewStress returns a ring of the given size in bytes, as New does.
+// NewStress returns a ring of the given size in bytes. See New.
 func NewStress(tb testing.TB, size int, seed uint64) *StressRing {
 	tb.Helper()
 	// The kernel leaves the last 8 bytes of a ring unused.
@@ -55,7 +55,7 @@ func NewStress(tb testing.TB, size int, seed uint64) *StressRing {
 	rand.NewChaCha8([32]byte(binary.NativeEndian.AppendUint64(make([]byte, 24), seed))).Read(r.content)
 	module, err := r.load(size)
 	if errors.Is(err, syscall.E2BIG) {
-		// Older kernels have no larger values in maps: KMALLOC_MAX_SIZE.
+		// In older kernels, values in maps cannot be larger: KMALLOC_MAX_SIZE.
 		r.maxSample = 4<<20 - offsets
 		module, err = r.load(size)
 	}
@@ -110,13 +110,13 @@ func (r *StressRing) load(size int) (*bpf.Module, error) {
 // FileDescriptor returns the ring buffer's descriptor.
 func (r *StressRing) FileDescriptor() int { return r.events.FileDescriptor() }
 
-// Produce writes records until stop is closed. Each producer has a goroutine, and a CPU, of
-// its own.
+// Produce writes records until stop is closed. Call it in one goroutine for each producer. Each
+// producer has a CPU of its own.
 func (r *StressRing) Produce(producer int, stop <-chan struct{}) {
 	runtime.LockOSThread() // for good: the thread ends with its goroutine
 	var cpus cpuSet
 	cpus[producer/64] = 1 << (producer % 64)
-	affinity(syscall.SYS_SCHED_SETAFFINITY, 0, &cpus) // where the CPU is not ours, any will do
+	affinity(syscall.SYS_SCHED_SETAFFINITY, 0, &cpus) // without this CPU, any will do
 	rng := rand.New(rand.NewPCG(r.seed, uint64(producer)))
 	for {
 		select {
@@ -126,14 +126,14 @@ func (r *StressRing) Produce(producer int, stop <-chan struct{}) {
 		}
 		run(r.tb, r.produce, uint64(producer), uint64(1+rng.IntN(maxRecords)))
 		if rng.IntN(50) == 0 {
-			// So that readers become idle now and then.
+			// Let readers become idle sometimes.
 			pause := syscall.NsecToTimespec(rng.Int64N(3e6) >> rng.IntN(10))
 			syscall.Nanosleep(&pause, nil)
 		}
 	}
 }
 
-// A Counter says what became of the records of a producer.
+// A Counter counts the records of a producer.
 type Counter struct{ Accepted, Refused uint64 }
 
 // Counters returns the counters of all producers.
@@ -150,29 +150,29 @@ func (r *StressRing) Counters() []Counter {
 	return all[:r.Producers]
 }
 
-// A RecordID tells a record from all others: its producer and its number there.
+// A RecordID identifies a record: the producer and its number.
 type RecordID uint64
 
-// ID returns the identity of a producer's nth record.
+// ID returns the identity of record n of a producer.
 func ID(producer int, n uint64) RecordID { return RecordID(uint64(producer)<<48 | n) }
 
-// IDSize is the size of the smallest samples that begin with their identity.
+// IDSize is the size of the smallest sample that begins with its identity.
 const IDSize = 8
 
 // IDOf returns the identity of a sample of at least IDSize.
 func IDOf(sample []byte) RecordID { return RecordID(binary.NativeEndian.Uint64(sample)) }
 
-// Producer returns the number of the producer.
+// Producer returns the number of the record's producer.
 func (id RecordID) Producer() int { return int(id >> 48) }
 
-// Seq returns the number of the record among the producer's.
+// Seq returns the record's number, counted for each producer.
 func (id RecordID) Seq() uint64 { return uint64(id) & (1<<48 - 1) }
 
 func (id RecordID) String() string {
 	return fmt.Sprintf("record %d of producer %d", id.Seq(), id.Producer())
 }
 
-// random is random_of of stress.bpf.c.
+// random has the same result as random_of of stress.bpf.c.
 func (r *StressRing) random(id RecordID) uint64 {
 	x := r.seed + uint64(id)*0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
@@ -180,7 +180,7 @@ func (r *StressRing) random(id RecordID) uint64 {
 	return x ^ x>>31
 }
 
-// Planned returns the size of a record's sample, or reports that it is discarded.
+// Planned returns the size of a record's sample, or reports that the record is discarded.
 func (r *StressRing) Planned(id RecordID) (size int, discarded bool) {
 	random := r.random(id)
 	switch {
@@ -194,10 +194,10 @@ func (r *StressRing) Planned(id RecordID) (size int, discarded bool) {
 	return int(random >> 32 % (r.maxSample + 1) >> (random >> 12 & 15)), false
 }
 
-// Check compares a sample with what was written.
+// Check returns an error if a sample differs from what was written.
 func (r *StressRing) Check(sample []byte) error {
 	if len(sample) < IDSize {
-		return nil // it may be a piece of anything
+		return nil // it may be a piece of any record
 	}
 	id := IDOf(sample)
 	if id.Producer() >= r.Producers {
@@ -217,12 +217,12 @@ func (r *StressRing) Check(sample []byte) error {
 	return nil
 }
 
-// Serve writes n records of 8 bytes, their numbers from 0 on, each when the one before was
-// drained.
+// Serve writes n records of 8 bytes, numbered from 0. It writes each when the previous one has
+// been drained. It ends early if stop is closed.
 func (r *StressRing) Serve(n uint64, stop <-chan struct{}) { r.write(r.serve, n, stop) }
 
-// Fill writes n records, each of which fills the ring and begins with its number from 0
-// on, each as soon as the one before was drained.
+// Fill writes n records that fill the ring and begin with their number, from 0. It writes each
+// as soon as the previous one has been drained. It ends early if stop is closed.
 func (r *StressRing) Fill(n uint64, stop <-chan struct{}) { r.write(r.fill, n, stop) }
 
 func (r *StressRing) write(prog *bpf.BPFProg, n uint64, stop <-chan struct{}) {

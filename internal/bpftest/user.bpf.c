@@ -1,8 +1,8 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 /*
- * Drains a user ring buffer, counts the samples, and sends each back through a ring buffer. Loads
- * on kernel 6.1 and newer.
+ * Drains a user ring buffer, counts the samples, and sends each back through a ring
+ * buffer. Loads on kernel 6.1 and newer.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -20,14 +20,14 @@ struct {
 	__uint(max_entries, 1 << 12);
 } replies SEC(".maps");
 
-/* Known to user.go. The first three are set there. */
+/* user.go has the same layout, and sets the first three. */
 struct control {
 	__u64 flags; /* of the drain */
-	__u64 limit; /* samples that a drain takes, or 0 */
+	__u64 limit; /* the most samples in one drain, or 0 */
 	__u64 quiet; /* do not send samples back */
 	__u64 samples;
 	__u64 bytes;
-	__u64 refused; /* replies for which there was no room */
+	__u64 refused; /* replies that did not fit */
 	__u64 size;    /* of the sample */
 };
 
@@ -51,14 +51,15 @@ struct {
 	__type(value, struct scratch);
 } scratch SEC(".maps");
 
-/* Of a drain. */
+/* The state of one drain. */
 struct progress {
 	__u64 left;
 };
 
 /*
- * The size of a sample, for which there is no helper before kernel 6.5. It is looked for in memory
- * of a map, or the verifier would follow each size that there can be.
+ * Returns the size of a sample. There is no helper for it before kernel 6.5. The search
+ * keeps its state in memory of a map; otherwise the verifier would follow each possible
+ * size.
  */
 static __always_inline __u32 size_of(struct bpf_dynptr *sample, volatile __u64 *size)
 {
@@ -86,7 +87,7 @@ static long take(struct bpf_dynptr *sample, void *ctx)
 	c->samples++;
 	c->bytes += size;
 	if (!c->quiet && size < SCRATCH_SIZE) {
-		/* Read again, or the compiler knows better than the verifier. */
+		/* Read it again. Otherwise the compiler knows more than the verifier. */
 		size = *(volatile __u64 *)&c->size & (SCRATCH_SIZE - 1);
 		bpf_dynptr_read(s->bytes, size, sample, 0, 0);
 		if (bpf_ringbuf_output(&replies, s->bytes, size, 0))
@@ -95,7 +96,7 @@ static long take(struct bpf_dynptr *sample, void *ctx)
 	return --p->left == 0;
 }
 
-/* Returns what bpf_user_ringbuf_drain() does. */
+/* Returns the result of bpf_user_ringbuf_drain(). */
 SEC("syscall")
 int drain(void *ctx)
 {

@@ -19,19 +19,19 @@ const mapTypeUserRingbuf = 31 // BPF_MAP_TYPE_USER_RINGBUF
 //go:embed user.bpf.o
 var userObject []byte
 
-// Control is struct control of user.bpf.c, in memory that the program has too.
+// Control is struct control of user.bpf.c, in memory that is shared with the program.
 type Control struct {
 	Flags uint64 // of the drain
-	Limit uint64 // samples that a drain takes, or 0
+	Limit uint64 // the most samples in one drain, or 0
 	Quiet uint64 // 1: do not send samples back
 
-	Samples, Bytes uint64 // that were drained
-	Refused        uint64 // replies for which there was no room
+	Samples, Bytes uint64 // samples that were drained, and their bytes
+	Refused        uint64 // replies that did not fit
 	_              uint64
 }
 
-// A UserRing is a BPF user ring buffer with a program that drains it, and sends each sample of less
-// than 1 MiB back through a ring buffer.
+// A UserRing is a BPF user ring buffer with a program that drains it. The program sends each
+// sample of less than 1 MiB back through a ring buffer.
 type UserRing struct {
 	tb      testing.TB
 	module  *bpf.Module
@@ -41,8 +41,8 @@ type UserRing struct {
 	drain   *bpf.BPFProg
 }
 
-// NewUser returns a user ring buffer, and one for replies, of these sizes in bytes, as New does.
-// Where the kernel does not know user ring buffers, the test is skipped.
+// NewUser returns a user ring buffer and a ring buffer for replies, of these sizes in bytes.
+// See New. If the kernel has no user ring buffers, the test is skipped.
 func NewUser(tb testing.TB, size, repliesSize int) *UserRing {
 	tb.Helper()
 	m, err := bpf.CreateMap(mapTypeUserRingbuf, "try", 0, 0, os.Getpagesize(), nil)
@@ -92,19 +92,19 @@ func NewUser(tb testing.TB, size, repliesSize int) *UserRing {
 // FileDescriptor returns the user ring buffer's descriptor.
 func (r *UserRing) FileDescriptor() int { return r.ring.FileDescriptor() }
 
-// BPFMap returns the user ring buffer as libbpfgo knows it.
+// BPFMap returns the user ring buffer as a map of libbpfgo.
 func (r *UserRing) BPFMap() *bpf.BPFMap { return r.ring }
 
 // Replies returns the ring buffer for replies.
 func (r *UserRing) Replies() *bpf.BPFMap { return r.replies }
 
-// Program returns the program that drains.
+// Program returns the program that drains the ring.
 func (r *UserRing) Program() *bpf.BPFProg { return r.drain }
 
-// Control returns the program's memory, which is there until Close.
+// Control returns the program's memory. It is valid until Close.
 func (r *UserRing) Control() *Control { return (*Control)(unsafe.Pointer(&r.memory[0])) }
 
-// Drain runs the program once, and returns what bpf_user_ringbuf_drain did.
+// Drain runs the program once, and returns the result of bpf_user_ringbuf_drain.
 func (r *UserRing) Drain() int {
 	r.tb.Helper()
 	n, err := testrun.Run(r.drain.FileDescriptor())

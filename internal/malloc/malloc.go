@@ -1,4 +1,4 @@
-// Package malloc measures what C has allocated, for tests.
+// Package malloc measures how much memory C has allocated, for tests.
 package malloc
 
 /*
@@ -29,15 +29,15 @@ static long long in_use(void)
 */
 import "C"
 
-// Environment is what programs need in theirs for InUse to be exact: else each thread keeps
-// some of what it freed, and AddressSanitizer all for a while.
+// Environment has variables that programs need for an exact InUse. Without them each thread
+// keeps some of the memory that it freed, and AddressSanitizer keeps all of it for a while.
 var Environment = []string{
 	"GLIBC_TUNABLES=glibc.malloc.tcache_count=0",
 	"ASAN_OPTIONS=quarantine_size_mb=0:thread_local_quarantine_size_kb=0",
 }
 
-// InUse returns how many bytes malloc has handed out that nobody has freed, in all threads.
-// It reports false where the C library does not tell: glibc does since 2.33.
+// InUse returns the number of bytes that malloc has allocated and nobody has freed, in all
+// threads. It reports false if the C library does not say. glibc does since 2.33.
 func InUse() (bytes int, ok bool) {
 	n := int(C.in_use())
 	return n, n >= 0

@@ -1,4 +1,4 @@
-// Package model has a test of when the Reader may wait: see wakeup.pml.
+// Package model tests when the Reader may wait: see wakeup.pml.
 package model
 
 import (
@@ -15,11 +15,11 @@ import (
 var whole = flag.Bool("whole", false,
 	"check all, not only what is quick, and print how what is broken goes wrong")
 
-// A variant is wakeup.pml with something defined.
+// A variant is wakeup.pml with some macros defined.
 type variant struct {
 	name    string
 	defines string
-	found   string // what goes wrong
+	found   string // the failure to find
 	quick   bool
 }
 
@@ -50,14 +50,14 @@ func TestModelLosesNoWakeup(t *testing.T) {
 	})
 }
 
-// Also: in each configuration the reader does come to wait for good.
+// The test also shows that in each configuration the reader does come to wait forever.
 func TestModelWithoutFenceLosesAWakeup(t *testing.T) {
 	forEach(t, configurations, func(t *testing.T, v variant) {
 		mustFind(t, t.TempDir(), "lost_wakeup", v.defines+" NO_FENCE", "-O0")
 	})
 }
 
-// One of these is what the fence is for.
+// The fence exists to prevent one of these failures.
 func TestModelNoticesWhatIsBroken(t *testing.T) {
 	forEach(t, []variant{
 		{"no fence, blocked", "NO_FENCE EAGER=true BLOCKED=true RECORDS=2", "lost_wakeup", true},
@@ -79,7 +79,7 @@ func TestModelNoticesWhatIsBroken(t *testing.T) {
 			"LEND_UNCHECKED EAGER=true LEASES=true BLOCKED=true RECORDS=3 LIMIT=1", "lost_wakeup", true},
 	}, func(t *testing.T, v variant) {
 		dir := t.TempDir()
-		// Breadth first, for the shortest way there.
+		// Breadth first, to find the shortest trail.
 		mustFind(t, dir, v.found, v.defines, "-O0", "-DBFS")
 		if *whole {
 			t.Logf("how:\n%s", trail(t, dir, v.defines))
@@ -112,23 +112,23 @@ var (
 	errors   = regexp.MustCompile(`errors: (\d+)`)
 	mebibyte = regexp.MustCompile(`([\d.]+)\s+total actual memory usage`)
 	failure  = regexp.MustCompile(`pan:\d+: .*`)
-	// Not all was looked at, or too little.
+	// spin did not look at everything, or looked at too little.
 	incomplete = regexp.MustCompile(
 		`max search depth too small|out of memory|Search not completed|hash-compact`)
 )
 
-// check looks at everything that can happen, in dir, and returns what goes wrong.
+// check runs spin on all interleavings, in dir, and returns what goes wrong.
 func check(t *testing.T, dir, defines string, flags ...string) string {
 	t.Helper()
 	began := time.Now()
 	name := filepath.Base(t.Name())
-	// Read here, so that the go command reruns the test when it has changed.
+	// Read the file here, so that the go command reruns the test when it has changed.
 	model, err := os.ReadFile("wakeup.pml")
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "wakeup.pml"), model, 0o644)
 	}
 	if err == nil {
-		// Older than the trail of the same second, or spin warns.
+		// Make the model older than any trail. spin warns if both are of the same second.
 		err = os.Chtimes(filepath.Join(dir, "wakeup.pml"), time.Unix(0, 0), time.Unix(0, 0))
 	}
 	if err != nil {
@@ -156,7 +156,7 @@ func check(t *testing.T, dir, defines string, flags ...string) string {
 	return failure.FindString(out)
 }
 
-// trail returns what happened until it went wrong.
+// trail returns the steps that lead to the failure.
 func trail(t *testing.T, dir, defines string) string {
 	t.Helper()
 	out := spin(t, dir, defines, "-t", "-T")

@@ -1,41 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * How kernel and reader agree on when the reader may wait: bpf_ringbuf_reserve() and
- * bpf_ringbuf_commit() of the kernel, ringbuf_process_ring() of libbpf, and what is here in
- * ring.go, rings.go, wait.go, lease.go, ringbuf_cgo.c and ringbuf_cgo_wait.c. model_test.go
- * has spin try all orders in which their steps can follow each other. A step is one access
- * to memory that they share.
+ * How the kernel and the reader agree on when the reader may wait. The model has
+ * bpf_ringbuf_reserve() and bpf_ringbuf_commit() of the kernel, ringbuf_process_ring() of
+ * libbpf, and the code of this module in ring.go, rings.go, wait.go, lease.go,
+ * ringbuf_cgo.c and ringbuf_cgo_wait.c. model_test.go has spin try all orders in which
+ * their steps can follow each other. A step is one access to shared memory.
  *
- * All records are as large, and positions count records. Not modelled: deadlines, Flush
- * and Close (no wait ends by itself), BPF_RB_NO_WAKEUP and BPF_RB_FORCE_WAKEUP, corrupt
- * positions, records that take more than an eighth of the ring, released leases.
+ * All records have the same size, and positions count records. Not modelled: deadlines,
+ * Flush and Close (no wait ends by itself), BPF_RB_NO_WAKEUP and BPF_RB_FORCE_WAKEUP,
+ * corrupt positions, records that take more than an eighth of the ring, released leases.
  */
 
 #ifndef EAGER
-#define EAGER false /* it never ticks */
+#define EAGER false /* the reader never ticks */
 #endif
 #ifndef BLOCKED
-#define BLOCKED false /* it waits in this way only */
+#define BLOCKED false /* the reader waits only in this way */
 #endif
 #ifndef PARKED
-#define PARKED false /* it waits in this way only */
+#define PARKED false /* the reader waits only in this way */
 #endif
 #ifndef LEASES
-#define LEASES false /* it lends, and commits whenever it likes; else it copies */
+#define LEASES false /* the reader lends, and commits at any time; otherwise it copies */
 #endif
 #ifndef LIMIT
 #define LIMIT 2 /* samples in a full batch */
 #endif
 #ifndef SLOTS
-#define SLOTS 3 /* of the ring */
+#define SLOTS 3 /* size of the ring */
 #endif
 #ifndef RECORDS
-#define RECORDS 3 /* that two programs reserve at most */
+#define RECORDS 3 /* the most that two programs reserve */
 #endif
 
 #define AT(position) ((position) % SLOTS)
 
-/* What the test breaks, to see that it would be noticed. */
+/* What the test breaks, to show that the model would notice. */
 #define FENCE (cons == pos)
 #define LEAVES(position) (position < produced && header[AT(position)] != busy)
 #define NOTIFIES(consumer, position) (AT(consumer) == AT(position))
@@ -60,19 +60,19 @@
 
 mtype = { busy, sample, discarded };
 
-/* Memory that kernel and reader share. */
+/* Memory that the kernel and the reader share. */
 byte cons, prod;
 mtype header[SLOTS];
 byte content[SLOTS]; /* of a sample: its own position */
 
 /*
- * The reader's processor, or that which commits, keeps stores back in order, as x86
- * processors do (total store order). All that the reader stores is the consumer position, and
- * each time it is one more. So its store buffer holds the positions behind cons, up to pos,
- * and pos is what the reader itself loads. To wait until it is empty is a full fence; release
- * and acquire are nothing. System calls are not taken for fences either. The programs need no
- * buffer: between the stores of a reservation and the xchg() of its commit they load nothing,
- * so that stores that come late are the same as a program that is late.
+ * The reader's processor, or the one that commits, delays stores and keeps their order,
+ * as x86 processors do (total store order). The reader stores only the consumer position,
+ * and each time it is one more. So the store buffer holds the positions after cons, up to
+ * pos, and the reader itself loads pos. A full fence waits until the buffer is empty.
+ * Release and acquire do nothing. System calls do not count as fences either. The
+ * programs need no buffer: they load nothing between the stores of a reservation and the
+ * xchg() of its commit. So late stores are the same as a late program.
  */
 byte pos;
 
@@ -83,14 +83,16 @@ end:	do
 }
 
 /*
- * A notification is an irq_work, which comes some time later. It puts libbpf's epoll item
- * on a list, where it stays until somebody polls it and finds the ring empty, as ppoll,
- * arming and the netpoller do (ringbuf_map_poll_kern() in kernel/bpf/ringbuf.c,
- * __ep_eventpoll_poll() in fs/eventpoll.c). To end a wait in ppoll takes both, the item on
- * the list and a ring that is not empty: what the kernel does not notify of is not seen.
+ * A notification is an irq_work, which runs some time later. It puts libbpf's epoll item
+ * on a list. The item stays there until somebody polls it and finds the ring empty, as
+ * ppoll, arming and the netpoller do (ringbuf_map_poll_kern() in kernel/bpf/ringbuf.c,
+ * __ep_eventpoll_poll() in fs/eventpoll.c). A wait in ppoll ends only if the item is on
+ * the list and the ring is not empty. So ppoll does not see records that the kernel does
+ * not notify of.
  *
- * The netpoller is told of notifications only while armed, once of each (EPOLLET), and
- * looks then whether the ring is empty. What was on the list before is not counted on.
+ * The netpoller gets notifications only while armed, each one once (EPOLLET), and then
+ * checks whether the ring is empty. The model does not rely on items that were on the
+ * list before.
  */
 bool irq, listed, armed, ready;
 
@@ -104,7 +106,7 @@ end:	do
 	od
 }
 
-byte left; /* the position behind the one where a tick left a record, until the next drain */
+byte left; /* the position after the record that a tick left, until the next drain */
 bool lost_wakeup, lost_sample, not_silent;
 
 /* A BPF program. */
@@ -141,7 +143,7 @@ end:	do
 		if
 		:: NOTIFIES(seen, mine) ->
 			irq = true; printf("program %d sees consumer position %d and notifies\n", _pid - 1, seen);
-			/* It was not there yet when the tick left another. */
+			/* This record was not there yet when the tick left another one. */
 			not_silent = before != 0 && before == left;
 			assert(!not_silent)
 		:: else -> printf("program %d sees consumer position %d and does not notify\n", _pid - 1, seen)
@@ -152,8 +154,8 @@ end:	do
 }
 
 /*
- * Leases: what is between pos and lent. libbpf consumes them in order, whenever those are
- * committed. looking, woken: see caughtUp() in wait.go.
+ * Records between pos and lent are leased. libbpf consumes them in order when their
+ * leases are committed. For looking and woken, see caughtUp() in wait.go.
  */
 byte lent;
 bool looking, woken;
@@ -184,7 +186,7 @@ end:	do
 	od
 }
 
-/* look() of a ring: samples and discards from lent on, up to next. */
+/* look() of a ring: samples and discarded records from lent on, up to next. */
 inline look() {
 	atomic { produced = prod; next = lent; samples = 0; at = lent; more = false }
 	do
@@ -200,7 +202,7 @@ inline look() {
 	:: next >= produced || more -> break
 	od;
 	atomic {
-		/* The newest stays, if it is the last. */
+		/* Leave the newest sample, if it is the last record. */
 		if
 		:: leave && samples > 0 && !more -> if :: LEAVES(at) :: else -> samples--; at = before fi
 		:: else
@@ -210,8 +212,8 @@ inline look() {
 }
 
 /*
- * Takes what look() found: lends it, or has libbpf consume it, unless older records are
- * lent. Discarded records alone are consumed.
+ * Takes what look() found. Lends it, or has libbpf consume it unless older records are
+ * lent. Has libbpf consume discarded records that are alone.
  */
 inline take() {
 	if
@@ -235,7 +237,7 @@ inline find(leaving) {
 	leave = leaving; moved = false; look(); take()
 }
 
-/* note() of a moderator that cannot be foreseen */
+/* note() of a moderator that decides arbitrarily */
 inline note() {
 	atomic {
 		if
@@ -245,7 +247,7 @@ inline note() {
 	}
 }
 
-/* Nobody does anything any more, and the reader waits. */
+/* Nobody takes another step, and the reader waits. */
 inline rest() {
 	atomic {
 		timeout -> printf("nothing will happen any more\n");
@@ -255,7 +257,7 @@ inline rest() {
 	}
 }
 
-/* state_of() the ring, behind a fence */
+/* state_of() the ring, after a fence */
 inline ready_or_busy() {
 	FENCE;
 	atomic {
@@ -267,7 +269,7 @@ inline ready_or_busy() {
 #endif
 }
 
-/* ring_buffer__poll(), which consumes up to the first sample. Or ppoll(), for leases. */
+/* ring_buffer__poll(), which consumes up to the first sample. With leases, ppoll(). */
 inline wait_blocked() {
 	printf("reader blocks\n");
 	if
@@ -305,8 +307,8 @@ inline wait_parked() {
 }
 
 /*
- * It is over at the latest when the timer expires, which may be relied on only while records
- * are lent.
+ * This wait ends at the latest when the timer expires. The reader may rely on that only
+ * while records are lent.
  */
 inline wait_lent() {
 	atomic { armed = true; ready = false }
@@ -348,7 +350,7 @@ active proctype reader() {
 		:: else -> find(false)
 		fi;
 		note()
-	   :: /* ticking too, when as many threads are blocked as may be */
+	   :: /* also while ticking, when the most threads that may block are blocked */
 		find(false);
 		note();
 		if

@@ -1,5 +1,5 @@
-// Package platforms has tests of how the package is built, or not: on other platforms, without cgo,
-// without what it needs, and from a vendor directory.
+// Package platforms tests how the package builds, or fails to: on other platforms, without cgo,
+// without the files that it needs, and from a vendor directory.
 package platforms
 
 import (
@@ -48,7 +48,7 @@ func write(t *testing.T, name, content string) {
 	}
 }
 
-// newModule returns the directory of a module of a user, with one program.
+// newModule returns the directory of a user's module with one program.
 func newModule(t *testing.T, program string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -58,7 +58,7 @@ func newModule(t *testing.T, program string) (dir string) {
 	return dir
 }
 
-// command runs a command in dir and returns what it prints.
+// command runs a command in dir and returns its output.
 func command(dir string, env []string, name string, args ...string) (string, error) {
 	cmd := exec.Command(name, args...)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
@@ -76,7 +76,7 @@ func mustRun(t *testing.T, dir string, env []string, name string, args ...string
 }
 
 // exported returns an expression or a type for each name that the package exports on Linux with
-// cgo, methods and fields too.
+// cgo, including methods and fields.
 func exported(t *testing.T) []string {
 	t.Helper()
 	ctx := build.Default
@@ -86,7 +86,7 @@ func exported(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	names := map[string]bool{}
-	// uint64 is a type for each constraint.
+	// uint64 satisfies each constraint.
 	name := func(id *ast.Ident, params *ast.FieldList) string {
 		if params.NumFields() == 0 {
 			return "ringbuf." + id.Name
@@ -154,7 +154,7 @@ func TestProgramsCompileEverywhere(t *testing.T) {
 			t.Fatalf("%s is not among what the package exports: %q", want, names)
 		}
 	}
-	// Not run: the fields are those of nil.
+	// The program is not run: it would use fields of nil.
 	dir := newModule(t, fmt.Sprintf("package main\n\nimport %q\n\nfunc main() {}\n\n"+
 		"func uses() {\n\tvar (\n\t\t%s\n\t)\n}\n\nvar _ = uses\n", path, strings.Join(names, "\n\t\t")))
 	for _, platform := range []string{"darwin/arm64", "freebsd/amd64", "windows/amd64", "linux/386",
@@ -166,8 +166,8 @@ func TestProgramsCompileEverywhere(t *testing.T) {
 	}
 }
 
-// With cgo on a platform without Linux, nothing must be left that wants cgo: go refuses a package
-// that has C files and no Go file that imports "C".
+// With cgo on a platform other than Linux, no file may need cgo: go refuses a package that has
+// C files and no Go file that imports "C".
 func TestWithCgoNoFileWantsCElsewhere(t *testing.T) {
 	for _, goos := range []string{"darwin", "freebsd", "windows"} {
 		ctx := build.Default
@@ -261,7 +261,7 @@ func TestMapsOpenWithoutCgo(t *testing.T) {
 	}
 }
 
-// cgoErrors returns the errors of C that cgo prints for the package.
+// cgoErrors returns the C errors that cgo prints for the package.
 func cgoErrors(t *testing.T, env []string, flags ...string) []string {
 	t.Helper()
 	args := append([]string{"tool", "cgo", "-objdir", t.TempDir(), "--"}, flags...)
@@ -291,7 +291,7 @@ func TestWhatIsMissingForCIsSaidInOneLine(t *testing.T) {
 	})
 	t.Run("libbpf", func(t *testing.T) {
 		dir := t.TempDir()
-		write(t, dir+"/stddef.h", "") // which cgo includes first
+		write(t, dir+"/stddef.h", "") // the header that cgo includes first
 		wantOneError(t, cgoErrors(t, nil, "-nostdinc", "-I"+dir),
 			`"libbpf's headers are missing: set CGO_CFLAGS and CGO_LDFLAGS, see README.md of ringbuf"`)
 	})
@@ -310,8 +310,8 @@ func TestWhatIsMissingForCIsSaidInOneLine(t *testing.T) {
 	}
 }
 
-// TestOldKernelHeadersDo compiles the C files, without a word, beside a linux/bpf.h from which
-// what came with Linux 5.7 and 5.8 is taken away.
+// TestOldKernelHeadersDo compiles the C files, without a warning, with a linux/bpf.h from which
+// the additions of Linux 5.7 and 5.8 are removed.
 func TestOldKernelHeadersDo(t *testing.T) {
 	compile := func(flags ...string) (string, error) {
 		flags = append(flags, strings.Fields(os.Getenv("CGO_CFLAGS"))...)
@@ -342,7 +342,7 @@ func TestOldKernelHeadersDo(t *testing.T) {
 	}
 }
 
-// The program is built with what pkg-config says of libbpf, and no other flags.
+// The program is built with the flags that pkg-config has for libbpf, and no others.
 func TestVendorDirectoryHasTheHeaderAndBuilds(t *testing.T) {
 	dir := newModule(t, `package main
 

@@ -1,9 +1,9 @@
-// Package sysbpf has the number of bpf(2).
+// Package sysbpf has the system call number of bpf(2).
 package sysbpf
 
 import "runtime"
 
-// Number returns the number of bpf(2), which package syscall does not have for every
+// Number returns the system call number of bpf(2). Package syscall does not have it for every
 // processor: see the kernel's arch/*/kernel/syscalls/ and include/uapi/asm-generic/unistd.h.
 func Number() uintptr {
 	switch runtime.GOARCH {

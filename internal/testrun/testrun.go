@@ -1,6 +1,6 @@
-// Package testrun runs BPF programs by the command BPF_PROG_TEST_RUN of bpf(2), for tests and
-// benchmarks. It takes no more than the program's descriptor: libbpfgo has had a function that
-// does so since v0.8 only.
+// Package testrun runs BPF programs with the command BPF_PROG_TEST_RUN of bpf(2), for tests and
+// benchmarks. It needs only the program's descriptor. libbpfgo has such a function only since
+// v0.8.
 package testrun
 
 import (
@@ -12,7 +12,7 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/sysbpf"
 )
 
-// Attr is the part of union bpf_attr for BPF_PROG_TEST_RUN.
+// Attr is the part of union bpf_attr that BPF_PROG_TEST_RUN uses.
 type Attr struct {
 	ProgFD, Retval           uint32
 	DataSizeIn, DataSizeOut  uint32
@@ -20,7 +20,7 @@ type Attr struct {
 	Repeat, Duration         uint32
 	CtxSizeIn, CtxSizeOut    uint32
 	CtxIn, CtxOut            uint64 // pointers to memory that does not move
-	Flags, CPU, BatchSize, _ uint32 // the kernel takes zeroes for fields that it does not know
+	Flags, CPU, BatchSize, _ uint32 // the kernel accepts zeros for fields that it does not know
 }
 
 const (
@@ -28,16 +28,16 @@ const (
 	flagRunOnCPU   = 1 << 0 // BPF_F_TEST_RUN_ON_CPU, since Linux 5.10
 )
 
-// Run runs the program.
+// Run runs the program. The error is the errno of bpf(2).
 func (a *Attr) Run() error { return a.call(syscall.Syscall) }
 
-// RawRun does so without telling Go's scheduler, which would take a part of a time that is
-// measured. The program must be a short one.
+// RawRun is like Run, but does not tell Go's scheduler, which would take part of a measured
+// time. The program must be short.
 func (a *Attr) RawRun() error { return a.call(syscall.RawSyscall) }
 
 func (a *Attr) call(call func(trap, a1, a2, a3 uintptr) (r1, r2 uintptr,
 	errno syscall.Errno)) error {
-	// SAFETY: the kernel reads and writes a during the call only.
+	// SAFETY: the kernel accesses a only during the call.
 	if _, _, errno := call(sysbpf.Number(), cmdProgTestRun, uintptr(unsafe.Pointer(a)),
 		unsafe.Sizeof(*a)); errno != 0 {
 		return fmt.Errorf("BPF_PROG_TEST_RUN: %w", errno)
@@ -45,11 +45,11 @@ func (a *Attr) call(call func(trap, a1, a2, a3 uintptr) (r1, r2 uintptr,
 	return nil
 }
 
-// Run runs the program of a descriptor once, with args as its context, and returns what it
-// returned.
+// Run runs the program with descriptor fd once, with args as its context. It returns the
+// program's result.
 func Run(fd int, args ...uint64) (uint32, error) { return run(fd, Attr{}, args) }
 
-// RunOn does so on the given CPU.
+// RunOn is like Run, but runs the program on the given CPU.
 func RunOn(cpu, fd int, args ...uint64) (uint32, error) {
 	return run(fd, Attr{Flags: flagRunOnCPU, CPU: uint32(cpu)}, args)
 }

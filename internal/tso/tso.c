@@ -1,21 +1,21 @@
 //go:build ignore
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Runs the code that drains a ring on a machine whose every step is decided here, and
- * tries all ways in which the steps of kernel and reader can follow each other. Real
- * machines lose a wakeup once in millions of rounds, if anything is wrong with the
- * order in which memory is accessed.
+ * Runs the code that drains a ring on a simulated machine that controls every step, and
+ * tries all orders of the steps of kernel and reader. If memory accesses are in the wrong
+ * order, a real machine loses a wakeup only once in millions of rounds.
  *
- * The machine's processor keeps stores back, in order, while later loads read memory,
- * as x86 processors do (total store order). The reader is the real ringbuf_cgo.c and
- * ringbuf_cgo_wait.c, with libbpf's part replaced by one that accesses memory in the same
- * order, and with look() of ring.go written in C.
+ * The machine's processor delays stores and keeps their order, while later loads read
+ * memory, as x86 processors do (total store order). The reader is the real ringbuf_cgo.c
+ * and ringbuf_cgo_wait.c. libbpf's part is replaced by code that accesses memory in the
+ * same order, and look() of ring.go is written in C.
  *
  * The kernel looks at the consumer position once, so it does not matter that all stores
- * are delayed alike. Ticks and batches that fill up are not modelled: nobody waits then.
+ * have the same delay. Ticks and full batches are not modelled, because then the reader
+ * does not wait.
  *
- * Prints the number of schedules, and in how many the reader waits for a notification
- * that never comes. With the argument "unfenced" fences do nothing.
+ * Prints the number of schedules, and the number of them in which the reader waits for a
+ * notification that never comes. With the argument "unfenced" fences do nothing.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -51,12 +51,12 @@ struct record {
 	__u64 sample;
 };
 
-/* When things happen: before the reader's nth access to memory. */
+/* When steps happen: before the reader's nth access to memory. */
 struct schedule {
 	int reserve; /* the kernel makes room for the new record */
 	int commit;  /* the kernel commits it */
 	int notify;  /* the kernel looks at the consumer position, and notifies or not */
-	int delay;   /* for how many accesses a store stays in the processor */
+	int delay;   /* number of accesses for which a store stays in the processor */
 };
 
 enum outcome { READ, LOST, STUCK };
@@ -67,7 +67,7 @@ static struct {
 	__u64 producer;
 	struct record records[MAX_OLDER + 1];
 
-	/* Stores of the consumer position that are still in the processor. */
+	/* Stores of the consumer position that are not yet visible in memory. */
 	struct {
 		__u64 value;
 		int due;
@@ -76,10 +76,10 @@ static struct {
 
 	struct schedule schedule;
 	bool fenced;
-	bool lends; /* libbpf consumes, and copies nothing */
+	bool lends; /* libbpf consumes without copying */
 	int now;
 	int waited_at;
-	__u64 last; /* the new record's position */
+	__u64 last; /* position of the new record */
 	bool notified;
 	bool waited;
 	struct cgo_ringbuf reader;
@@ -94,7 +94,7 @@ static void become_visible(int until)
 		m.consumer = m.stores[m.oldest].value;
 }
 
-/* Lets happen what happens before an access. */
+/* Does the steps that happen before an access. */
 static void step(void)
 {
 	become_visible(m.now);
@@ -111,7 +111,7 @@ static void step(void)
 	m.now++;
 }
 
-/* On x86 the others are no instruction. */
+/* On x86 the other fences are no instructions. */
 static void model_fence(int order)
 {
 	step();
@@ -119,7 +119,7 @@ static void model_fence(int order)
 		become_visible(INT32_MAX);
 }
 
-/* A processor sees its own stores. */
+/* A processor sees its own delayed stores. */
 static unsigned long model_load(const void *p, int size)
 {
 	step();
@@ -171,7 +171,7 @@ static int model_consume(struct ring *ring)
 	return model_consume_n(ring, INT32_MAX);
 }
 
-/* The wait: everything happens, and ends it or not. */
+/* The wait: all remaining steps happen, and may end it. */
 static int model_poll(struct ring_buffer *rb, int timeout_ms)
 {
 	m.waited = true;
@@ -184,7 +184,7 @@ static int model_poll(struct ring_buffer *rb, int timeout_ms)
 	return model_consume(NULL);
 }
 
-/* What Go does: look() of ring.go, and then consume or wait. */
+/* The Go part: look() of ring.go, and then consume or wait. */
 static int look_and_act(void *buf, size_t size)
 {
 	__u64 producer = cgo_ringbuf_load(&m.producer);
@@ -212,8 +212,8 @@ static int look_and_act(void *buf, size_t size)
 }
 
 /*
- * Reads a new record behind older ones, the nth of which was discarded if the nth bit
- * of discarded is set.
+ * Reads a new record after older ones. The nth of these was discarded if the nth bit of
+ * discarded is set.
  */
 static enum outcome run(int older, unsigned int discarded, struct schedule schedule)
 {
@@ -246,7 +246,7 @@ static enum outcome run(int older, unsigned int discarded, struct schedule sched
 		if (m.waited && !m.notified)
 			return LOST;
 		m.notified = m.notified && !m.waited;
-		/* The busy record keeps it from waiting like that; it parks. */
+		/* With a busy record the reader does not wait in poll: it parks. */
 		if (!m.waited && m.reader.busy) {
 			m.waited_at = m.now;
 			while (m.now <= schedule.notify)
@@ -266,7 +266,7 @@ static int run_all(int older, unsigned int discarded)
 	struct schedule s = {-1, -1, -1, 0};
 	int end;
 
-	/* How long the reader is busy with the older ones, and as long again. */
+	/* Measure how long the reader is busy with the older records. Try twice that time. */
 	run(older, discarded, s);
 	end = 2 * m.waited_at;
 	for (s.reserve = 0; s.reserve < end; s.reserve++)

@@ -1,4 +1,4 @@
-// Package tso has a test of the order in which the C code accesses memory: see tso.c.
+// Package tso tests the order in which the C code accesses memory: see tso.c.
 package tso
 
 import (
@@ -17,7 +17,7 @@ func TestNoScheduleLosesAWakeup(t *testing.T) {
 	}
 }
 
-// What the fence is for, and that the machine can tell.
+// This shows what the fence prevents, and that the simulated machine can detect it.
 func TestWithoutFenceWakeupsAreLost(t *testing.T) {
 	if schedules, lost := run(t, "unfenced"); lost == 0 {
 		t.Errorf("none of %d schedules loses a wakeup", schedules)
@@ -27,7 +27,7 @@ func TestWithoutFenceWakeupsAreLost(t *testing.T) {
 // run compiles and runs tso.c.
 func run(t *testing.T, args ...string) (schedules, lost int) {
 	t.Helper()
-	// The go command reruns a test when files that it looked at have changed.
+	// The go command reruns a test when a file that it looked at has changed.
 	sources := []string{"../../ringbuf_cgo.c", "../../ringbuf_cgo_wait.c", "../../ringbuf_cgo.h"}
 	for _, name := range append(sources, "tso.c") {
 		if _, err := os.Stat(name); err != nil {

@@ -11,20 +11,21 @@ import (
 
 const selftestPrefix = "selftest "
 
-// The commands that the guest runs. They print in the format of go test -v.
+// The commands that the guest runs. They print the format of go test -v.
 var commands = []struct {
 	name   string
 	prefix string // of the names of its tests
 	args   []string
 }{
 	{"selftest", selftestPrefix, []string{"/selftest"}},
-	// What compiles programs needs what is not there. A fake kernel is the same everywhere, and
-	// slow here; rallies are slow, too, and there are enough on the host.
+	// Skip tests that compile programs, because the guest has no compiler. Skip tests with a
+	// fake kernel: they are the same everywhere, and slow here. Rallies are slow too, and the
+	// host runs enough of them.
 	{"package", "", []string{"/ringbuf.test", "-test.v=test2json", "-test.timeout=15m",
 		"-rallies=5000", "-test.skip=^(TestProgramInAnotherModule|TestWatcherWorksWithoutCgo|" +
 			"TestWatcherYieldsAllThatIsSubmitted|TestNoRecordIsTornThatIsOverwrittenMeanwhile|" +
 			"TestMerged(OrderIsPerfect.*|CountsWhat.*|LeavesRoom.*|OrdersABacklog|LeavesTheRest.*))$"}},
-	// Without what needs other programs, a terminal, or the speed of a real processor.
+	// Skip tests that need other programs, a terminal, or the speed of a real processor.
 	{"tool", "ringbuf ", []string{"/tool.test", "-test.v=test2json", "-test.timeout=5m",
 		"-test.skip=^(TestListSaysThatNothingCanBePinned|TestPrivileges|TestTop(OnATerminal|" +
 			"EndsWithASignal|HasNoColors.*|Scrolls|IsCheap|CountsWhatIsProduced|Estimates.*))$"}},
@@ -33,26 +34,26 @@ var commands = []struct {
 			"TestTshark.*)$"}},
 }
 
-// What the guest and the host tell each other.
+// Messages between the guest and the host.
 const (
-	probeParameter = "vmtest.probe" // of the kernel: end at once
+	probeParameter = "vmtest.probe" // kernel parameter: end at once
 	releaseMark    = "vmtest: Linux "
 	beginMark      = "vmtest: begin "
 	endMark        = "vmtest: end "
 	doneMark       = "vmtest: done\n"
 )
 
-// guest is what runs as process 1. It does not return.
+// guest is the main function of process 1. It does not return.
 func guest() {
 	if err := runCommands(); err != nil {
 		fmt.Println("vmtest:", err)
 	} else {
 		fmt.Print(doneMark)
 	}
-	// What was printed is sent by interrupts, from a buffer: wait as tcdrain(3) does.
+	// Output is sent by interrupts from a buffer. Wait until it is sent, as tcdrain(3) does.
 	const tcsbrk = 0x5409
 	syscall.Syscall(syscall.SYS_IOCTL, 1, tcsbrk, 1)
-	// qemu takes a restart for the end.
+	// qemu ends when the guest restarts.
 	syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
 	panic("no restart")
 }
@@ -75,7 +76,7 @@ func runCommands() error {
 		_, err = fmt.Sscanf(string(release), "%d.", &major)
 	}
 	if err == nil && major < 6 {
-		// There, a process without capabilities may use no map otherwise.
+		// With another value, such a kernel lets a process without capabilities use no map.
 		err = os.WriteFile("/proc/sys/kernel/unprivileged_bpf_disabled", []byte("0"), 0)
 	}
 	if err != nil {

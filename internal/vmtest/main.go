@@ -1,5 +1,5 @@
-// Vmtest boots Linux kernels in virtual machines, runs the selftests and the
-// package's tests there, and prints what became of each test on each kernel.
+// Vmtest boots Linux kernels in virtual machines, runs the selftests and the package's tests
+// there, and prints the result of each test on each kernel.
 //
 //	vmtest [-arch ARCH] [-j N] INITRAMFS KERNEL...
 //
@@ -27,7 +27,7 @@ import (
 	"time"
 )
 
-// A machine is the computer that qemu emulates.
+// A machine is a computer that qemu emulates.
 type machine struct {
 	qemu    string
 	args    []string
@@ -42,7 +42,7 @@ var machines = map[string]machine{
 }
 
 const (
-	bootTimeout = 20 * time.Second // with KVM, to find out whether it works
+	bootTimeout = 20 * time.Second // to find out whether KVM works
 	testTimeout = 20 * time.Minute
 )
 
@@ -89,14 +89,14 @@ func run(arch string, jobs int, initramfs string, kernels []string) error {
 	return t.print(os.Stdout)
 }
 
-// test runs the tests on one kernel, and prints what became of them.
+// test runs the tests on one kernel, and prints the results.
 func (m machine) test(how string, accel []string, initramfs, kernel string) column {
 	name := nameOf(kernel)
 	fmt.Printf("Linux %s (%s), see %s\n", name, how, consoleFile(initramfs, name))
 	start := time.Now()
 	console, err := m.boot(testTimeout, accel, name, initramfs, kernel)
-	// A processor that is emulated may not see at once that another one has replaced an
-	// instruction, which kernels do while they boot: "Oops: int3".
+	// An emulated processor may not see at once that another one has replaced an instruction.
+	// Kernels do that while they boot, and then fail with "Oops: int3". So try again.
 	for range 2 {
 		if err == nil || strings.Contains(console, releaseMark) ||
 			!strings.Contains(console, "Oops: int3") {
@@ -113,7 +113,7 @@ func (m machine) test(how string, accel []string, initramfs, kernel string) colu
 	return column{name, r}
 }
 
-// nameOf makes 5.10.0-32 of vmlinuz-5.10.0-32-cloud-amd64, and a-bzImage of ./a/bzImage.
+// nameOf returns 5.10.0-32 for vmlinuz-5.10.0-32-cloud-amd64, and a-bzImage for ./a/bzImage.
 func nameOf(kernel string) string {
 	name, ok := strings.CutPrefix(filepath.Base(kernel), "vmlinuz-")
 	if !ok {
@@ -128,8 +128,8 @@ func consoleFile(initramfs, name string) string {
 	return filepath.Join(filepath.Dir(initramfs), "console-"+name)
 }
 
-// boots finds out whether the machine boots with this acceleration. That /dev/kvm
-// can be opened does not say so.
+// boots reports whether the machine boots with this acceleration. It is not enough that
+// /dev/kvm can be opened.
 func (m machine) boots(accel []string, initramfs, kernel string) bool {
 	if _, err := os.Stat("/dev/kvm"); err != nil {
 		return false
@@ -142,11 +142,11 @@ func (m machine) boots(accel []string, initramfs, kernel string) bool {
 	return err == nil
 }
 
-// boot boots a kernel and returns what it printed. It fails unless the kernel ends by
-// itself after guest was done.
+// boot boots a kernel and returns its console output. It fails unless the kernel ends by itself
+// after the guest is done.
 func (m machine) boot(timeout time.Duration, accel []string, name, initramfs, kernel string,
 	parameters ...string) (console string, err error) {
-	// A file, for those who want to watch.
+	// Write to a file, so that users can watch.
 	log, err := os.Create(consoleFile(initramfs, name))
 	if err != nil {
 		return "", err
@@ -163,13 +163,13 @@ func (m machine) boot(timeout time.Duration, accel []string, name, initramfs, ke
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	end := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // qemu dies with this thread
+		runtime.LockOSThread() // qemu is killed when this thread ends
 		end <- cmd.Run()
 	}()
 	select {
 	case err = <-end:
 	case <-time.After(timeout):
-		// It may not even end then, if it is KVM that hangs.
+		// If KVM hangs, qemu may not end even then.
 		if cmd.Process != nil {
 			cmd.Process.Kill()
 		}
@@ -186,17 +186,17 @@ func (m machine) boot(timeout time.Duration, accel []string, name, initramfs, ke
 	return console, err
 }
 
-// results are what the tests on one kernel said.
+// results are the results of the tests on one kernel.
 type results struct {
 	release  version
-	verdicts map[string]verdict // by the test's name
+	verdicts map[string]verdict // by the name of the test
 	err      error
 }
 
-// A version is that of a kernel, or what a test says that it needs.
+// A version is the version of a kernel, or the version that a test needs.
 type version struct{ major, minor int }
 
-// versionAfter finds mark in text, and the version behind it.
+// versionAfter returns the version that follows mark in text.
 func versionAfter(text, mark string) (v version, ok bool) {
 	_, after, _ := strings.Cut(text, mark)
 	n, _ := fmt.Sscanf(after, "%d.%d", &v.major, &v.minor)
@@ -209,14 +209,13 @@ func (v version) atLeast(w version) bool {
 
 func (v version) String() string { return fmt.Sprintf("%d.%d", v.major, v.minor) }
 
-// A verdict has the Action of test2json and for one but "pass" the output.
+// A verdict has the Action of test2json, and the output if the action is not "pass".
 type verdict struct{ action, output string }
 
-// A test that needs a newer kernel than another one says so with these words and its version
-// when it is skipped.
+// A test that needs a newer kernel says so with these words and the version when it is skipped.
 const needsMark = "needs Linux "
 
-// unended is the verdict of a test of which only the begin is known.
+// unended is the verdict of a test that began and did not end.
 var unended = verdict{"fail", "it did not end"}
 
 func resultsOf(console string, err error) results {
@@ -247,7 +246,7 @@ func resultsOf(console string, err error) results {
 	return r
 }
 
-// add adds what a command printed in the format of go test -v.
+// add adds the output of a command, in the format of go test -v.
 func (r results) add(prefix, output string) error {
 	cmd := exec.Command("go", "tool", "test2json")
 	cmd.Stdin = strings.NewReader(output)
@@ -260,7 +259,7 @@ func (r results) add(prefix, output string) error {
 	defer func() {
 		for name, v := range r.verdicts {
 			if v == unended {
-				// With the stacks of all goroutines, if it took too long.
+				// The output includes the stacks of all goroutines if the test took too long.
 				said := outputs[strings.TrimPrefix(name, prefix)]
 				v.output += said[:min(len(said), 4000)]
 				r.verdicts[name] = v
@@ -318,8 +317,9 @@ type column struct {
 
 type table []column
 
-// wronglySkipped returns an error if a test was skipped on a kernel that is as new as the test
-// says that it needs, or if it does not say what it needs and ran on none of several kernels.
+// wronglySkipped returns an error if a test was skipped on a kernel that is new enough for it,
+// according to the test. It also returns an error if a test does not say what it needs, and ran
+// on none of several kernels.
 func (t table) wronglySkipped(name string) error {
 	ran, unexplained := false, false
 	for _, c := range t {
@@ -340,9 +340,8 @@ func (t table) wronglySkipped(name string) error {
 	return nil
 }
 
-// print prints the table, without the tests of the package that passed everywhere,
-// and why the others did not. It returns an error if a test failed, or was skipped where it
-// could have run.
+// print prints the table, without the package's tests that passed everywhere, and the reasons
+// of the others. It returns an error if a test failed, or was skipped where it could have run.
 func (t table) print(out io.Writer) error {
 	names := make(map[string]bool)
 	for _, c := range t {

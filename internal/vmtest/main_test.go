@@ -21,8 +21,8 @@ func TestNamesOfKernels(t *testing.T) {
 	}
 }
 
-// consoleOf is what a guest prints in which a selftest and two tests of the tool pass, and tests of
-// the package print lines in the format of go test -v.
+// consoleOf returns the console output of a guest. In it a selftest and two tests of the tool
+// pass, and the tests of the package print lines, in the format of go test -v.
 func consoleOf(lines ...string) string {
 	return strings.Join(append(append([]string{
 		"Booting",
@@ -48,7 +48,7 @@ func consoleOf(lines ...string) string {
 		"vmtest: done", ""), "\n")
 }
 
-// verdictsOf adds those of what passes in consoleOf.
+// verdictsOf returns others and the verdicts of the tests that pass in consoleOf.
 func verdictsOf(others map[string]verdict) map[string]verdict {
 	for _, name := range []string{"selftest read", "ringbuf TestList", "ringbuf tail: TestTail"} {
 		others[name] = verdict{"pass", ""}
@@ -131,7 +131,7 @@ func TestWhatNoChosenKernelCanRunIsNoFailure(t *testing.T) {
 		passes = verdict{action: "pass"}
 		fails  = verdict{"fail", "a_test.go:2: wrong"}
 		skips  = verdict{"skip", "a_test.go:1: needs Linux 6.19"}
-		evades = verdict{"skip", "a_test.go:1: it may not"} // and does not say what it needs
+		evades = verdict{"skip", "a_test.go:1: it may not"} // it does not say what it needs
 	)
 	type kernel struct {
 		release version
@@ -139,7 +139,7 @@ func TestWhatNoChosenKernelCanRunIsNoFailure(t *testing.T) {
 	}
 	for name, tt := range map[string]struct {
 		kernels []kernel
-		want    string // error
+		want    string // the error
 	}{
 		"all are too old":         {[]kernel{{version{6, 1}, skips}, {version{6, 12}, skips}}, ""},
 		"one is, and is the only": {[]kernel{{version{6, 1}, skips}}, ""},

@@ -6,11 +6,11 @@
 
 #define MAX_CPUS 256 /* workload.go uses no others */
 
-/* Known to workload.go, as are the variables. */
+/* workload.go has the same layout and variables. */
 struct event {
 	__u32 cpu;
 	__u32 tid; /* of the thread */
-	__u64 seq; /* of its CPU, without a gap */
+	__u64 seq; /* counted for each CPU, without a gap */
 };
 
 struct {
@@ -18,7 +18,10 @@ struct {
 	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
-/* The process that counts, and the file of the PID namespace in which it has that number. */
+/*
+ * The process that counts, and the PID namespace, as device and inode, in which it has
+ * that number.
+ */
 const volatile __u32 traced_pid;
 const volatile __u64 namespace_dev;
 const volatile __u64 namespace_ino;
@@ -30,16 +33,16 @@ struct {
 
 /*
  * TP_PROTO(struct task_struct *task, const char *comm). The process has one thread for
- * each CPU: so nobody else counts there, even where this program can be preempted.
+ * each CPU. So nobody else counts there, even if this program can be preempted.
  *
- * Nothing else calls this tracepoint while the program is attached, that is while the
- * kernel patches its code. Where everything does, as with sys_enter, an emulated
- * processor (QEMU 7.2) may hang: it goes on executing what was there before.
+ * Nothing else uses this tracepoint while the program is being attached, that is, while
+ * the kernel patches its code. With a tracepoint that everything uses, such as sys_enter,
+ * an emulated processor (QEMU 7.2) may hang: it continues to execute the old code.
  */
 SEC("raw_tp/task_rename")
 int task_rename(struct bpf_raw_tracepoint_args *ctx)
 {
-	/* So the verifier of 5.10 knows that it is in bounds. */
+	/* Tells the verifier of 5.10 that cpu is in bounds. */
 	__u32 cpu = bpf_get_smp_processor_id() & (MAX_CPUS - 1);
 	struct bpf_pidns_info process;
 	struct event *event;

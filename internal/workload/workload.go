@@ -1,5 +1,5 @@
-// Package workload is what selftests trace: a process with a thread on each of some CPUs,
-// that make system calls which a BPF program reports, numbered for each CPU.
+// Package workload is what the selftests trace: a process with a thread on each of some CPUs.
+// The threads make system calls. A BPF program reports them, numbered for each CPU.
 package workload
 
 import (
@@ -24,16 +24,16 @@ import (
 // MaxCPUs is one more than the highest number of a CPU.
 const MaxCPUs = 256
 
-// EventSize is the number of bytes of an event.
+// EventSize is the size of an event in bytes.
 const EventSize = 16
 
-// Each thread makes a burst of system calls, and sleeps. So it is sometimes ahead of
-// a Reader and sometimes behind.
+// Each thread makes a burst of system calls, and then sleeps. So it is sometimes ahead of a
+// Reader, and sometimes behind.
 const (
 	burst = 200
 	pause = 200 * time.Microsecond
 
-	maxThreads = 4 // more would always be ahead of one Reader
+	maxThreads = 4 // more threads would always be ahead of one Reader
 )
 
 //go:embed workload.bpf.o
@@ -45,13 +45,14 @@ type Workload struct {
 	Events *bpf.BPFMap // the ring buffer
 
 	cmd   *exec.Cmd
-	stdin io.WriteCloser // it works from the first byte to the end
+	stdin io.WriteCloser // the process works from the first byte to the end
 }
 
-// argument makes a program a workload.
+// argument makes a program a workload process.
 const argument = "be a workload"
 
-// Main does the work in processes that Start started. Programs call it first.
+// Main is the main function of processes that New started. In other processes it does nothing.
+// Programs call it first.
 func Main() {
 	if len(os.Args) != 2 || os.Args[1] != argument {
 		return
@@ -63,8 +64,8 @@ func Main() {
 	os.Exit(0)
 }
 
-// New starts a workload, which does nothing before Start. Before its BPF program is
-// loaded, prepare (or nil) sets it up.
+// New starts a workload process, which does nothing until Start. It calls prepare, unless that
+// is nil, before it loads the BPF program.
 func New(prepare func(*bpf.Module) error) (*Workload, error) {
 	w := &Workload{cmd: exec.Command("/proc/self/exe", argument)}
 	w.cmd.Stderr = os.Stderr
@@ -122,19 +123,19 @@ func Load(pid int, prepare func(*bpf.Module) error) (*bpf.Module, *bpf.BPFMap, e
 	return module, events, nil
 }
 
-// Start lets the workload work.
+// Start makes the workload begin.
 func (w *Workload) Start() error {
 	_, err := w.stdin.Write([]byte{1})
 	return err
 }
 
-// Stop ends the work. When it returns, all events are in the ring.
+// Stop ends the workload. When Stop returns, all events are in the ring.
 func (w *Workload) Stop() error {
 	w.stdin.Close()
 	return w.cmd.Wait()
 }
 
-// Close releases everything.
+// Close kills the process and releases all resources.
 func (w *Workload) Close() {
 	w.cmd.Process.Kill()
 	w.cmd.Wait()
@@ -143,7 +144,7 @@ func (w *Workload) Close() {
 	}
 }
 
-// A Counter says what became of the events of a CPU.
+// A Counter counts the events of a CPU.
 type Counter struct{ Submitted, Refused uint64 }
 
 // Counters returns the counters of all CPUs.
@@ -165,7 +166,7 @@ func (w *Workload) Counters() (counters [MaxCPUs]Counter, err error) {
 type Event struct {
 	CPU uint32
 	TID uint32 // of the thread
-	Seq uint64 // of its CPU
+	Seq uint64 // counted for each CPU
 }
 
 // Decode decodes a sample.
@@ -177,10 +178,10 @@ func Decode(sample []byte) (e Event, err error) {
 	return e, nil
 }
 
-// Sequences has for each CPU the number of its next event.
+// Sequences has the number of the next event for each CPU.
 type Sequences [MaxCPUs]uint64
 
-// Check decodes a sample, which must be the next event of its CPU.
+// Check decodes a sample. It returns an error unless the sample is the next event of its CPU.
 func (s *Sequences) Check(sample []byte) error {
 	e, err := Decode(sample)
 	if err != nil {
@@ -193,7 +194,7 @@ func (s *Sequences) Check(sample []byte) error {
 	return nil
 }
 
-// CheckComplete checks that all that was submitted was also checked.
+// CheckComplete returns an error unless everything that was submitted has been checked.
 func (s *Sequences) CheckComplete(counters [MaxCPUs]Counter) error {
 	total := uint64(0)
 	for cpu, c := range counters {
@@ -216,7 +217,8 @@ func (s *Sequences) Total() (n uint64) {
 	return n
 }
 
-// ReadUntil calls use with each sample until Read returns the error end.
+// ReadUntil calls use with each sample until Read returns the error end. It returns any other
+// error.
 func ReadUntil(reader *ringbuf.Reader, end error, use func(sample []byte) error) error {
 	var record ringbuf.Record
 	for {
@@ -233,7 +235,7 @@ func ReadUntil(reader *ringbuf.Reader, end error, use func(sample []byte) error)
 	}
 }
 
-// work makes system calls on all CPUs until there is no more input.
+// work makes system calls on all CPUs until its input ends.
 func work() error {
 	if n, _ := os.Stdin.Read(make([]byte, 1)); n == 0 {
 		return nil // closed before it began
@@ -272,7 +274,7 @@ func workOn(cpu int, stop <-chan struct{}) error {
 		default:
 		}
 		for range burst {
-			// SAFETY: the kernel reads name during the call only.
+			// SAFETY: the kernel reads name only during the call.
 			syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0)
 		}
 		time.Sleep(pause)
@@ -284,7 +286,7 @@ type cpuSet [8192 / 64]uint64
 
 // call calls sched_getaffinity(2) or sched_setaffinity(2) for this thread.
 func (s *cpuSet) call(trap uintptr) error {
-	// SAFETY: the kernel accesses s during the call only.
+	// SAFETY: the kernel accesses s only during the call.
 	_, _, errno := syscall.RawSyscall(trap, 0, unsafe.Sizeof(*s), uintptr(unsafe.Pointer(s)))
 	if errno != 0 {
 		return errno
