@@ -1,4 +1,5 @@
-# The demo, the selftests and the tool as static programs, and nothing else: see `make docker`.
+# The demo, the selftests and the tool as static programs, and nothing else. See `make
+# docker`.
 ARG BASE=debian:trixie-slim
 
 FROM $BASE AS build
@@ -18,10 +19,10 @@ RUN cd cmd/ringbuf && go mod download
 COPY . .
 RUN [ -e libbpf/src/libbpf.c ] || export LIBBPF_SRC=system; GOTOOLCHAIN=auto make static tool
 
-# The capabilities are permitted but not effective (=p). With =ep no program could start
-# where the container lacks one; so it starts and says what it lacks. What make static links
-# in, scripts/capabilities.c, makes them effective. CAP_SYS_ADMIN is for engines that do not
-# know CAP_BPF, and for selftests that mount.
+# The capabilities are permitted but not effective (=p). With =ep a program could not
+# start in a container that lacks one of them. With =p it starts, and says what it lacks.
+# scripts/capabilities.c, which make static links in, makes them effective. CAP_SYS_ADMIN
+# is for engines that do not know CAP_BPF, and for selftests that mount.
 RUN install -d /image/bin && install -d -m 1777 /image/tmp && \
 	cp -r output/static/. output/ringbuf /image/bin && \
 	for program in /image/bin/execsnoop /image/bin/flightrecorder /image/bin/selftests/*; do \

@@ -4,7 +4,8 @@ ifneq ($(words $(CURDIR)),1)
 $(error make cannot work in a directory with a space in its name: $(CURDIR))
 endif
 
-# ARCH=arm64 is for vmtest, static and the tool: clang builds for it with libraries of Debian's.
+# ARCH=arm64 works for vmtest, static, tool and dist. clang then builds with Debian's
+# libraries.
 HOST_ARCH := $(shell go env GOHOSTARCH 2>/dev/null)
 ARCH := $(HOST_ARCH)
 ifeq ($(ARCH),$(HOST_ARCH))
@@ -27,10 +28,10 @@ export CGO_ENABLED := 1
 endif
 PREFIX := $(OUTPUT)/libbpf
 
-# Each with a go.mod of its own.
+# The directories that have a go.mod.
 MODULES := . bench capture cmd/ringbuf examples/migration metrics ship ship/kafka tools
 
-# The flags by which libbpfgo and this package find libbpf, see `make env`.
+# With these flags libbpfgo and this package find libbpf. See `make env`.
 export CGO_CFLAGS := -I$(PREFIX)/include
 export CGO_LDFLAGS := $(LLD) -L$(PREFIX)/lib -lbpf -lelf -lz
 
@@ -41,14 +42,15 @@ BPF_HEADER := bpf/ringbuf.bpf.h
 C_SOURCES := $(wildcard *.c *.h scripts/*.c internal/tso/*.c cmd/ringbuf/internal/*/*.h) \
 	$(BPF_SOURCES) $(BPF_HEADER)
 
-# What loads BPF programs needs root; nothing else gets it.
+# Only commands that load BPF programs run as root.
 ifneq ($(shell id -u),0)
 SUDO := sudo -E env 'PATH=$(PATH)'
 TEST_EXEC := -exec "$(SUDO)"
 endif
 
-# A static libelf wants what it was built with, such as libzstd, and see scripts/libeu.c. What
-# scripts/capabilities.c has nobody calls, so the linker must be told to take it.
+# A static libelf needs the libraries that it was built with, such as libzstd. See also
+# scripts/libeu.c. Nothing calls the function in scripts/capabilities.c, so the linker
+# must be told to include it.
 STATIC_FLAGS = -trimpath -buildvcs=false -tags netgo,osusergo -ldflags '-s -w -linkmode external \
 	-extldflags "-static $(shell $(PKG_CONFIG) --static --libs libelf) \
 	-u make_permitted_effective -lstatic"'
@@ -62,7 +64,7 @@ help: ## list the targets
 		sed -E 's/^([a-z-]+):.*## /\1\t/; s/\$$\$$/$$/g' | expand -t 16
 
 .PHONY: deps
-deps: ## install all that is needed (apt-get, on Debian and Ubuntu)
+deps: ## install everything that is needed (with apt-get, on Debian and Ubuntu)
 	@scripts/deps.sh
 	@scripts/deps.sh clang=clang clang-format=clang-format
 
@@ -86,12 +88,12 @@ cmd/ringbuf/internal/kinds/kinds.bpf.o: cmd/ringbuf/internal/kinds/kinds.h
 bpf-objects: $(BPF_OBJECTS)
 	@:
 
-# clang does not look into the multiarch directory when its target is bpf.
+# With target bpf, clang does not look into the multiarch directory.
 %.bpf.o: %.bpf.c $(BPF_HEADER) $(PREFIX)/built
 	clang -g -O2 -Wall -Werror -target bpf -I$(PREFIX)/include -I$(dir $(BPF_HEADER)) \
 		-idirafter /usr/include/$(shell cc -print-multiarch 2>/dev/null) -c $< -o $@
 
-# An eval of what this prints fails when it fails.
+# If this target fails, an eval of its output fails too.
 .PHONY: env
 env: ## print shell exports for go commands: eval "$$(make -s env)"
 	@$(MAKE) --no-print-directory bpf >&2 || { echo false; exit 1; }
@@ -104,7 +106,7 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest asan test-tool test-ship test-metrics ## lint, selftests, tests, benchmarks once
+test: lint selftest asan test-tool test-ship test-metrics ## run lint, selftests, tests, and benchmarks once
 	@scripts/deps.sh spin=spin
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
@@ -122,7 +124,7 @@ test-tool: bpf ## test the tool and what it records: cmd/ringbuf, capture
 	cd cmd/ringbuf && go test -p 1 -count=1 -timeout 10m $(TEST_EXEC) -v ./...
 
 .PHONY: test-ship
-test-ship: bpf ## test module ship, in a minute: nats-servers and shippers are killed under load
+test-ship: bpf ## test module ship in a minute: kill nats-servers and shippers under load
 	cd ship && go test -count=1 -timeout 10m $(TEST_EXEC) -v ./...
 
 .PHONY: ship-stress
@@ -134,17 +136,17 @@ ship-bench: bpf ## measure shipping: records a second, and time from submit to s
 	cd ship && go test -count=1 -timeout 30m $(TEST_EXEC) -v . -run "^$$" -bench . -benchtime 1x
 
 .PHONY: ship-demo
-ship-demo: tool bpf ## ship programs that are executed to a stream, and kill the shipper on the way
+ship-demo: tool bpf ## ship executed programs to a stream, and kill the shipper meanwhile
 	@cd cmd/ringbuf && go build -o $(OUTPUT)/ship-demo ./internal/shipdemo
 	@$(SUDO) $(OUTPUT)/ship-demo $(OUTPUT)/ringbuf examples/execsnoop/execsnoop.bpf.o
 
-# A number (2000x) where a failure must mean something: now and then Go takes the end of a
-# time for one, "context deadline exceeded". What is found to be of interest is kept in
-# output/fuzz, and minimized for a second each: Go's default is a minute, in which nothing else
-# is tried.
+# Give a number (2000x) if each failure must be real: with a time, Go sometimes reports
+# the end of that time as a failure, "context deadline exceeded". Interesting inputs are
+# kept in output/fuzz, and minimized for one second each. Go's default is a minute, in
+# which it tries nothing else.
 FUZZTIME := 1m
 .PHONY: fuzz
-fuzz: bpf ## try random inputs, FUZZTIME=1m for each fuzz test; testdata/fuzz gets those that fail
+fuzz: bpf ## try random inputs, FUZZTIME=1m for each fuzz test; testdata/fuzz gets failing ones
 	@go test -c -fuzz . -o $(OUTPUT)/fuzz.test .
 	@status=0; for test in $$(sed -n 's/^func \(Fuzz[A-Za-z]*\).*/\1/p' fuzz_test.go); do \
 		echo "$$test:"; \
@@ -153,11 +155,11 @@ fuzz: bpf ## try random inputs, FUZZTIME=1m for each fuzz test; testdata/fuzz ge
 	done; \
 	$(SUDO) chown -R --reference=Makefile $(OUTPUT)/fuzz testdata; exit $$status
 
-# The second half takes a quarter of an hour: without the fence in ringbuf_cgo_wait.c one wakeup
-# in a million is lost.
+# The second half takes a quarter of an hour, because without the fence in
+# ringbuf_cgo_wait.c only one wakeup in a million is lost.
 DURATION := 5m
 .PHONY: stress
-stress: bpf ## try to lose samples (DURATION=5m with -race, and without), wakeups, memory
+stress: bpf ## try to lose samples (DURATION=5m with -race, and without), wakeups and memory
 	@go test -c -o $(OUTPUT)/ringbuf.test . && go test -c -race -o $(OUTPUT)/ringbuf-race.test .
 	@echo 'With the race detector, for $(DURATION):'
 	@$(SUDO) $(OUTPUT)/ringbuf-race.test -test.v -test.timeout 0 -test.run '^TestStress$$' -stress $(DURATION)
@@ -168,38 +170,40 @@ stress: bpf ## try to lose samples (DURATION=5m with -race, and without), wakeup
 		-test.run '^Test(NoWakeupIsLost.*|NoScribbling.*|OpenAndClose.*|AStoppedReader.*)$$' -test.skip /without
 
 .PHONY: model
-model: ## have spin check all of internal/model, and show how what is broken loses wakeups
+model: ## check all of internal/model with spin, and show how broken variants lose wakeups
 	@scripts/deps.sh spin=spin
 	go test -count=1 -timeout 10m -v ./internal/model -whole
 
-# Go adds checks of its own: C's memory that leaks makes a program fail at exit, and
-# cgocheck2 sees Go pointers that Go stores in it. By GOFLAGS, for the go commands that
-# tests run; the linker's flags are for what they compile without go. (With
-# LIBBPF_SRC=system libbpf itself has no sanitizers.) libbpf loads from wherever somebody
-# sets the consumer position to, aligned or not, which processors allow.
+# Go adds checks of its own: a program that leaks C memory fails at exit, and cgocheck2
+# finds Go pointers that Go stores in C memory. The flag is in GOFLAGS for go commands
+# that tests run. The linker's flags are for programs that tests compile without go. (With
+# LIBBPF_SRC=system libbpf itself has no sanitizers.) In libbpf, alignment is not checked:
+# it loads from any consumer position that somebody sets, aligned or not, which processors
+# allow.
 ASAN := $(OUTPUT)/asan
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 .PHONY: asan
-asan: bpf ## unit tests and kernel tests with AddressSanitizer and UBSan, also in libbpf
+asan: bpf ## run unit tests and kernel tests with AddressSanitizer and UBSan, also in libbpf
 	@LIBBPF_SRC='$(LIBBPF_SRC)' scripts/libbpf.sh $(ASAN)/libbpf '$(SANITIZE) -fno-sanitize=alignment'
 	GOFLAGS="$$(go env GOFLAGS) -asan" GOEXPERIMENT=cgocheck2 CGO_CFLAGS='-I$(ASAN)/libbpf/include -g $(SANITIZE)' \
 		CGO_LDFLAGS='-L$(ASAN)/libbpf/lib -lbpf -lelf -lz $(SANITIZE)' \
 		go test -count=1 -timeout 5m -o $(ASAN)/ $(TEST_EXEC) -v . ./internal/tso
 
-# LIBBPF=all, or ends (the oldest with the lowest libbpfgo, the newest with the newest), or
-# versions. LIBBPF_GIT is what git can clone libbpf from. RUN and SKIP choose tests.
+# LIBBPF is all, or ends (the oldest libbpf with the lowest libbpfgo, the newest with the
+# newest), or versions. LIBBPF_GIT is a repository of libbpf that git can clone. RUN and
+# SKIP choose tests.
 LIBBPF := all
 RUN := .
 .PHONY: compat
-compat: bpf ## run the package's tests with libbpf 1.3 to the newest, lowest and newest libbpfgo
+compat: bpf ## run the package's tests with libbpf 1.3 to the newest, and lowest and newest libbpfgo
 	@LIBBPF='$(LIBBPF)' LIBBPF_GIT='$(LIBBPF_GIT)' scripts/compat.sh $(OUTPUT)/compat \
 		-run '$(RUN)' $(if $(SKIP),-skip '$(SKIP)') $(TEST_EXEC)
 
-# Somewhat less than what the tests reached when this was written.
+# Slightly less than the coverage when this was written.
 COVER_GO := 96
 COVER_C := 95
 .PHONY: cover
-cover: bpf ## print the Go and C that the package's tests do not reach, and percentages
+cover: bpf ## print the Go and C code that the package's tests do not reach, and percentages
 	@CC=clang scripts/deps.sh llvm-cov=llvm llvm-profdata=llvm sanitizer/asan_interface.h=libclang-rt-dev
 	@scripts/cover.sh $(OUTPUT)/cover $(COVER_GO) $(COVER_C) $(TEST_EXEC)
 
@@ -210,7 +214,7 @@ selftest: bpf ## run the end-to-end programs on this kernel
 	@go build -o $(OUTPUT)/selftests/ ./selftest/*/
 	@$(SUDO) $(OUTPUT)/selftest
 
-# What static programs need beside libbpf.
+# The objects that static programs need besides libbpf.
 .PHONY: libstatic
 libstatic: libbpf
 	@for part in libeu capabilities; do \
@@ -218,7 +222,7 @@ libstatic: libbpf
 			ar rc $(PREFIX)/lib/libstatic.a $(PREFIX)/lib/$$part.o || exit; \
 	done
 
-# Of the binaries nothing depends on the directory in which they were built.
+# The binaries do not depend on the directory in which they were built.
 .PHONY: static
 static: bpf libstatic ## build static binaries of the demo and the selftests, in output/static
 	@rm -rf $(OUTPUT)/static
@@ -227,11 +231,11 @@ static: bpf libstatic ## build static binaries of the demo and the selftests, in
 	@go build $(STATIC_FLAGS) -o $(OUTPUT)/static/selftests/ ./selftest/*/
 
 .PHONY: tool
-tool: libstatic ## build the tool, static and with libbpf: output/ringbuf
+tool: libstatic ## build the tool, static and with libbpf, in output/ringbuf
 	@cd cmd/ringbuf && go build $(STATIC_FLAGS) -o $(OUTPUT)/ringbuf .
 	@echo $(OUTPUT)/ringbuf
 
-# By default the newest version of the changelog.
+# The default is the newest version in the changelog.
 VERSION = $(shell sed -n 's/^\#\# \(v[^ ]*\).*/\1/p' CHANGELOG.md | head -n 1)
 .PHONY: release-check
 release-check: libbpf ## build each module of a release as its users get it (VERSION=v0.1.0)
@@ -256,7 +260,7 @@ dist-image: docker ## build the image, and pack it for docker load, in output/di
 	@gzip -nc $(DIST)/image.tar >$(DIST)/ringbuf-$(VERSION)-image-$(ARCH).tar.gz
 	@rm $(DIST)/image.tar
 
-# What may take root is only the copying, as in: make tool && sudo make install.
+# Only the copying may need root: make tool && sudo make install.
 prefix := /usr/local
 .PHONY: install
 install: ## install the tool, its man pages and completions (prefix=/usr/local DESTDIR=)
@@ -271,15 +275,15 @@ install: ## install the tool, its man pages and completions (prefix=/usr/local D
 		>$(DESTDIR)$(prefix)/share/fish/vendor_completions.d/ringbuf.fish
 
 .PHONY: pictures
-pictures: tool bpf ## draw docs/tool/*.svg anew: the tool on a terminal, beside the examples
+pictures: tool bpf ## redraw docs/tool/*.svg: the tool on a terminal, while the examples run
 	@scripts/deps.sh tmux=tmux
 	@go build -o $(OUTPUT)/ ./examples/execsnoop ./examples/sharded
 	@cd cmd/ringbuf && go build -o $(OUTPUT)/ ./internal/picture
 	@$(SUDO) scripts/pictures.sh $(OUTPUT) docs/tool
 
-# Kernels of Debian's, or paths.
+# Versions of Debian's kernels, or paths.
 KERNEL := 5.10 6.1 6.12 newest
-# Machines that run at once.
+# Number of machines that run at the same time.
 JOBS := 1
 QEMU_amd64 := qemu-system-x86_64=qemu-system-x86
 QEMU_arm64 := qemu-system-aarch64=qemu-system-arm
@@ -300,15 +304,15 @@ vmtest: ## run selftests and tests in virtual machines (KERNEL='6.1 ./bzImage' A
 		$$(cat $(OUTPUT)/kernels/chosen)
 
 .PHONY: docker
-docker: $(filter docker-base,$(MAKECMDGOALS)) ## build the image ringbuf with these binaries, and run them (BASE=image)
+docker: $(filter docker-base,$(MAKECMDGOALS)) ## build the image ringbuf, and run its selftests (BASE=image)
 	@mkdir -p $(OUTPUT)
 	@BASE='$(BASE)' $(SUDO) scripts/docker.sh build $(DOCKER_FLAGS)
 
 .PHONY: docker-base
-docker-base: ## make a base for it with mmdebstrap, where there is no registry
+docker-base: ## make a base image with mmdebstrap, for machines without a registry
 	@$(SUDO) scripts/docker.sh base
 
-# bench compares with the newest libbpfgo; the rest of the repository has the lowest.
+# bench compares with the newest libbpfgo. The rest of the repository requires the lowest.
 .PHONY: libbpf-of-bench
 libbpf-of-bench: bpf
 	@grep -qE 'MINOR_VERSION ([5-9]|[1-9][0-9])' $(PREFIX)/include/bpf/libbpf_version.h || { \
@@ -316,23 +320,23 @@ libbpf-of-bench: bpf
 			"make test, lint and bench do with 1.3)" >&2; exit 1; }
 
 .PHONY: bench
-bench: libbpf-of-bench ## compare with other readers, in some 20 minutes; writes docs/bench
+bench: libbpf-of-bench ## compare with other readers in about 20 minutes, and write docs/bench
 	@cd bench && go build -o $(OUTPUT)/bench .
 	@mkdir -p docs/bench
 	@$(SUDO) $(OUTPUT)/bench -out docs/bench
 
 .PHONY: bench-quick
-bench-quick: libbpf-of-bench ## the same in short: print which bars are met
+bench-quick: libbpf-of-bench ## run a short bench, and print which bars are met
 	@cd bench && go build -o $(OUTPUT)/bench .
 	@$(SUDO) $(OUTPUT)/bench -quick
 
 .PHONY: bench-writers
-bench-writers: libbpf-of-bench ## compare who writes into a user ring buffer: docs/writer.md
+bench-writers: libbpf-of-bench ## compare writers into a user ring buffer: docs/writer.md
 	@cd bench && go build -o $(OUTPUT)/bench .
 	@$(SUDO) $(OUTPUT)/bench -writers -run 100ms
 
 .PHONY: lint
-lint: libbpf-of-bench ## go vet, staticcheck, gofmt, clang-format, and actionlint for workflows
+lint: libbpf-of-bench ## run go vet, staticcheck, gofmt, clang-format, and actionlint for workflows
 	@scripts/deps.sh clang-format=clang-format
 	@set -e; for module in $(MODULES); do \
 		echo "go vet, staticcheck: $$module"; cd $(CURDIR)/$$module; \

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Makes all that this process is permitted effective. A program whose file capabilities
- * are permitted but not effective (setcap ...=p) starts also where it cannot get them,
- * and can say so. Go could do this for one thread only; a constructor runs while there
- * is but one.
+ * Makes all permitted capabilities of this process effective. If a program's file
+ * capabilities are permitted but not effective (setcap ...=p), the program starts even
+ * where it cannot get them, and can say so. Go could change only one thread. A
+ * constructor runs while there is only one.
  */
 #include <linux/capability.h>
 #include <sys/syscall.h>

@@ -1,15 +1,19 @@
 #!/bin/sh
 # Usage: compat.sh DIR [flag of go test]...
 #
-# Runs the package's tests with releases of libbpf from 1.3 on, each with the libbpfgo of
-# go.mod, which is the lowest, and with that of bench, the newest, and prints a table. All
-# that is built is below DIR. $LIBBPF chooses the releases:
-#   all         each whose source can be had (the default)
-#   ends        the oldest of them with the lowest libbpfgo, the newest with the newest
-#   1.3.0 1.4   these, of 1.4 the newest
-# It fails if tests do, or if none could be run.
-# The sources are tags of $LIBBPF_GIT, which git can clone (by default the submodule's URL),
-# and Debian's source packages, of suites that this machine's archive has.
+# Runs the package's tests with releases of libbpf from 1.3 on, and prints a table. Each
+# release is tested with the libbpfgo of go.mod, which is the lowest, and with the
+# libbpfgo of bench, which is the newest. All files are built below DIR. $LIBBPF chooses
+# the releases:
+#
+#  all         each release whose source is available (the default)
+#  ends        the oldest with the lowest libbpfgo, and the newest with the newest
+#  1.3.0 1.4   these; for 1.4, the newest 1.4.x
+#
+# The script fails if a test fails, or if no test could run.
+#
+# The sources are tags of $LIBBPF_GIT, which git can clone (by default the submodule's
+# URL), and Debian's source packages, from suites that this machine's archive has.
 set -eu
 
 dir=$1
@@ -28,13 +32,14 @@ die() {
 
 say() { echo "compat: $*" >&2; }
 
-# libbpfgo prints the version that a go.mod requires.
+# libbpfgo FILE prints the version of libbpfgo that a go.mod requires.
 libbpfgo() { sed -n 's/^.*aquasecurity\/libbpfgo \(v[^ ]*\).*/\1/p' "$1"; }
 
-# at_least VERSION MINIMUM compares versions.
+# at_least VERSION MINIMUM succeeds if VERSION is MINIMUM or newer.
 at_least() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }
 
-# releases prints "VERSION git" and "VERSION SUITE PACKAGE_VERSION" for what can be had.
+# releases prints "VERSION git" or "VERSION SUITE PACKAGE_VERSION" for each available
+# release.
 releases() {
 	GIT_TERMINAL_PROMPT=0 git ls-remote --tags --refs "$git" 'v1.*' 2>"$dir/log" |
 		sed -n 's/.*refs\/tags\/v\([0-9.]*\)$/\1 git/p'
@@ -47,8 +52,8 @@ releases() {
 	done
 }
 
-# get_source VERSION unpacks it into DIR/src-VERSION. It fails where, say, Debian's list has a
-# package and its archive has not.
+# get_source VERSION unpacks the source into DIR/src-VERSION. It can fail, for example if
+# a package is in Debian's list but not in the archive.
 get_source() {
 	[ -e "$dir/src-$1/src/libbpf.c" ] && return
 	unpack "$1" "$dir/src-$1" 2>"$dir/log-source" ||
@@ -58,7 +63,7 @@ get_source() {
 unpack() {
 	src=$2
 	rm -rf "$src"
-	# Of a release that git has, or several suites, the first is taken.
+	# If git and Debian, or several suites, have a release, the first one is used.
 	line=$(grep -m 1 "^$1 " "$dir/releases")
 	suite=${line#* }
 	if [ "$suite" = git ]; then
@@ -70,7 +75,7 @@ unpack() {
 	fi
 }
 
-# run_tests LIBBPF LIBBPFGO FLAG... runs them, and prints the result.
+# run_tests LIBBPF LIBBPFGO FLAG... runs the tests, and prints the result.
 run_tests() {
 	log=$dir/log-$1-$2
 	say "libbpf $1, libbpfgo $2: running tests"
@@ -150,7 +155,7 @@ for version in $chosen; do
 	new=$(cell "$version" "$newest" "$@")
 	printf "$format" "$version" "${from% *}" "$low" "$new" >>"$table"
 done
-# A minor version of which there is none.
+# Minor versions without an available release.
 minor=3
 while [ "$minor" -lt "$(echo "$last" | cut -d. -f2)" ]; do
 	echo "$versions" | grep -q "^1\.$minor\." ||

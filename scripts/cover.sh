@@ -1,12 +1,13 @@
 #!/bin/sh
 # Usage: cover.sh DIR MIN_GO MIN_C [flag of go test]...
 #
-# Runs the package's tests and prints which of its Go and C code they did not reach,
-# and how much they did, in percent. It fails if that is less than MIN_GO or MIN_C.
-# Pages with all of the code are written below DIR.
+# Runs the package's tests. Prints the Go and C code that they did not reach, and the
+# coverage in percent. Fails if the coverage is less than MIN_GO or MIN_C. Writes pages
+# with all of the code below DIR.
 #
-# The counters of C are clang's, mapped into a file while they count (%c): a Go program
-# ends without running what would write them at exit, and may have children (%p).
+# clang's counters for C are mapped into a file while they count (%c), because a Go
+# program ends without running the code that writes them at exit. A program may have child
+# processes (%p).
 set -eu
 
 dir=$1
@@ -41,7 +42,7 @@ echo
 echo "Go that was not reached:"
 sed '1d; s/:\([0-9]*\)\.[0-9]*,\([0-9]*\)\.[0-9]* [0-9]* / \1 \2 /' "$dir/go.out" | sort -k1,1 -k2,2n |
 	awk -v top="$top" '
-		# Blocks of a statement begin in its line.
+		# Blocks of a statement begin on its line.
 		$4 == 0 {
 			name = $1
 			sub(/.*\//, "", name)
@@ -59,7 +60,7 @@ echo
 echo "C that was not reached (^0: a part of the line):"
 for source in $sources; do
 	llvm show -show-line-counts -show-regions "$source" | awk -v name="${source##*/}" '
-	# The line before says why.
+	# The previous line says why.
 	function block() {
 		if (!first) return
 		printf "\n%s:%d-%d\n", name, first, last

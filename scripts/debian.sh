@@ -1,8 +1,8 @@
-# Sourced by scripts that take packages of Debian's which this machine does not install,
-# of other releases or architectures. apt checks their signatures, with lists, sources
-# and a cache of its own so that the machine's are left alone.
+# For scripts that use Debian packages that are not installed on this machine, of other
+# releases or architectures. They source this file. apt checks the signatures. It uses
+# lists, sources and a cache of its own, and leaves the machine's alone.
 
-# debian_uri prints where this machine's apt has Debian from.
+# debian_uri prints the URI from which this machine's apt gets Debian packages.
 debian_uri() {
 	[ -e "$keyring" ] || return 0
 	apt-get indextargets 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' \
@@ -11,9 +11,9 @@ debian_uri() {
 
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
-# debian_lists DIR ARCH TYPE SUITE... gets the lists (of TYPE deb or deb-src) into DIR,
-# an absolute path, for the functions below. They are kept for a day. It fails where
-# there is no Debian archive.
+# debian_lists DIR ARCH TYPE SUITE... downloads the package lists (of TYPE deb or deb-src)
+# into DIR, an absolute path, for the functions below. Lists are kept for a day. It fails
+# if there is no Debian archive.
 debian_lists() {
 	debian_dir=$1
 	debian_arch=$2
@@ -36,7 +36,7 @@ debian_lists() {
 	fi
 }
 
-# debian COMMAND... runs one of apt's commands.
+# debian COMMAND... runs a command of apt.
 debian() {
 	command=$1
 	shift
@@ -46,7 +46,7 @@ debian() {
 		-o "APT::Architectures=$debian_arch" -o Acquire::Languages=none -o APT::Sandbox::User=root "$@"
 }
 
-# debian_get COMMAND... runs apt-get in DIR/cache, and prints what it says if it fails.
+# debian_get COMMAND... runs apt-get in DIR/cache, and prints its output if it fails.
 debian_get() {
 	(cd "$debian_dir/cache" && debian apt-get "$@") >"$debian_dir/log" 2>&1 || {
 		cat "$debian_dir/log" >&2

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Usage: deps.sh [command=package | header.h=package]...
 #
-# Installs the Debian packages of the given commands, and headers of the compiler
-# $CC, that are missing. Without arguments, sees to what building with cgo and libbpf needs: Go (which it only
-# checks), a C compiler, pkg-config, and the headers of libelf and zlib. It does
-# nothing, quickly, when everything is there.
+# Installs the Debian packages of the given commands and of the headers for the compiler
+# $CC, if they are missing. Without arguments, the script checks what building with cgo
+# and libbpf needs: Go (which it only checks), a C compiler, pkg-config, and the
+# headers of libelf and zlib. If everything is there, it does nothing, quickly.
 set -eu
 
 die() {

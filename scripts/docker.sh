@@ -2,13 +2,13 @@
 # Usage: docker.sh base | build [FLAG]... | save
 #
 # base makes the image localhost/ringbuf-base: Debian 13, from the archive that this
-# machine uses, for where no registry can be reached. build builds the image ringbuf
-# (on $BASE or, if that is empty, on localhost/ringbuf-base where it exists), with
-# the engine's FLAGs, unpacks it into output/docker/image, and runs its selftests. save
-# prints the image that was built, for docker load.
+# machine uses. It is for machines that cannot reach a registry. build builds the image
+# ringbuf with the engine's FLAGs, unpacks it into output/docker/image, and runs its
+# selftests. Its base is $BASE or, if that is empty, localhost/ringbuf-base if it exists.
+# save prints the image that was built, for docker load.
 #
-# The engine is docker, podman or buildah, the first that works. Root is needed: the
-# containers of a rootless engine cannot load BPF.
+# The engine is docker, podman or buildah: the first that works. Root is needed, because
+# the containers of a rootless engine cannot load BPF programs.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -27,8 +27,8 @@ find_engine() {
 	buildah info >/dev/null 2>&1 || export STORAGE_DRIVER=vfs
 }
 
-# The base gets the apt settings and certificates of this machine, for its mirrors. It
-# is not meant to be published: the settings may have passwords of proxies.
+# The base gets the apt settings and certificates of this machine, for its mirrors. Do not
+# publish it: the settings may contain passwords of proxies.
 build_base() {
 	. scripts/debian.sh
 	certificates=/etc/ssl/certs/ca-certificates.crt
@@ -59,7 +59,7 @@ build() {
 unpack() {
 	rm -rf output/docker
 	mkdir -p output/docker/image
-	chmod 0700 output/docker # for nobody else, since the programs have capabilities
+	chmod 0700 output/docker # only for this user, because the programs have capabilities
 	if [ "$engine" = buildah ]; then
 		container=$(buildah from --pull-never ringbuf)
 		cp -a "$(buildah mount "$container")"/* output/docker/image
@@ -69,7 +69,7 @@ unpack() {
 			tar -x --xattrs --xattrs-include=security.capability -C output/docker/image
 	fi
 	"$engine" rm "$container" >/dev/null
-	# Who asked for root by sudo can remove them without.
+	# A user who ran this with sudo can remove the directories without it.
 	find output/docker -type d -exec chown --reference=. {} +
 }
 
@@ -92,12 +92,12 @@ check() {
 	echo "as root:"
 	bin/selftest
 	echo "as the image's user, with CAP_BPF and CAP_PERFMON:"
-	# From /mnt, since that user may not be allowed to enter this directory.
+	# Run in /mnt, because that user may not be allowed to enter this directory.
 	# shellcheck disable=SC2016
 	unshare --mount sh -c 'mount --bind "$1" /mnt && shift && exec "$@"' - "$PWD" \
 		setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all \
 		--bounding-set=-all,+bpf,+perfmon /mnt/bin/selftest
-	[ "$engine" != buildah ] || return 0 # which only builds
+	[ "$engine" != buildah ] || return 0 # it can only build
 	echo "in a container:"
 	"$engine" run --rm --privileged ringbuf selftest
 }

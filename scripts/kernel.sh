@@ -1,10 +1,10 @@
 #!/bin/sh
 # Usage: kernel.sh ARCH DIR VERSION...
 #
-# Prints the paths of Linux kernels of Debian's: for each version (such as 5.10 or 7;
-# "newest" means any) the newest that a suite of Debian has for cloud machines of the
-# architecture, as Debian names it. A VERSION with a slash is a path itself. The kernels
-# and apt's lists are kept below DIR.
+# Prints the paths of Debian's Linux kernels. For each VERSION (such as 5.10 or 7;
+# "newest" means any) it chooses the newest kernel for cloud machines that a suite of
+# Debian has for ARCH, an architecture as Debian names it. A VERSION with a slash is
+# itself a path. Kernels and apt's lists are kept below DIR.
 set -eu
 
 arch=$1
@@ -30,7 +30,7 @@ find_kernel() {
 	[ -e "$kernel" ] || download
 }
 
-# Newer packages have it in linux-binary-*, and there elsewhere than in /boot.
+# In newer packages the kernel is in linux-binary-*, and not in /boot.
 download() {
 	echo "downloading Linux $release" >&2
 	rm -rf "$dir/unpacked"

@@ -1,14 +1,16 @@
 #!/bin/sh
 # Usage: libbpf.sh PREFIX [CFLAGS]
 #
-# Builds a static libbpf and installs it with its headers (its copy of the
-# kernel's uapi headers too) below PREFIX. CFLAGS are added to those of its
-# compiler. The source is, in this order,
-#   1. $LIBBPF_SRC, when set: a checkout of github.com/libbpf/libbpf, of version 1.3 or
-#      newer, or "system" for the static libbpf that pkg-config finds, which is copied;
-#   2. the submodule libbpf/, checked out now if it is not and that works;
-#   3. Debian's source package.
-# Nothing is built when source and flags are those of the last build.
+# Builds a static libbpf, and installs it below PREFIX with its headers and its copy of
+# the kernel's uapi headers. CFLAGS are added to the compiler's flags. The source is the
+# first of these:
+#
+#  1. $LIBBPF_SRC, if set: a checkout of github.com/libbpf/libbpf, of version 1.3 or newer,
+#     or "system" for the static libbpf that pkg-config finds, which is copied;
+#  2. the submodule libbpf/, which is checked out if necessary and possible;
+#  3. Debian's source package.
+#
+# Nothing is built if source and flags are those of the last build.
 set -eu
 
 prefix=$1
@@ -39,7 +41,7 @@ source_package() {
 	rm -rf "$apt"
 }
 
-# The distribution's kernel headers go with its libbpf.
+# The distribution's libbpf goes with the distribution's kernel headers.
 system_libbpf() {
 	pkg-config --atleast-version=$minimum libbpf ||
 		die "LIBBPF_SRC=system: pkg-config finds no libbpf >= $minimum (Debian 13 has 1.5 in libbpf-dev)"
@@ -65,7 +67,7 @@ clean() {
 
 find_source() {
 	if [ -n "${LIBBPF_SRC:-}" ]; then
-		# Both the checkout and its src directory are common notations.
+		# LIBBPF_SRC may be the checkout or its src directory.
 		for src in "$LIBBPF_SRC" "$LIBBPF_SRC/.."; do
 			[ -e "$src/src/libbpf.c" ] && [ -d "$src/include/uapi" ] || continue
 			version=$(sed -n 's/^#define LIBBPF_M[A-Z]*_VERSION //p' "$src/src/libbpf_version.h" |

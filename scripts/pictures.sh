@@ -1,8 +1,8 @@
 #!/bin/sh
 # Usage: pictures.sh BIN DIR
 #
-# Draws DIR/top.svg: what the tool BIN/ringbuf shows on a terminal, tmux, while
-# the examples BIN/execsnoop and BIN/sharded run. Root is needed.
+# Draws DIR/top.svg: the screen of the tool BIN/ringbuf in the terminal tmux, while the
+# examples BIN/execsnoop and BIN/sharded run. Needs root.
 set -eu
 
 bin=$1
@@ -20,13 +20,13 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM
 
-# terminal COMMAND... starts a terminal that runs a command.
+# terminal COMMAND... runs a command in a new terminal.
 terminal() {
 	tmux -f /dev/null new-session -d -x 110 -y 14 "$* 2>$work/errors; sleep 60"
 	tmux set -g status off
 }
 
-# await PATTERN waits until the terminal shows a line that matches.
+# await PATTERN waits until the terminal shows a line that matches PATTERN.
 await() {
 	for _ in $(seq 300); do
 		tmux capture-pane -p | grep -qE "$1" && return
@@ -38,7 +38,7 @@ await() {
 	exit 1
 }
 
-# picture NAME TITLE draws what the terminal shows.
+# picture NAME TITLE draws the content of the terminal.
 picture() {
 	tmux capture-pane -ep >"$work/screen"
 	tmux kill-server

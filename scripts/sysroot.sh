@@ -1,8 +1,8 @@
 #!/bin/sh
 # Usage: sysroot.sh ARCH DIR
 #
-# Unpacks into DIR what clang needs of another architecture, as Debian names it, to
-# build static programs with libelf and zlib: headers and libraries of Debian 12.
+# Unpacks into DIR what clang needs to build static programs with libelf and zlib for
+# ARCH, an architecture as Debian names it: headers and libraries of Debian 12.
 set -eu
 
 arch=$1
