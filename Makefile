@@ -106,7 +106,7 @@ demo: bpf ## show programs being executed on this kernel, for ten seconds
 	@$(SUDO) $(OUTPUT)/execsnoop -demo
 
 .PHONY: test
-test: lint selftest asan test-tool test-ship test-metrics ## run lint, selftests, tests, and benchmarks once
+test: lint selftest asan test-tool test-ship test-metrics ## lint, selftests, tests, benchmarks once
 	@scripts/deps.sh spin=spin
 	go test -race -count=1 -timeout 5m -bench . -benchtime 1x $(TEST_EXEC) -v ./...
 	cd bench && go test -count=1 -timeout 5m $(TEST_EXEC) -v ./...
@@ -304,7 +304,7 @@ vmtest: ## run selftests and tests in virtual machines (KERNEL='6.1 ./bzImage' A
 		$$(cat $(OUTPUT)/kernels/chosen)
 
 .PHONY: docker
-docker: $(filter docker-base,$(MAKECMDGOALS)) ## build the image ringbuf, and run its selftests (BASE=image)
+docker: $(filter docker-base,$(MAKECMDGOALS)) ## build image ringbuf, run its selftests (BASE=image)
 	@mkdir -p $(OUTPUT)
 	@BASE='$(BASE)' $(SUDO) scripts/docker.sh build $(DOCKER_FLAGS)
 

@@ -1,6 +1,7 @@
 //go:build ignore
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
-/* Drains a user ring buffer, and checks that no message is missing. Loads on kernel 6.1
+/*
+ * Drains a user ring buffer, and checks that no message is missing. Loads on kernel 6.1
  * and newer.
  */
 #include <linux/bpf.h>

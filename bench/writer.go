@@ -7,7 +7,7 @@ package main
 #include <string.h>
 #include <bpf/libbpf.h>
 
-// Writes count numbered messages from seq on, and waits for room as libbpf does.
+// Writes count messages, numbered from seq on. Waits for room as libbpf does.
 static int write_all(struct user_ring_buffer *ring, void *message, __u32 size, __u64 seq,
 		     __u64 count)
 {
@@ -16,7 +16,7 @@ static int write_all(struct user_ring_buffer *ring, void *message, __u32 size, _
 	for (i = 0; i < count; i++) {
 		void *sample = user_ring_buffer__reserve(ring, size);
 
-		// Which also returns when there is room, but too little, and upon a signal.
+		// This also returns on a signal, and when there is some room, but too little.
 		while (!sample && (errno == ENOSPC || errno == EINTR))
 			sample = user_ring_buffer__reserve_blocking(ring, size, -1);
 		if (!sample)

@@ -1,10 +1,11 @@
 #!/bin/sh
 # Usage: deps.sh [command=package | header.h=package]...
 #
-# Installs the Debian packages of the given commands and of the headers for the compiler
-# $CC, if they are missing. Without arguments, the script checks what building with cgo
-# and libbpf needs: Go (which it only checks), a C compiler, pkg-config, and the
-# headers of libelf and zlib. If everything is there, it does nothing, quickly.
+# Installs the Debian packages of the given commands, and of the given headers for the
+# compiler $CC, if they are missing. Without arguments, it installs what building with cgo
+# and libbpf needs: a C compiler, pkg-config, and the headers of libelf and zlib. It does
+# not install Go, but checks for it. If everything is there, the script does nothing,
+# quickly.
 set -eu
 
 die() {

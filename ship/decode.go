@@ -12,7 +12,7 @@ import (
 type Received struct {
 	Ring    Ring
 	Time    time.Time // when the shipper found the first record
-	Missed  uint64    // bytes of the ring before the first record whose messages are missing
+	Missed  uint64    // bytes of the ring, before the first record, whose messages are missing
 	Again   int       // records that were left out, because an earlier message had them
 	Records []ReceivedRecord
 }

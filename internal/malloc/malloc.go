@@ -11,7 +11,7 @@ package malloc
 #endif
 #endif
 
-// In programs with AddressSanitizer, whose malloc it is then.
+// Defined only with AddressSanitizer, which then provides malloc.
 extern size_t __sanitizer_get_current_allocated_bytes(void) __attribute__((weak));
 
 static long long in_use(void)

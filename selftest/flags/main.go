@@ -29,7 +29,7 @@ const (
 const (
 	settle = 300 * time.Millisecond // until a goroutine waits in Read
 	soon   = time.Second            // the deadline of a Read that nothing wakes
-	late   = time.Minute            // the deadline of a Read that is woken; without a wakeup it ends then
+	late   = time.Minute            // deadline of a Read that is woken; otherwise it ends then
 	early  = late / 2               // before then, a Read must have been woken
 
 	recordSize = 16 // of a sample of 8 bytes
