@@ -36,6 +36,6 @@
 // builds a static libbpf and sets both variables, for libbpfgo too.
 //
 // Programs that import the package compile without cgo, and on other systems than Linux. There
-// NewReader, NewMultiReader and NewWriter return an error that wraps errors.ErrUnsupported. OpenMap,
-// OpenMapID, As and NewWatcher work on Linux without cgo.
+// NewReader, NewMultiReader and NewWriter return an error that wraps errors.ErrUnsupported.
+// OpenMap, OpenMapID, As and NewWatcher work on Linux without cgo.
 package ringbuf

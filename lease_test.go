@@ -625,24 +625,6 @@ func TestLeasesTellOfLosses(t *testing.T) {
 	}
 }
 
-// TestATickLendsUpToADiscardedRecord checks that a tick leaves the newest record behind, and
-// the discarded records before it.
-func TestATickLendsUpToADiscardedRecord(t *testing.T) {
-	ring, r := newRingAndReader(t, os.Getpagesize())
-	ring.Emit(text("a"), discarded(8), text("b"))
-	lib := r.queue.rings.(*libbpfRings)
-	var b batch
-	if err := lib.tick(&b, &request{lend: true, hasLoans: []bool{false}}); err != nil {
-		t.Fatal(err)
-	}
-	if w := b.window; w.samples != 1 || w.end-w.start != 16 || w.discards != 0 {
-		t.Fatalf("a tick lends %+v, want one record of 16 bytes", w)
-	}
-	if err := lib.consume(0, b.window.samples, 0, b.window.end); err != nil {
-		t.Error(err)
-	}
-}
-
 // TestReleaseWakesWhoWaits releases a lease while a Read waits for the kernel, which does not
 // notify of released records.
 func TestReleaseWakesWhoWaits(t *testing.T) {
@@ -716,5 +698,35 @@ func TestDiscardsArePassedBesideALeaseOfAnotherRing(t *testing.T) {
 	wantResult(t, result, "b", nil)
 	if err := l.Commit(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWaitsBesideALease has a call wait for later records while a lease is out. The kernel notifies
+// of records of another ring only. Of the ring with the lease, the call finds records by itself.
+func TestWaitsBesideALease(t *testing.T) {
+	for ring, name := range []string{"of the same ring", "of another ring"} {
+		t.Run(name, func(t *testing.T) {
+			rings, r := newRings(t, []int{1 << 16, 1 << 16})
+			rings[0].Emit(text("lent"))
+			lease := mustLease(t, r)
+			clock := newTurnClock(t)
+			for range 5 {
+				result := goRead(t, r)
+				wantWaiting(t, result)
+				before := r.Stats().Wakeups
+				sent := clock.now()
+				rings[ring].Emit(text("later"))
+				wantResult(t, result, "later", nil)
+				if took := clock.now() - sent; took > maxLentPause*5/4 {
+					t.Errorf("a record waited for %v, want at most %v", took, maxLentPause)
+				}
+				if woken := r.Stats().Wakeups > before; woken != (ring == 1) {
+					t.Errorf("the kernel notified: %v", woken)
+				}
+			}
+			if err := lease.Commit(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

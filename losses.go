@@ -98,18 +98,18 @@ func afterLastCPU(list string) int {
 	return last + 1
 }
 
-// newLosses returns how many records were refused since the last call, and the producer position at the
-// first of these losses. The lost records are missing before the record that begins there. The
-// position is 0 if it is not known for each CPU.
+// newLosses returns how many records were refused since the last call, and the producer position
+// at the first of these losses. The lost records are missing before the record that begins there.
+// The position is 0 if it is not known for each CPU.
 //
 // The slot of a CPU keeps the position of its first loss until the consumer gets there. If the
 // consumer was not there at the last call, later losses may be on both sides of it. The argument
 // consumer is the consumer position at the last call.
 //
 // A position is too high only if, since the last call, the consumer got to the first loss and the
-// ring was full again. A call after each newLosses at the ring excludes that, because a program counts a
-// loss before it notes the producer position. There is one exception: the program was interrupted
-// between the two, and the ring was empty just then.
+// ring was full again. A call after each newLosses at the ring excludes that, because a program
+// counts a loss before it notes the producer position. There is one exception: the program was
+// interrupted between the two, and the ring was empty just then.
 //
 // One goroutine at a time may call newLosses, until close.
 func (c *lossCounter) newLosses(consumer uint64) (lost, position uint64) {

@@ -45,7 +45,7 @@ import (
 // record that is held back takes 16 bytes of memory. While records are held back, the kernel
 // notifies of none behind them, so the loop looks at the rings on a timer: by default every
 // millisecond, or more often if a flood could fill a ring in that time. WithMaxDelay(d) makes it
-// d/2.
+// d/2, and WithMaxDelay(0) leaves it as it is by default.
 //
 // If other goroutines read at the same time, each gets some of the records, and Merged orders those
 // that it gets.
@@ -191,8 +191,8 @@ func (m *merger) run(ctx context.Context, yield func(Record, error) bool) error 
 	}
 }
 
-// collect takes what is in the rings, if any records are held back. It reports whether a ring has more
-// records than may be held back.
+// collect takes what is in the rings, if any records are held back. It reports whether a ring has
+// more records than may be held back.
 func (m *merger) collect(ctx context.Context) (full bool, err error) {
 	if len(m.heap) == 0 {
 		return false, nil

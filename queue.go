@@ -216,8 +216,9 @@ func (q *queue) tryRead(rec *Record) (ok bool, err error) {
 	return true, nil
 }
 
-// copyToUnread makes the entries of a loan unread. Read gets loans of two kinds: records that libbpf cannot
-// consume yet, because earlier ones are lent, and entries that were drained and released.
+// copyToUnread makes the entries of a loan unread. Read gets loans of two kinds: records that
+// libbpf cannot consume yet, because earlier ones are lent, and entries that were drained and
+// released.
 func (q *queue) copyToUnread(b *batch, l *loan) error {
 	read := part{} // read nothing, if the Reader is closed
 	defer func() { q.giveBack(l, read) }()

@@ -36,7 +36,8 @@ func (q *queue) noteLoans() (any bool) {
 	return any
 }
 
-// lendReleased lends the first loan that was lendReleased, if there is one. The caller must hold q.mu.
+// lendReleased lends the first loan that was lendReleased, if there is one. The caller must hold
+// q.mu.
 func (q *queue) lendReleased() (*loan, error) {
 	for i, l := range q.drained {
 		if l.state == loanReleased {

@@ -182,8 +182,8 @@ func (d door) dupParkFD() (int, error) { return dup(int(d.c.park_fd)) }
 // and which calls may overlap.
 type writerDoor struct{ c *C.struct_cgo_writer }
 
-// openWriterDoor opens the user ring buffer fd. On success it owns fd. On failure it also returns the
-// step that failed.
+// openWriterDoor opens the user ring buffer fd. On success it owns fd. On failure it also returns
+// the step that failed.
 func openWriterDoor(fd int, size uint64, repair bool) (d writerDoor, step string, err error) {
 	var stepC *C.char
 	err = errnoOf(C.cgo_writer_open(C.int(fd), C.__u64(size), C.bool(repair), &d.c, &stepC))

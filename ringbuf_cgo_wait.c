@@ -49,7 +49,7 @@ static void fence(void)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
-static enum state look(const struct cgo_ringbuf *r)
+static enum state state_of_all(const struct cgo_ringbuf *r)
 {
 	enum state most = EMPTY;
 	int i;
@@ -66,7 +66,7 @@ static enum state look(const struct cgo_ringbuf *r)
 
 bool cgo_ringbuf_ready(struct cgo_ringbuf *r)
 {
-	return look(r) == READY;
+	return state_of_all(r) == READY;
 }
 
 bool cgo_ringbuf_ready_ring(struct cgo_ringbuf *r, int i)
@@ -150,7 +150,7 @@ int cgo_ringbuf_wait(struct cgo_ringbuf *r, __s64 timeout_ns, __u8 *buf, size_t 
 	cgo_ringbuf_begin(r, buf, cap);
 	r->woken = false;
 	r->notified = false;
-	state = look(r);
+	state = state_of_all(r);
 	r->busy = state == BUSY;
 	if (state != EMPTY || timeout_ns <= 0)
 		return 0;
@@ -166,7 +166,7 @@ int cgo_ringbuf_wait(struct cgo_ringbuf *r, __s64 timeout_ns, __u8 *buf, size_t 
 	 * level-triggered, so it would return at once until the commit.
 	 */
 	if (!err && r->notified && !r->at)
-		r->busy = look(r) != READY;
+		r->busy = state_of_all(r) != READY;
 	return err;
 }
 

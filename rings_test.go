@@ -143,48 +143,6 @@ func TestAFloodedRingDoesNotHoldUpAQuietOne(t *testing.T) {
 	})
 }
 
-func TestATickLeavesTheNewestRecordOfEachRing(t *testing.T) {
-	rings, r := newRings(t, []int{4096, 4096, 4096})
-	a, b := text("a"), text("b")
-	rings[0].Emit(a, b)
-	rings[1].Emit(a)
-	rings[2].Emit(b, b, a)
-	lib := r.queue.rings.(*libbpfRings)
-	for i, want := range []struct {
-		ring     int
-		samples  []string
-		unticked int // rings
-		idle     bool
-	}{
-		{0, []string{"a"}, 2, false},
-		{1, []string{"a"}, 1, false}, // the only one
-		{2, []string{"b", "b"}, 0, false},
-		{0, []string{"b"}, 2, false}, // what was left
-		{2, []string{"a"}, 0, true},
-		{2, nil, 0, true},
-	} {
-		var batch batch
-		if err := lib.tick(&batch, &request{}); err != nil {
-			t.Fatal(err)
-		}
-		var got []string
-		var u unread
-		u.add(&batch)
-		for sample, ok := takeOne(&u); ok; sample, ok = takeOne(&u) {
-			got = append(got, string(sample))
-		}
-		idle := lib.nothingNew && lib.ringsLeft == 0
-		if !slices.Equal(got, want.samples) || len(got) > 0 && batch.ring != want.ring ||
-			lib.ringsLeft != want.unticked || idle != want.idle {
-			t.Errorf("call %d: drained %q of ring %d, %d rings to go, idle %v; want %+v",
-				i, got, batch.ring, lib.ringsLeft, idle, want)
-		}
-	}
-	if ticks := r.Stats().Ticks; ticks != 3 {
-		t.Errorf("that was %d ticks, want 3", ticks)
-	}
-}
-
 // TestManyRingsLoseNothing has producers that each write to all rings as fast as they can, and
 // goroutines that read in each way.
 func TestManyRingsLoseNothing(t *testing.T) { eachPace(t, testManyRings) }

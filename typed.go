@@ -114,8 +114,8 @@ func Samples[T any](ctx context.Context, r *Reader) iter.Seq2[*T, error] {
 	}
 }
 
-// viewable has the types that passed checkType, with the end of the last field of each. A program has
-// only a few of them.
+// viewable has the types that passed checkType, with the end of the last field of each. A program
+// has only a few of them.
 var viewable sync.Map // of uintptr by reflect.Type
 
 // fieldsEnd returns the end of the last field of t. It is less than the size of t if t ends with
@@ -218,8 +218,8 @@ func checkType(t reflect.Type) error {
 	}
 }
 
-// unviewable returns the path of the first field of t that cannot be in a view, and why. If there is
-// none, why is empty.
+// unviewable returns the path of the first field of t that cannot be in a view, and why. If there
+// is none, why is empty.
 func unviewable(t reflect.Type) (path, why string) {
 	switch t.Kind() {
 	case reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,

@@ -138,8 +138,8 @@ func releaseOlderThan61(release string) bool {
 	return major < 6 || major == 6 && minor < 1
 }
 
-// otherHolders names other processes that have a descriptor of the map, as far as procfs shows them.
-// This process has one in any case.
+// otherHolders names other processes that have a descriptor of the map, as far as procfs shows
+// them. This process has one in any case.
 func otherHolders(id uint32) string {
 	others, _ := findHolders([]uint32{id}, maxLooks)
 	if len(others) == 0 {

@@ -111,7 +111,7 @@ type header struct {
 // parseHeader parses a header that Batch.message made.
 func parseHeader(get func(field string) string) (h header, err error) {
 	number := func(field string) uint64 {
-		n, numberErr := strconv.ParseUint(get(field), 10, 64)
+		n, numberErr := strconv.ParseUint(get(field), 10, 63)
 		if numberErr != nil && err == nil {
 			err = fmt.Errorf("the message was not shipped by this package: its header %s is %q", field,
 				get(field))

@@ -78,8 +78,12 @@ func NewFile(path string) (*FileSink, error) {
 
 // open locks the file and prepares it for more lines.
 func (f *FileSink) open() error {
-	if err := syscall.Flock(int(f.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	err := syscall.Flock(int(f.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if err == syscall.EWOULDBLOCK {
 		return errors.New("it is used by another process: end that, or choose another file")
+	}
+	if err != nil {
+		return fmt.Errorf("flock: %w", err)
 	}
 	size, err := f.scan()
 	if err != nil {

@@ -2,7 +2,7 @@
 /*
  * How the kernel and the reader agree on when the reader may wait. The model has
  * bpf_ringbuf_reserve() and bpf_ringbuf_commit() of the kernel, ringbuf_process_ring() of
- * libbpf, and the code of this module in ring.go, rings.go, wait.go, lease.go,
+ * libbpf, and the code of this module in ring.go, fetch.go, wait.go, loan.go,
  * ringbuf_cgo.c and ringbuf_cgo_wait.c. model_test.go has spin try all orders in which
  * their steps can follow each other. A step is one access to shared memory.
  *
@@ -155,7 +155,7 @@ end:	do
 
 /*
  * Records between pos and lent are leased. libbpf consumes them in order when their
- * leases are committed. For looking and woken, see caughtUp() in wait.go.
+ * leases are committed. For looking and woken, see allConsumed() in wait.go.
  */
 byte lent;
 bool looking, woken;

@@ -90,8 +90,11 @@ func lockDir(dir string) (*os.File, error) {
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		lock.Close()
-		return nil, fmt.Errorf("%s is used by another process: end that, or choose another directory",
-			dir)
+		if err == syscall.EWOULDBLOCK {
+			return nil, fmt.Errorf("%s is used by another process: end that, or choose another directory",
+				dir)
+		}
+		return nil, fmt.Errorf("flock %s: %w", lock.Name(), err)
 	}
 	return lock, nil
 }
