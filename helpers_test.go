@@ -22,18 +22,24 @@ import (
 	"github.com/libbpfgo/ringbuf/internal/bpftest"
 )
 
-func mustNewReader(t testing.TB, m Map, opts ...Option) *Reader {
+// opened returns what was opened without an error. It is closed when the test ends.
+func opened[T any](t testing.TB, what T, err error, closeIt func(T) error) T {
 	t.Helper()
-	r, err := NewReader(m, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := r.Close(); err != nil {
-			t.Errorf("Close: %v", err)
+		if err := closeIt(what); err != nil {
+			t.Errorf("close: %v", err)
 		}
 	})
-	return r
+	return what
+}
+
+func mustNewReader(t testing.TB, m Map, opts ...Option) *Reader {
+	t.Helper()
+	r, err := NewReader(m, opts...)
+	return opened(t, r, err, (*Reader).Close)
 }
 
 func newRingAndReader(t testing.TB, size int, opts ...Option) (*bpftest.Ring, *Reader) {

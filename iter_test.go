@@ -161,7 +161,7 @@ func TestRecordsAreViewsOfTheRing(t *testing.T) {
 		if err := r.Flush(); err != nil {
 			t.Fatal(err)
 		}
-		next := view.consumer()
+		next, n := view.consumer(), 0
 		for rec, err := range r.Records(t.Context()) {
 			if errors.Is(err, ErrFlushed) {
 				break
@@ -172,6 +172,10 @@ func TestRecordsAreViewsOfTheRing(t *testing.T) {
 					len(rec.RawSample), cap(rec.RawSample), rec.RawSample, want)
 			}
 			next += uint64(bpftest.Sample{Data: rec.RawSample}.RecordSize())
+			n++
+		}
+		if n != 2 {
+			t.Fatalf("%d records came, want 2", n)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package ringbuf
 
 import (
 	"errors"
-	"iter"
 	"math"
 	"os"
 	"runtime"
@@ -21,15 +20,7 @@ import (
 func mustOpenLossCounter(t *testing.T, m Map) *lossCounter {
 	t.Helper()
 	c, err := openLossCounter(m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.close(); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
-	return c
+	return opened(t, c, err, (*lossCounter).close)
 }
 
 func wantLook(t *testing.T, c *lossCounter, lost, position uint64) {
@@ -355,27 +346,16 @@ func TestPossibleCPUsMayHaveGaps(t *testing.T) {
 }
 
 // readIn returns a function that reads the next record in the given way.
-func readIn(t *testing.T, way string, r *Reader) (next func() Record, stop func()) {
-	switch way {
-	case "Read":
-		return func() Record { return mustRead(t, r) }, func() {}
-	case "ReadInto":
-		var rec Record
-		return func() Record {
-			if err := r.ReadInto(&rec); err != nil {
-				t.Fatal(err)
-			}
-			return rec
-		}, func() {}
-	default:
-		pull, stop := iter.Pull2(r.Records(t.Context()))
-		return func() Record {
-			rec, err, ok := pull()
-			if err != nil || !ok {
-				t.Fatal(err, ok)
-			}
-			return rec
-		}, stop
+func readIn(t *testing.T, way string, r *Reader) (next func() Record) {
+	if way == "Read" {
+		return func() Record { return mustRead(t, r) }
+	}
+	var rec Record
+	return func() Record {
+		if err := r.ReadInto(&rec); err != nil {
+			t.Fatal(err)
+		}
+		return rec
 	}
 }
 
@@ -387,8 +367,7 @@ func TestLostIsWithTheRecordAfterTheLoss(t *testing.T) {
 			ring := bpftest.NewLoss(t, size, 0)
 			ring.Try(0, 0, 0, n+3) // not counted, because there is no Reader yet
 			r := mustNewReader(t, ring, WithLossCounter(ring.Counter()), WithMaxDelay(0))
-			next, stop := readIn(t, way, r)
-			defer stop()
+			next := readIn(t, way, r)
 			want := map[int]uint64{} // by number of the record
 			written, read := n, 0
 			write := func(accepted, lost int) {

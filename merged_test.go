@@ -107,7 +107,7 @@ func TestMergedFloodLosesNothing(t *testing.T) {
 			producing.Wait()
 			r.Flush()
 		})
-		last, late, n := uint64(0), uint64(0), 0
+		last, late, n := uint64(0), uint64(0), -1
 		for rec, err := range r.Merged(t.Context(), stampOf, forever) {
 			if err == ErrFlushed {
 				break

@@ -3,6 +3,7 @@ package ringbuf
 import (
 	"errors"
 	"os"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -193,20 +194,24 @@ func TestTryReadIntoWhileCloseWaits(t *testing.T) {
 func TestTryReadIntoAllocatesNothing(t *testing.T) {
 	ring, r := newRingAndReader(t, 1<<20)
 	var rec Record
-	for range 2 { // the second time, batches have reached their size
+	for i := range 2 { // the second time, batches have reached their size
 		if got := ring.Count(0, 0, 10_000, 0); got != 10_000 {
 			t.Fatalf("the ring had room for %d samples only", got)
 		}
 		n := 0
-		allocs := testing.AllocsPerRun(19_999, func() { // half of them find nothing
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range 20_000 { // half of them find nothing
 			if ok, err := r.TryReadInto(&rec); err != nil {
 				t.Fatal(err)
 			} else if ok {
 				n++
 			}
-		})
-		if n != 10_000 || allocs != 0 {
-			t.Errorf("%d records came, with %v allocations for each", n, allocs)
+		}
+		runtime.ReadMemStats(&after)
+		// Other goroutines, such as those of the runtime, may allocate a little.
+		if allocs := after.Mallocs - before.Mallocs; n != 10_000 || i == 1 && allocs > 100 {
+			t.Errorf("%d records came, with %d allocations", n, allocs)
 		}
 	}
 }

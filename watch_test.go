@@ -565,8 +565,13 @@ func TestAUserRingBufferHasStatsOnly(t *testing.T) {
 	}
 	_, err = w.Snapshot()
 	wantUnsupported(err)
+	ended := false
 	for _, err := range w.Records(t.Context()) {
 		wantUnsupported(err)
+		ended = true
+	}
+	if !ended {
+		t.Error("Records yields no error")
 	}
 	h, err := OpenMapID(mapID(t, m))
 	mustOpen(t, h, err)
@@ -655,10 +660,15 @@ func TestCloseEndsALoopOfAWatcher(t *testing.T) {
 	if got := <-bodies; got != "first" {
 		t.Fatalf("sample %q came", got)
 	}
+	refused := false
 	for rec, err := range w.Records(context.Background()) {
 		if err == nil || !strings.Contains(err.Error(), "another loop") {
 			t.Fatalf("a second loop yields %q, %v", rec.RawSample, err)
 		}
+		refused = true
+	}
+	if !refused {
+		t.Error("a second loop yields no error")
 	}
 	if got := <-bodies; got != "second" {
 		t.Fatalf("sample %q came", got)

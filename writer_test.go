@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,15 +31,7 @@ var _ io.WriteCloser = (*Writer)(nil)
 func mustNewWriter(t testing.TB, m Map, opts ...WriterOption) *Writer {
 	t.Helper()
 	w, err := NewWriter(m, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.Close(); err != nil {
-			t.Errorf("Close: %v", err)
-		}
-	})
-	return w
+	return opened(t, w, err, (*Writer).Close)
 }
 
 // A wire is a Writer, the program that drains its ring, and a Reader of what the program sends
@@ -464,10 +457,11 @@ func TestALargeSampleIsNotStarved(t *testing.T) {
 	}
 	for i := range os.Getpagesize()/64/2 + 1 {
 		mu.Lock()
-		if len(order) > 0 {
-			t.Fatalf("%d came first", order[0])
-		}
+		early := slices.Clone(order)
 		mu.Unlock()
+		if len(early) > 0 {
+			t.Fatalf("%d came first", early[0])
+		}
 		wire.wantDrain(t, 1)
 		if i == 0 { // a Write that finds room does not come first either
 			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
