@@ -10,7 +10,8 @@ import "encoding/binary"
 const entryHeaderSize = 16
 
 // entryHeader decodes the header of the first of entries: the position in the ring where the record
-// ends, the length of the sample, and the bytes from the end of the record before to that end.
+// ends, the length of the sample, and the bytes that were consumed with it. These count from where
+// the consumer position was before. So they include discarded records before the sample.
 func entryHeader(entries []byte) (end uint64, length, gap uint32) {
 	_ = entries[entryHeaderSize-1]
 	end = binary.NativeEndian.Uint64(entries)

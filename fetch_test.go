@@ -88,7 +88,7 @@ func TestATickLeavesTheNewestRecordOfEachRing(t *testing.T) {
 	for i, want := range []struct {
 		ring     int
 		samples  []string
-		unticked int // rings
+		ringsLeft int // rings
 		idle     bool
 	}{
 		{0, []string{"a"}, 2, false},
@@ -110,7 +110,7 @@ func TestATickLeavesTheNewestRecordOfEachRing(t *testing.T) {
 		}
 		idle := lib.nothingNew && lib.ringsLeft == 0
 		if !slices.Equal(got, want.samples) || len(got) > 0 && batch.ring != want.ring ||
-			lib.ringsLeft != want.unticked || idle != want.idle {
+			lib.ringsLeft != want.ringsLeft || idle != want.idle {
 			t.Errorf("call %d: drained %q of ring %d, %d rings to go, idle %v; want %+v",
 				i, got, batch.ring, lib.ringsLeft, idle, want)
 		}

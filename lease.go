@@ -23,7 +23,8 @@ type Lease struct {
 // Several leases may be out at the same time. Each has later records of its ring than the leases
 // before it, unless one of those was released. The kernel gets room back in the order of the ring,
 // up to the first record that is still lent. While any record is lent, the kernel notifies of no
-// new records of that ring. Lease then looks for them every 1 to 10 ms.
+// new records of that ring. Lease then looks for them every 1 to 10 ms, or at the ticks of wakeup
+// moderation while these go on.
 //
 // After a deadline has passed, Lease is a bounded drain. It returns what was in the rings when the
 // deadline passed, lease by lease, and then os.ErrDeadlineExceeded.

@@ -712,19 +712,20 @@ func TestWaitsBesideALease(t *testing.T) {
 			rings[0].Emit(text("lent"))
 			lease := mustLease(t, r)
 			clock := newTurnClock(t)
+			before := r.Stats().Wakeups
 			for range 5 {
 				result := goRead(t, r)
 				wantWaiting(t, result)
-				before := r.Stats().Wakeups
 				sent := clock.now()
 				rings[ring].Emit(text("later"))
 				wantResult(t, result, "later", nil)
 				if took := clock.now() - sent; took > maxLentPause*5/4 {
 					t.Errorf("a record waited for %v, want at most %v", took, maxLentPause)
 				}
-				if woken := r.Stats().Wakeups > before; woken != (ring == 1) {
-					t.Errorf("the kernel notified: %v", woken)
-				}
+			}
+			// A record may also come between two waits.
+			if woken := r.Stats().Wakeups - before; ring == 0 && woken > 0 || ring == 1 && woken == 0 {
+				t.Errorf("the kernel ended %d waits", woken)
 			}
 			if err := lease.Commit(); err != nil {
 				t.Error(err)

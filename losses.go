@@ -32,11 +32,11 @@ const lossSlotSize = int(unsafe.Sizeof(lossSlot{}))
 type lossCounter struct {
 	mem   []byte
 	slots []lossSlot // in mem
-	seen  []seenSlot // what look found in each slot
+	seen  []seenSlot // what newLosses found in each slot
 	base  uint64     // lost before the counter was opened
 }
 
-// A seenSlot is what look found in a slot.
+// A seenSlot is what newLosses found in a slot.
 type seenSlot struct{ lost, position uint64 }
 
 // openLossCounter maps the counter m, whose descriptor must be for reading and writing: mmap(2)
@@ -107,7 +107,7 @@ func afterLastCPU(list string) int {
 // consumer is the consumer position at the last call.
 //
 // A position is too high only if, since the last call, the consumer got to the first loss and the
-// ring was full again. A call after each newLosses at the ring excludes that, because a program
+// ring was full again. A call after each look at the ring excludes that, because a program
 // counts a loss before it notes the producer position. There is one exception: the program was
 // interrupted between the two, and the ring was empty just then.
 //

@@ -278,7 +278,7 @@ type extent int
 
 const (
 	whatIsDue  extent = iota
-	untilRoom         // also what is not due, until a loan is given back and there is room to look further
+	untilRoom         // also what is not due, until a loan is given back, which makes room
 	everything        // all records that are held back
 )
 

@@ -105,7 +105,7 @@ func (g *simulatedRing) reserve(sample []byte) (commit func(discard bool)) {
 
 func (s *simulatedRings) fetch(b *batch, q request) error {
 	if !q.notBefore.IsZero() {
-		// A rest may end early.
+		// The wait may end early.
 		longest := time.Duration(s.rng.Int64N(int64(time.Millisecond)))
 		s.pass(max(0, min(q.notBefore.Sub(s.now), longest)))
 		return nil

@@ -546,30 +546,30 @@ func TestMergedHearsOfARingThatFillsUp(t *testing.T) {
 	}
 }
 
-// TestMergedRestsNoLongerThanAFloodTakes compares the default delay, and none, with a long
+// TestMergedWaitsNoLongerThanAFloodTakes compares the default delay, and none, with a long
 // delay.
-func TestMergedRestsNoLongerThanAFloodTakes(t *testing.T) {
+func TestMergedWaitsNoLongerThanAFloodTakes(t *testing.T) {
 	shortest := func(opts ...Option) time.Duration {
 		_, r := newRingAndReader(t, 1<<20, opts...)
-		rest := time.Duration(math.MaxInt64)
+		wait := time.Duration(math.MaxInt64)
 		for range 10 {
 			began := time.Now()
 			if err := r.queue.rings.(*libbpfRings).waitNotBefore(forever); err != nil {
 				t.Fatal(err)
 			}
-			rest = min(rest, time.Since(began))
+			wait = min(wait, time.Since(began))
 		}
-		return rest
+		return wait
 	}
 	given := shortest(WithMaxDelay(200 * time.Millisecond))
 	if given < 100*time.Millisecond {
-		t.Errorf("with a delay of 200 ms it rests for %v", given)
+		t.Errorf("with a delay of 200 ms it waits for %v", given)
 	}
-	for name, rest := range map[string]time.Duration{
+	for name, wait := range map[string]time.Duration{
 		"default": shortest(), "eager": shortest(WithMaxDelay(0)),
 	} {
-		if rest > given/2 {
-			t.Errorf("%s: it rests for %v", name, rest)
+		if wait > given/2 {
+			t.Errorf("%s: it waits for %v", name, wait)
 		}
 	}
 	// A ring with less room is left alone for a shorter time than an empty one.

@@ -179,7 +179,7 @@ func (m *moderator) longestInterval() time.Duration {
 }
 
 // timeToFill returns how long the ring may be left alone while it has room for so many bytes. A
-// timeToFill takes longer than that to fill them.
+// flood takes longer than that to fill them.
 func (r *ringFlow) timeToFill(room uint64) time.Duration {
 	records := room / max(r.record, recordHeaderSize)
 	return time.Duration(records*(minRecordTime+r.record/copiedPerNs)) - wakeLatency

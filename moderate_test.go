@@ -150,7 +150,8 @@ func TestModeratorStops(t *testing.T) {
 
 func TestModeratorDoesNotPauseAfterAFullBatch(t *testing.T) {
 	m, now := tickingModerator(t)
-	m.note(now, drained{moved: 100 * recordSize, samples: 100, bytes: 100 * recordSize, unfinished: true})
+	const moved = 100 * recordSize
+	m.note(now, drained{moved: moved, samples: 100, bytes: moved, unfinished: true})
 	if pause, tick := m.next(now); pause > 0 || !tick {
 		t.Errorf("pause %v, tick %v, want none and true", pause, tick)
 	}

@@ -21,7 +21,7 @@ type options struct {
 //
 // Moderation exists because notifications are expensive. The kernel notifies of a record when the
 // consumer had caught up. The BPF program that submits the record pays for that, and so does the
-// traced workload: several times the cost of the program itself. When more than about 1,400
+// traced workload: several times the cost of the program itself. When more than about 1,300
 // notifications a second arrive (by default; in general, more than 8 in 3d), the Reader instead
 // drains the ring on a timer, every d/2 or more often. Each drain leaves the newest record for the
 // next one, and then the kernel sends no notifications. Nothing is held back at lower rates, for

@@ -83,7 +83,7 @@ type queue struct {
 	unreadTo   uint64     // end of the last entry that was added to unread
 	loans      [][]*loan  // for each ring, loans that libbpf has not consumed, in order
 	hasLoans   []bool     // for each ring, whether it has loans; passed to fetch
-	windowsOut int        // number of loans that are out
+	windowsOut int        // loans of windows that are out; after Close the last one closes the rings
 	spare      *loan      // to use again, or nil
 	drained    []*loan    // loans of entries that were drained, in order
 	closed     bool

@@ -26,8 +26,8 @@ func (q *queue) lendUnread(b *batch) *loan {
 	return l
 }
 
-// noteLoans reports whether any ring has loans, and notes in q.lentOf which. libbpf cannot consume
-// records behind a loan. The caller must hold q.mu.
+// noteLoans reports whether any ring has loans, and notes in q.hasLoans which. libbpf cannot
+// consume records behind a loan. The caller must hold q.mu.
 func (q *queue) noteLoans() (any bool) {
 	for i, loans := range q.loans {
 		q.hasLoans[i] = len(loans) > 0
@@ -36,7 +36,7 @@ func (q *queue) noteLoans() (any bool) {
 	return any
 }
 
-// lendReleased lends the first loan that was lendReleased, if there is one. The caller must hold
+// lendReleased lends the first loan that was released, if there is one. The caller must hold
 // q.mu.
 func (q *queue) lendReleased() (*loan, error) {
 	for i, l := range q.drained {

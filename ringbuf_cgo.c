@@ -167,7 +167,7 @@ static int copy_sample(struct cgo_ring *ring, const void *sample, size_t len)
 		ring->consumer = end;
 		return -ENOMEM;
 	}
-	/* If libbpf has its own mapping, sample may be that of another record by now. */
+	/* With a mapping of our own, libbpf may be at another record. Copy the one at start. */
 	sample = ring->data + (start & (ring->size - 1)) + HEADER_SIZE;
 	prefetch(ring, sample, len, end);
 	entry->end = end;

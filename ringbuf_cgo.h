@@ -102,7 +102,7 @@ struct cgo_ringbuf {
 struct cgo_ringbuf_entry {
 	__u64 end; /* position where the record ends in the ring */
 	__u32 len;
-	__u32 gap; /* bytes from the end of the previous sample to end */
+	__u32 gap; /* bytes consumed with it: from the position before this drain to end */
 };
 
 /*
@@ -135,7 +135,7 @@ int cgo_ringbuf_skip(struct cgo_ringbuf *r, int ring, __u64 n, __u64 end, __u8 *
  */
 int cgo_ringbuf_wait(struct cgo_ringbuf *r, __s64 timeout_ns, __u8 *buf, size_t cap);
 
-/* Report, behind a fence, whether any ring, or ring i, has a record that can be consumed. */
+/* Report, behind a fence, whether any ring, or one ring, has a record that can be consumed. */
 bool cgo_ringbuf_ready(struct cgo_ringbuf *r);
 bool cgo_ringbuf_ready_ring(struct cgo_ringbuf *r, int ring);
 

@@ -70,8 +70,16 @@ func TestCloseActsDuringATick(t *testing.T) {
 }
 
 func TestContextActsDuringATick(t *testing.T) {
-	for _, d := range []time.Duration{8 * time.Millisecond, time.Hour} {
-		_, r := newTickingReader(t, d)
+	for _, tt := range []struct {
+		interval time.Duration
+		explicit bool // else the pause does not listen
+	}{
+		{8 * time.Millisecond, false}, // blocks a thread
+		{8 * time.Millisecond, true},
+		{time.Hour, true}, // parks
+	} {
+		_, r := newTickingReader(t, tt.interval)
+		r.queue.rings.(*libbpfRings).moderator.explicit = tt.explicit
 		ctx, cancel := context.WithCancel(t.Context())
 		result := goReadContext(ctx, r)
 		awaitFetching(t, r)
@@ -183,7 +191,6 @@ func TestWakeupsAreThoseThatEndedAPause(t *testing.T) {
 	for _, d := range []time.Duration{8 * time.Millisecond, 40 * time.Millisecond} {
 		t.Run(d.String(), func(t *testing.T) {
 			ring, r := newTickingReader(t, d)
-			r.queue.rings.(*libbpfRings).moderator.maxDelay = max(2*d, unpromptedDelay)
 			before := r.Stats()
 			for i := range 5 {
 				ring.Count(0, uint64(i), 3, 0) // the kernel notifies of the first, at most
@@ -292,8 +299,7 @@ func TestTicksSilenceTheKernel(t *testing.T) {
 		want  int
 	}{
 		"read eagerly": {func(r *libbpfRings, b *batch) error {
-			_, _,
-				err := r.findAny(b, &request{})
+			_, _, err := r.findAny(b, &request{})
 			return err
 		}, 100},
 		"at ticks": {func(r *libbpfRings, b *batch) error { return r.tick(b, &request{}) }, 1},
@@ -320,8 +326,9 @@ func TestTicksSilenceTheKernel(t *testing.T) {
 			if notifications != tt.want {
 				t.Errorf("the kernel notified %d times, want %d", notifications, tt.want)
 			}
-			if left := int(r.queue.rings.producerPos(0)-r.queue.rings.consumerPos(
-				0)) / 16; drained+left != 200 || left > 1 {
+			rings := r.queue.rings
+			left := int(rings.producerPos(0)-rings.consumerPos(0)) / 16
+			if drained+left != 200 || left > 1 {
 				t.Errorf("%d samples were drained and %d left of 200", drained, left)
 			}
 		})

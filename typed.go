@@ -74,7 +74,7 @@ func AsFlex[T, E any](rec Record) (head *T, array []E, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("ringbuf: %w", err)
 	}
-	// SAFETY: as in As. The n elements are in the sample, which is aligned for them: elements.
+	// SAFETY: as in As. elements has checked that the n elements are in the sample, and aligned.
 	memory := unsafe.Pointer(unsafe.SliceData(sample))
 	if n > 0 {
 		array = unsafe.Slice((*E)(unsafe.Add(memory, f.offset)), n)

@@ -15,9 +15,9 @@ import (
 //
 //	wait for                         blocking the thread         parking the goroutine
 //	the kernel to notify             libbpf's ring_buffer__poll  waitParked
-//	  (less than a millisecond)      ppoll
+//	  (below 1 ms, and for a Lease)  ppoll
 //	a tick                           pauseBlocked: ppoll         pauseParked
-//	more, while older are lent       waitBesideLoans: ppoll      the same: park
+//	records, while older are lent    waitBesideLoans: ppoll      the same: park
 //	a caller who holds records back  waitNotBefore: ppoll        the same: park
 //
 // A blocked wait answers faster, but only some threads may be blocked. Parking is waiting in Go's
@@ -119,8 +119,9 @@ func (w *waiter) open(d door) error {
 	return nil
 }
 
-// waitBesideLoans waits while records are lent, of whose ring the kernel does not notify. It ends
-// after a pause, when something was produced in another ring, or when allConsumed calls wake.
+// waitBesideLoans waits while records are lent. The kernel does not notify of new records in their
+// rings. It ends after a pause, when something was produced in another ring, or when allConsumed
+// calls wake.
 func (r *libbpfRings) waitBesideLoans(left time.Duration) error {
 	// The last commit may have come after the queue counted its loans, and before looking was set.
 	nothingLent := true
@@ -165,7 +166,8 @@ func (r *libbpfRings) waitNotBefore(pause time.Duration) error {
 }
 
 // timedWait waits for a time. With listen, it ends early when ready reports true.
-func (r *libbpfRings) timedWait(pause time.Duration, listen listening, ready func(uintptr) bool) error {
+func (r *libbpfRings) timedWait(pause time.Duration, listen listening,
+	ready func(uintptr) bool) error {
 	if block() {
 		defer unblock()
 		if err := r.door.pause(pause, listen); err != nil {
@@ -226,9 +228,8 @@ func (r *libbpfRings) pauseBlocked(b *batch, req *request, pause time.Duration) 
 // pauseParked waits for the last part of a pause before a tick, which blocks. If the kernel
 // notifies earlier because a ring fills up, it makes the tick.
 func (r *libbpfRings) pauseParked(b *batch, req *request, until time.Time) error {
-	if !r.moderator.looksUnprompted() {
-		return r.park(until, func(uintptr) bool { return false })
-	}
+	// Only an explicit delay makes a pause that long. So the Reader does not depend on
+	// notifications, but listens.
 	if err := r.door.arm(true); err != nil {
 		return r.waitError(err)
 	}

@@ -2,7 +2,7 @@
 /*
  * How the kernel and the reader agree on when the reader may wait. The model has
  * bpf_ringbuf_reserve() and bpf_ringbuf_commit() of the kernel, ringbuf_process_ring() of
- * libbpf, and the code of this module in ring.go, fetch.go, wait.go, loan.go,
+ * libbpf, and the code of this module in ring.go, fetch.go, wait.go, queue_loans.go,
  * ringbuf_cgo.c and ringbuf_cgo_wait.c. model_test.go has spin try all orders in which
  * their steps can follow each other. A step is one access to shared memory.
  *
