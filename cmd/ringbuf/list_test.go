@@ -357,7 +357,7 @@ func TestPrivileges(t *testing.T) {
 		if (o.Programs != nil) != tt.programs || o.ProducerPosition != 0 || o.SizeBytes != 4096 {
 			t.Errorf("%q with %q: %+v, want programs: %v", tt.args, tt.capabilities, o, tt.programs)
 		}
-		const processes = "processes could not be looked at"
+		const processes = "could not be looked at"
 		if !strings.Contains(got.stderr, processes) {
 			t.Errorf("%q with %q does not say %q: %q", tt.args, tt.capabilities, processes, got.stderr)
 		}

@@ -103,9 +103,13 @@ func (s *Surveyor) Survey() (*Survey, error) {
 		return nil, fmt.Errorf("look at processes: %w", err)
 	}
 	if hidden > 0 {
+		what := "processes"
+		if hidden == 1 {
+			what = "process"
+		}
 		v.Missing = append(v.Missing,
-			fmt.Sprintf("%d processes could not be looked at: that takes CAP_SYS_PTRACE and every "+
-				"capability that such a process has", hidden))
+			fmt.Sprintf("%d %s could not be looked at: that takes CAP_SYS_PTRACE and every "+
+				"capability that such a process has", hidden, what))
 	}
 	if v.Mounts, err = mounts(); err != nil {
 		return nil, fmt.Errorf("look for BPF file systems: %w", err)
