@@ -86,10 +86,10 @@ func TestATickLeavesTheNewestRecordOfEachRing(t *testing.T) {
 	rings[2].Emit(b, b, a)
 	lib := r.queue.rings.(*libbpfRings)
 	for i, want := range []struct {
-		ring     int
-		samples  []string
+		ring      int
+		samples   []string
 		ringsLeft int // rings
-		idle     bool
+		idle      bool
 	}{
 		{0, []string{"a"}, 2, false},
 		{1, []string{"a"}, 1, false}, // the only one

@@ -67,9 +67,9 @@ func (l *Lease) Records() iter.Seq[Record] {
 func (l *Lease) Position(rec Record) uint64 { return l.loan.producer - uint64(rec.Remaining) }
 
 // Commit says that the records have been processed. libbpf consumes them as soon as all records
-// before them are committed too. After Close, Commit consumes nothing and returns an error that
-// wraps ErrClosed. An error that wraps syscall.EUCLEAN means the same as in Read. In that case the
-// samples may have been overwritten while they were lent.
+// before them are committed too. A second Commit does nothing. After Close, Commit consumes
+// nothing and returns an error that wraps ErrClosed. An error that wraps syscall.EUCLEAN means the
+// same as in Read. In that case the samples may have been overwritten while they were lent.
 func (l *Lease) Commit() error {
 	runtime.SetFinalizer(l, nil)
 	l.returned.Store(true)

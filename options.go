@@ -22,12 +22,12 @@ type options struct {
 // Moderation exists because notifications are expensive. The kernel notifies of a record when the
 // consumer had caught up. The BPF program that submits the record pays for that, and so does the
 // traced workload: several times the cost of the program itself. When more than about 1,300
-// notifications a second arrive (by default; in general, more than 8 in 3d), the Reader instead
-// drains the ring on a timer, every d/2 or more often. Each drain leaves the newest record for the
-// next one, and then the kernel sends no notifications. Nothing is held back at lower rates, for
-// the first samples after a pause, or when a deadline, Flush or Close ends a wait. One thing may
-// take longer: while records of a ring are lent, a waiting call may find the next record of that
-// ring only after 10 ms. See [Reader.Lease].
+// notifications a second arrive (by default; in general, more than 8 in the time 3d), the Reader
+// instead drains the ring on a timer, every d/2 or more often. Each drain leaves the newest record
+// for the next one, and then the kernel sends no notifications. Nothing is held back at lower
+// rates, for the first samples after a pause, or when a deadline, Flush or Close ends a wait. One
+// thing may take longer: while records of a ring are lent, a waiting call may find the next record
+// of that ring only after 10 ms. See [Reader.Lease].
 //
 // The size of the ring does not limit an explicit d. The ring must have room for everything that is
 // produced in that time. A d of 10 ms or more has two more effects:
